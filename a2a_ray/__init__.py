@@ -1,0 +1,1 @@
+"""Runs agent-to-agent conversations on Ray, keeps every turn, and finds biased equilibria and loops in them."""

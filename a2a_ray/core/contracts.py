@@ -1,0 +1,114 @@
+"""The contracts that agents, protocols and observers fulfil. Small on purpose: one or two methods each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+from a2a_ray.core.message import COMBINE, EMPTY, Content, Message
+
+if TYPE_CHECKING:
+    from a2a_ray.core.transcript import Transcript
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Anything with a name (a Python identifier) and a `step`.
+
+    Stateless between turns: the answer depends on the message, the agent's own configuration and `message.seed`, so any
+    replica can take any turn. Optional, looked up by name:
+
+    * `step_batch(messages) -> list of answers` (may be async): the same answers as one `step` each, in order;
+    * `bid(message) -> float`: how much the agent wants the turn (adaptive protocols ask for it);
+    * `check()`: raises BadInput, before anything starts, for what this machine can know to be wrong (cheap);
+    * `setup()`: loads what is heavy, once, in the process where the agent works;
+    * `placement`: "worker" (light: lives inside the conversation worker) or "actor" (heavy: its own Ray actor);
+    * `turn_options`: the settings that `message.options` can override for one turn.
+    """
+
+    name: str
+
+    def step(self, message: Message) -> Message | Awaitable[Message]:
+        """The agent's answer to one message; make it with `message.reply(content, sender=self.name)`."""
+        ...
+
+
+class View(NamedTuple):
+    """What a speaker is shown: the newest content and who said it, and what went before, oldest first."""
+
+    sender: str
+    content: Content
+    history: tuple[Message, ...] = ()
+    options: Mapping[str, Any] = EMPTY
+
+
+class Stop(NamedTuple):
+    """The conversation is over, and why."""
+
+    reason: str
+
+
+class Bids(NamedTuple):
+    """Ask these agents how much they want the next turn; each bid is recorded."""
+
+    speakers: Sequence[str]
+
+
+class Say(NamedTuple):
+    """The protocol itself puts something on record, e.g. the average of simultaneous turns."""
+
+    sender: str
+    content: Content
+    kind: str = COMBINE
+
+
+Next: TypeAlias = "str | Sequence[str] | Bids | Say | Stop"
+
+
+class TurnProtocol(ABC):
+    """Who speaks next and what each is shown: a pure function of the transcript (and its seed).
+
+    A new protocol is `speakers`; and `view` where what is shown is no plain window of the talk. The same object serves
+    many conversations at once, so it must keep nothing between calls.
+    """
+
+    @abstractmethod
+    def speakers(self, transcript: Transcript) -> Next:
+        """The next speaker's name, several names (they answer at once), `Bids`, `Say` or `Stop`."""
+
+    @abstractmethod
+    def view(self, transcript: Transcript, speaker: str) -> View:
+        """What `speaker` is shown for the turn that `speakers` gave it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an observer says after a message.
+
+    status: "none", "warn", "loop", "recovered", or an observer's own word.
+    action: "record", "nudge" (for protocols that intervene) or "stop".
+    reason: one sentence for people; required with "stop".
+    scores: how much each agent should get the next turn (adaptive protocols can follow it).
+    evidence: what a person can check; JSON.
+    """
+
+    status: str = "none"
+    action: str = "record"
+    reason: str = ""
+    scores: Mapping[str, float] = EMPTY
+    evidence: Mapping[str, Any] = EMPTY
+
+
+NOTHING = Verdict()
+"""The verdict of an observer that has nothing to say."""
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Sees every message of ONE conversation in order; its state follows from them alone."""
+
+    def update(self, message: Message) -> Verdict:
+        """The verdict after this message."""
+        ...

@@ -1,0 +1,197 @@
+"""The conversation loop: asks the protocol who speaks and the speaker for an answer, and keeps it. No Ray here."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol
+from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, BadInput
+from a2a_ray.core.message import BID, EMPTY, Content, Message, checked_answer
+from a2a_ray.core.registry import protocols
+from a2a_ray.core.seeds import turn_seed
+from a2a_ray.core.stop import MaxTurns, StopCondition
+from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
+
+DEFAULT_ROUNDS = 25
+
+
+class Conversation:
+    """Agents that answer each other until a limit, a stop condition, an observer or the protocol ends it.
+
+        async for turn in Conversation([ann, bob], opening="Hello.", rounds=3):
+            print(turn.sender, turn.content)
+
+    agents: at least one; their names must differ and be Python identifiers.
+    protocol: a TurnProtocol, or the name of one ("alternating" by default).
+    opening: what the first speaker is shown as turn 0: text, or a 1-D array of floats.
+    rounds or turns: the limit, in rounds (each agent once) or in single messages; 25 rounds by default.
+    stop: a further StopCondition. observers: each sees every message.
+    options: per agent, settings that go with each of its turns.
+    transcript: goes on from an earlier transcript of the same conversation instead of starting anew.
+
+    Raises BadInput for what cannot be started. While it runs, a failing agent raises AgentError, after the transcript
+    was marked as failed; what was said before is kept in `transcript`.
+    """
+
+    def __init__(
+        self,
+        agents: Sequence[Agent],
+        protocol: TurnProtocol | str = "alternating",
+        opening: Content = "",
+        *,
+        rounds: int | None = None,
+        turns: int | None = None,
+        seed: int = 0,
+        id: str = "conversation",
+        stop: StopCondition | None = None,
+        observers: Mapping[str, Observer] | Sequence[Observer] = (),
+        options: Mapping[str, Mapping[str, Any]] = EMPTY,
+        transcript: Transcript | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.agents = {agent.name: agent for agent in agents}
+        check_names([agent.name for agent in agents])
+        if rounds is not None and turns is not None:
+            raise BadInput(f"rounds: {rounds} and turns: {turns}; give one of them")
+        limit = turns if turns is not None else (DEFAULT_ROUNDS if rounds is None else rounds) * len(agents)
+        if limit < 1:
+            name, value = ("rounds", rounds) if turns is None else ("turns", turns)
+            raise BadInput(f"{name}: {value}; expected at least 1")
+        self.limit = MaxTurns(limit)
+        self.stop = stop
+        self.protocol = protocols.build({"kind": protocol}, "protocol") if isinstance(protocol, str) else protocol
+        named = observers if isinstance(observers, Mapping) else {type(o).__name__: o for o in observers}
+        self.observers = tuple(named.items())
+        self.options = options
+        self.transcript = transcript or Transcript(id, tuple(self.agents), opening, seed, metadata)
+        for message in self.transcript.turns:  # observers of a resumed conversation see what went before
+            self._observe(message)
+
+    async def __aiter__(self) -> AsyncIterator[Message]:
+        """Every record as it is made, bids and combinations included."""
+        transcript = self.transcript
+        while transcript.status == RUNNING:
+            reason = self._over()
+            if reason is not None:
+                transcript.status, transcript.reason = DONE, reason
+                return
+            try:
+                answers = await self._next()
+            except A2AError as error:
+                transcript.status, transcript.error = FAILED, str(error)
+                raise
+            for answer in answers:
+                transcript.append(answer)
+                if self.observers:
+                    self._observe(answer)
+                yield answer
+
+    async def run_async(self) -> Transcript:
+        """Runs to the end and gives the transcript; a failing agent raises AgentError."""
+        async for _ in self:
+            pass
+        return self.transcript
+
+    def run(self) -> Transcript:
+        """`run_async` for code without an event loop; works in a notebook too (there in a thread of its own)."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.run_async())
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, self.run_async()).result()
+
+    def _over(self) -> str | None:
+        reason = self.limit.check(self.transcript)
+        if reason is None and self.stop is not None:
+            reason = self.stop.check(self.transcript)
+        if reason is None:
+            for turn, name, verdict in reversed(self.transcript.verdicts):
+                if turn < len(self.transcript.turns):
+                    break
+                if verdict.action == "stop":
+                    return f"{name}: {verdict.reason}"
+        return reason
+
+    async def _next(self) -> Sequence[Message]:
+        """The next record, or records where several speak at once; none where the protocol stops."""
+        transcript = self.transcript
+        chosen = self.protocol.speakers(transcript)
+        turn = len(transcript.turns) + 1
+        if isinstance(chosen, str):
+            return (await self._call(chosen, self._ask(chosen, turn)),)
+        if isinstance(chosen, Stop):
+            transcript.status, transcript.reason = DONE, chosen.reason
+            return ()
+        if isinstance(chosen, Say):
+            seed = turn_seed(transcript.seed, turn)
+            return (
+                Message(transcript.id, turn, "", "", seed=seed).reply(chosen.content, chosen.sender, kind=chosen.kind),
+            )
+        if isinstance(chosen, Bids):
+            calls = [self._call(name, self._ask(name, turn + i), BID) for i, name in enumerate(chosen.speakers)]
+        else:
+            calls = [self._call(name, self._ask(name, turn + i)) for i, name in enumerate(chosen)]
+        if not calls:
+            raise BadInput(
+                f"the protocol {type(self.protocol).__name__} named no speaker at turn {turn}; give a name or Stop"
+            )
+        return await asyncio.gather(*calls)
+
+    def _ask(self, speaker: str, turn: int) -> Message:
+        transcript = self.transcript
+        if speaker not in self.agents:
+            raise AgentError(f"the protocol named {speaker!r} at turn {turn}; the agents are {', '.join(self.agents)}")
+        sender, content, history, options = self.protocol.view(transcript, speaker)
+        if self.options and speaker in self.options:
+            options = {**self.options[speaker], **options}
+        return Message(transcript.id, turn, sender, content, history, turn_seed(transcript.seed, turn), options)
+
+    async def _call(self, speaker: str, message: Message, kind: str = "message") -> Message:
+        agent = self.agents[speaker]
+        method = getattr(agent, "bid" if kind == BID else "step", None)
+        if method is None:
+            raise AgentError(
+                f"agent {speaker!r} ({type(agent).__name__}) has no bid(message); choose turns by score or observer"
+            )
+        try:
+            answer = method(message)
+            if type(answer) is not Message and inspect.isawaitable(answer):
+                answer = await answer
+        except A2AError:
+            raise
+        except Exception as error:
+            raise _failure(speaker, message.turn, error) from error
+        if kind != BID:
+            return checked_answer(answer, message, speaker)
+        if not isinstance(answer, (int, float)) or not math.isfinite(answer):
+            raise BadAnswer(f"agent {speaker!r} bid {answer!r} at turn {message.turn}; expected a finite number")
+        return message.reply(repr(float(answer)), speaker, kind=BID)
+
+    def _observe(self, message: Message) -> None:
+        for name, observer in self.observers:
+            verdict = observer.update(message)
+            if verdict is not NOTHING and verdict != NOTHING:
+                self.transcript.verdicts.append((message.turn, name, verdict))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises BadInput unless there is at least one agent and all names are different Python identifiers."""
+    if not names:
+        raise BadInput("agents: none given; expected at least one")
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise BadInput(f"agent name {name!r}; expected a Python identifier such as 'ann' or 'agent_1'")
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise BadInput(f"agent name {twice!r} is given twice; names must differ within a conversation")
+
+
+def _failure(speaker: str, turn: int, error: Exception) -> AgentError:
+    return AgentError(f"agent {speaker!r} failed at turn {turn}: {type(error).__name__}: {error}")

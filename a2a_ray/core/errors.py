@@ -1,0 +1,58 @@
+"""Every error of the package, in one tree.
+
+    A2AError
+    ├── BadInput          what was asked for cannot be started (also a ValueError); command line: exit status 2
+    │   └── MissingExtra  an optional package is not installed; the message is the install command
+    ├── AgentError        one agent's step failed; its conversation is kept and marked failed
+    │   ├── BadAnswer     the step gave None, NaN, or a value of the wrong type or shape
+    │   └── ContextTooSmall  what must be shown does not fit the model's context
+    ├── StorageError      turns could not be written or read; what was acknowledged is there
+    └── PlacementError    the cluster cannot place what the run asks for; the message says what is missing
+
+All of them carry one plain string, so that they cross process boundaries unharmed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class A2AError(Exception):
+    """Base of all errors raised on purpose by the package."""
+
+
+class BadInput(A2AError, ValueError):
+    """What was asked for is wrong and nothing was started."""
+
+
+class MissingExtra(BadInput):
+    """An optional package is missing."""
+
+
+class AgentError(A2AError):
+    """A step of an agent failed; the conversation it belongs to ends as `failed`."""
+
+
+class BadAnswer(AgentError):
+    """An agent answered something that is no message."""
+
+
+class ContextTooSmall(AgentError):
+    """The part of the conversation that must be shown does not fit the model's context."""
+
+
+class StorageError(A2AError):
+    """Turns could not be written or read."""
+
+
+class PlacementError(A2AError):
+    """The cluster cannot place what is asked for."""
+
+
+def unknown(what: str, value: object, known: Iterable[str]) -> str:
+    """Sentence for a name that does not exist: the value, the nearest known name, and all that exist."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {value!r}.{hint} There is: {', '.join(names) or 'none'}."

@@ -1,0 +1,64 @@
+"""The exchange format: one conversation a line of JSON, for anybody's transcripts.
+
+    {"id": "c1", "turns": [{"speaker": "ann", "text": "Hello."}, {"speaker": "bob", "text": "Hi."}]}
+
+Optional per turn: `kind` (message, action, result), `time` (seconds since the epoch), `tokens`. Unknown keys are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from a2a_ray.core.errors import BadInput
+from a2a_ray.core.transcript import Transcript
+
+
+def read_jsonl(path: str | Path) -> tuple[list[Transcript], list[str]]:
+    """All conversations of a file that can be read, and one sentence for each line that cannot, with its number.
+
+    Raises BadInput where there is no such file, or nothing in it can be read.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror or error}; expected a JSONL file of conversations") from error
+    transcripts: list[Transcript] = []
+    problems: list[str] = []
+    seen: set[str] = set()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            transcript = Transcript.from_exchange(json.loads(line.decode("utf-8")), id=f"line-{number}")
+        except (ValueError, RecursionError) as error:  # BadInput, broken JSON and broken UTF-8 are all ValueErrors
+            problems.append(f"{path}, line {number}: {error}")
+            continue
+        if transcript.id in seen:
+            problems.append(
+                f"{path}, line {number}: id {transcript.id!r} was there before; read as {transcript.id}#{number}"
+            )
+            transcript.id = f"{transcript.id}#{number}"
+        seen.add(transcript.id)
+        transcripts.append(transcript)
+    if not transcripts:
+        raise BadInput(
+            f"{path}: no conversation in it. {problems[0] if problems else 'The file is empty.'}"
+            ' Expected one JSON object a line: {"id": "...", "turns": [{"speaker": "...", "text": "..."}]}'
+        )
+    return transcripts, problems
+
+
+def write_jsonl(transcripts: Iterable[Transcript], path: str | Path) -> int:
+    """Writes one line a conversation; gives their number. Raises BadInput where the file cannot be written."""
+    count = 0
+    try:
+        with Path(path).open("w", encoding="utf-8") as file:
+            for transcript in transcripts:
+                file.write(json.dumps(transcript.to_exchange(), ensure_ascii=False) + "\n")
+                count += 1
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror or error}; choose another file with -o") from error
+    return count

@@ -1,0 +1,179 @@
+"""The one thing that agents pass to each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from a2a_ray.core.errors import BadAnswer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Content: TypeAlias = "str | np.ndarray[Any, np.dtype[np.floating[Any]]]"
+"""What a message says: text, or a 1-D array of finite floats (float32 or float64)."""
+
+
+class _Empty(dict[str, Any]):
+    """The read-only empty mapping that stands wherever a message has nothing to say."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        raise TypeError("this mapping is shared and read-only; pass a new dict instead")
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return 0
+
+    def __reduce__(self) -> str:
+        return "EMPTY"
+
+
+EMPTY: Mapping[str, Any] = _Empty()
+
+MESSAGE, BID, COMBINE = "message", "bid", "combine"
+"""Kinds of record that we write: an agent's turn; how much an agent wants the turn; the protocol's combination of
+simultaneous turns. Transcripts of others may carry more (`action`, `result`)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Message:
+    """One message: what an agent is asked (its `step` gets it) and what it answers (its `step` gives it).
+
+    conversation: id of the conversation.
+    turn: number of the record in its conversation; the opening is 0. A question carries the number of its answer.
+    sender: who said `content`; empty for the opening.
+    content: text, or a 1-D array of finite floats.
+    history: what the receiver is shown besides `content`, oldest first; empty in answers and in the store.
+    seed: of this turn, 0 <= seed < 2**63, from the run's seed, conversation and turn: draw all randomness from it.
+    options: overrides for this turn alone (sampling settings, a turn-wise objective).
+    usage: what the answer cost, e.g. input_tokens, output_tokens, requests, cost.
+    metadata: anything else worth keeping with the answer; must be JSON.
+    created_at: seconds since the epoch.
+    kind: "message", "bid" or "combine"; transcripts of others may carry "action", "result", ...
+    """
+
+    conversation: str
+    turn: int
+    sender: str
+    content: Content
+    history: tuple[Message, ...] = ()
+    seed: int = 0
+    options: Mapping[str, Any] = EMPTY
+    usage: Mapping[str, Any] = EMPTY
+    metadata: Mapping[str, Any] = EMPTY
+    created_at: float = 0.0
+    kind: str = MESSAGE
+
+    def reply(
+        self,
+        content: Content,
+        sender: str,
+        usage: Mapping[str, Any] = EMPTY,
+        metadata: Mapping[str, Any] = EMPTY,
+        kind: str = MESSAGE,
+    ) -> Message:
+        """The answer to this message: same conversation, turn and seed, said now by `sender`."""
+        return Message(
+            self.conversation, self.turn, sender, content, (), self.seed, EMPTY, usage, metadata, time.time(), kind
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON value of the message; `from_dict` gives the equal message back. Empty parts are left out."""
+        out: dict[str, Any] = {"conversation": self.conversation, "turn": self.turn, "sender": self.sender}
+        out["content"] = _plain(self.content)
+        if self.history:
+            out["history"] = [m.to_dict() for m in self.history]
+        for name in ("options", "usage", "metadata"):
+            if value := getattr(self, name):
+                out[name] = {k: _plain(v) for k, v in value.items()}
+        if self.kind != MESSAGE:
+            out["kind"] = self.kind
+        out["seed"] = self.seed
+        out["created_at"] = self.created_at
+        return out
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Message:
+        """The message of a plain JSON value. Raises TypeError for unknown or missing keys."""
+        parts = dict(value)
+        parts["content"] = _rich(parts["content"])
+        parts["history"] = tuple(cls.from_dict(m) for m in parts.get("history", ()))
+        for name in ("options", "usage", "metadata"):
+            if name in parts:
+                parts[name] = {k: _rich(v) for k, v in parts[name].items()}
+        return cls(**parts)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal in every part, arrays element by element and in their dtype."""
+        return self.to_dict() == other.to_dict() if isinstance(other, Message) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.conversation, self.turn, self.sender, self.kind))
+
+
+def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
+    """The answer of `speaker` to `asked`, proven to be a message that the transcript can take.
+
+    Raises BadAnswer for None, another type, an array that is not 1-D, not finite or of another length than the array
+    it answers. The cheap case (right message, text) costs a few comparisons.
+    """
+    if type(answer) is not Message:
+        raise BadAnswer(
+            f"agent {speaker!r} returned {_describe(answer)} at turn {asked.turn}; expected a Message"
+            " (return message.reply(content, sender=self.name))"
+        )
+    if type(answer.content) is not str:
+        answer = replace(
+            answer, content=checked_array(answer.content, asked.content, f"agent {speaker!r} at turn {asked.turn}")
+        )
+    if answer.turn != asked.turn or answer.sender != speaker or answer.conversation != asked.conversation:
+        raise BadAnswer(
+            f"agent {speaker!r} answered turn {asked.turn} of {asked.conversation!r} with a message signed"
+            f" {answer.sender!r}, turn {answer.turn} of {answer.conversation!r};"
+            " use message.reply(content, sender=self.name)"
+        )
+    return answer
+
+
+def checked_array(content: object, like: Any, who: str) -> Any:
+    """`content` as a 1-D float array, shape (d,), float32 or float64. Raises BadAnswer where it is none."""
+    import numpy as np
+
+    try:
+        array = np.asarray(content)
+    except (TypeError, ValueError) as error:
+        raise BadAnswer(f"{who}: {_describe(content)} is neither text nor an array of floats") from error
+    if array.dtype not in (np.float32, np.float64):
+        if array.dtype.kind not in "iuf":
+            raise BadAnswer(f"{who}: content is {_describe(content)}; expected text or a 1-D array of floats")
+        array = array.astype(np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise BadAnswer(f"{who}: content has shape {array.shape}; expected a 1-D array, shape (d,)")
+    if not isinstance(like, str) and like is not None and array.shape != np.shape(like):
+        raise BadAnswer(f"{who}: content has shape {array.shape}; expected {np.shape(like)}, the shape it was shown")
+    if not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise BadAnswer(f"{who}: content has NaN or infinite values ({bad} of {array.size})")
+    return array
+
+
+def _describe(value: object) -> str:
+    return "None" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
+
+
+def _plain(value: Any) -> Any:
+    """JSON value of content or of one option: an array becomes {dtype: [..]}."""
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        return {str(value.dtype): value.tolist()}
+    return value
+
+
+def _rich(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) == 1:
+        (name, items), *_ = value.items()
+        if name in ("float32", "float64"):
+            import numpy as np
+
+            return np.asarray(items, dtype=name)
+    return value

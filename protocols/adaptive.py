@@ -1,0 +1,68 @@
+"""The turn goes to whoever wants it, or should have it, most."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from a2a_ray.core.contracts import Bids, Next, TurnProtocol, View
+from a2a_ray.core.errors import BadInput
+from a2a_ray.core.message import BID
+from a2a_ray.core.registry import load
+from a2a_ray.core.transcript import Transcript
+from a2a_ray.protocols.windows import Show, window
+
+
+class Adaptive(TurnProtocol):
+    """The next turn goes to the highest score; equal scores go to whoever has waited longest, then to the first agent.
+
+    by: where scores come from:
+        "bid": every agent is asked `bid(message)`, and its bid is recorded (an LSA agent bids its own residual);
+        "score": `score(transcript, agent_name) -> float`, given as a function or as "module:attr";
+        "observer": the `scores` of the newest verdict that has some; 0 where it names an agent not.
+    show: what each is shown, also when it is asked for its bid.
+    repeat: whether the same agent may speak twice in a row.
+    """
+
+    def __init__(
+        self,
+        by: Literal["bid", "score", "observer"] = "bid",
+        score: Any = None,
+        show: Show = "last",
+        repeat: bool = True,
+    ) -> None:
+        if (by == "score") != (score is not None):
+            raise BadInput(f"by: {by!r} and score: {score!r}; 'score' is needed with by: score, and only there")
+        self._by = by
+        self._score = load(score, "score") if isinstance(score, str) else score
+        self._window = window(show)
+        self._repeat = repeat
+
+    def speakers(self, transcript: Transcript) -> Next:
+        messages = transcript.messages
+        candidates = transcript.agents
+        if not self._repeat and messages and len(candidates) > 1:
+            candidates = tuple(a for a in candidates if a != messages[-1].sender)
+        if self._by == "bid":
+            bids = _bids_since_message(transcript)
+            missing = [a for a in candidates if a not in bids]
+            if missing:
+                return Bids(missing)
+            scores = bids
+        elif self._by == "score":
+            scores = {a: float(self._score(transcript, a)) for a in candidates}
+        else:
+            scores = next((dict(v.scores) for _, _, v in reversed(transcript.verdicts) if v.scores), {})
+        last_turn = {m.sender: m.turn for m in messages}
+        return max(candidates, key=lambda a: (scores.get(a, 0.0), -last_turn.get(a, 0)))
+
+    def view(self, transcript: Transcript, speaker: str) -> View:
+        return self._window(transcript.opening, transcript.messages)
+
+
+def _bids_since_message(transcript: Transcript) -> dict[str, float]:
+    bids: dict[str, float] = {}
+    for record in reversed(transcript.turns):
+        if record.kind != BID:
+            break
+        bids[record.sender] = float(str(record.content))
+    return bids

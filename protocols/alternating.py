@@ -1,0 +1,26 @@
+"""Turns in a fixed order."""
+
+from __future__ import annotations
+
+from a2a_ray.core.contracts import TurnProtocol, View
+from a2a_ray.core.transcript import Transcript
+from a2a_ray.protocols.windows import Show, window
+
+
+class Alternating(TurnProtocol):
+    """Each agent in turn: two or any number, again and again in the same order.
+
+    show: what each speaker is shown (`last`, `all`, `{last: k}`, `{characters: n}`).
+    order: names in order of speaking; the order of the agents by default. A name may stand in it more than once.
+    """
+
+    def __init__(self, show: Show = "last", order: list[str] | None = None) -> None:
+        self._window = window(show)
+        self._order = tuple(order) if order else None
+
+    def speakers(self, transcript: Transcript) -> str:
+        order = self._order or transcript.agents
+        return order[len(transcript.messages) % len(order)]
+
+    def view(self, transcript: Transcript, speaker: str) -> View:
+        return self._window(transcript.opening, transcript.messages)

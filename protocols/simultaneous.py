@@ -1,0 +1,48 @@
+"""All agents answer at once, each from the same state."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from a2a_ray.core.contracts import Next, Say, TurnProtocol, View
+from a2a_ray.core.message import COMBINE, Message
+from a2a_ray.core.transcript import Transcript
+from a2a_ray.protocols.windows import Show, window
+
+
+class Simultaneous(TurnProtocol):
+    """Every round all agents speak at once; what they said may be combined into one recorded message.
+
+    combine: "mean" (vectors: the average is what all are shown next), "join" (texts: all of them, each with its
+    speaker's name), or None: each agent is shown what the agent before it (in a ring) said in the round before, so two
+    agents run two interleaved chains.
+    show: as for `alternating`; with a combination it is taken over the combined messages, without over the chain.
+    """
+
+    def __init__(self, combine: Literal["mean", "join"] | None = None, show: Show = "last") -> None:
+        self._combine = combine
+        self._window = window(show)
+
+    def speakers(self, transcript: Transcript) -> Next:
+        size, said = len(transcript.agents), len(transcript.messages)
+        done = said % size
+        if done or not said or self._combine is None or transcript.turns[-1].kind == COMBINE:
+            return transcript.agents[done:]  # the rest of a round that was cut off, or a whole one
+        return Say("all", _combined(transcript.messages[-size:], self._combine))
+
+    def view(self, transcript: Transcript, speaker: str) -> View:
+        size = len(transcript.agents)
+        earlier = len(transcript.messages) // size
+        if self._combine is not None:
+            return self._window(transcript.opening, [m for m in transcript.turns if m.kind == COMBINE])
+        place = transcript.agents.index(speaker)
+        chain = [transcript.messages[r * size + (place - (earlier - r)) % size] for r in range(earlier)]
+        return self._window(transcript.opening, chain)
+
+
+def _combined(messages: list[Message], how: str) -> Any:
+    if how == "join":
+        return "\n".join(f"{m.sender}: {m.content}" for m in messages)
+    import numpy as np
+
+    return np.mean(np.stack([np.asarray(m.content) for m in messages]), axis=0)

@@ -1,0 +1,66 @@
+"""What a speaker is shown of the talk: the last output only, the last k, all of it, or its last n characters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from a2a_ray.core.contracts import View
+from a2a_ray.core.errors import BadInput
+from a2a_ray.core.message import Message
+
+Show: TypeAlias = str | dict[str, Any]
+"""`last`, `all`, `{last: k}` or `{characters: n}`, as a specification writes it."""
+
+Window: TypeAlias = Callable[[Message, Sequence[Message]], View]
+
+EXPECTED = "expected last, all, {last: k} or {characters: n} with k, n >= 1"
+
+
+def window(show: Show) -> Window:
+    """The window of a specification: a function of the opening and the messages so far. Raises BadInput."""
+    if show == "last":
+        return _last
+    if show == "all":
+        return lambda opening, said: _cut(opening, said, len(said) + 1)
+    if isinstance(show, dict) and len(show) == 1:
+        ((name, size),) = show.items()
+        if name in ("last", "characters") and isinstance(size, int) and not isinstance(size, bool) and size >= 1:
+            if name == "last":
+                return lambda opening, said: _cut(opening, said, size)
+            return lambda opening, said: _characters(opening, said, size)
+    raise BadInput(f"show: {show!r}; {EXPECTED}")
+
+
+def _last(opening: Message, said: Sequence[Message]) -> View:
+    newest = said[-1] if said else opening
+    return View(newest.sender, newest.content)
+
+
+def _cut(opening: Message, said: Sequence[Message], size: int) -> View:
+    """The newest `size` messages; the opening counts as the oldest of all."""
+    shown = [opening, *said] if size > len(said) else said[-size:]
+    return View(shown[-1].sender, shown[-1].content, tuple(shown[:-1]))
+
+
+def _characters(opening: Message, said: Sequence[Message], size: int) -> View:
+    """The newest messages up to `size` characters in all; the oldest of them loses its beginning.
+
+    Raises BadInput where a message is a vector: it has no characters.
+    """
+    shown: list[Message] = []
+    for index in range(len(said) - 1, -2, -1):
+        message = said[index] if index >= 0 else opening
+        text: Any = message.content
+        if not isinstance(text, str):
+            raise BadInput("show: {characters: n} is for text; vectors have none: use last, all or {last: k}")
+        if len(text) > size:
+            shown.append(replace(message, content=text[len(text) - size :]))
+        else:
+            shown.append(message)
+        size -= len(text)
+        if size <= 0:
+            break
+    shown.reverse()
+    return View(shown[-1].sender, shown[-1].content, tuple(shown[:-1]))
