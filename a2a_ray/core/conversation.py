@@ -67,7 +67,9 @@ class Conversation:
         named = observers if isinstance(observers, Mapping) else {type(o).__name__: o for o in observers}
         self.observers = tuple(named.items())
         self.options = options
-        self.transcript = transcript or Transcript(id, tuple(self.agents), opening, seed, metadata)
+        if transcript is None:
+            transcript = Transcript(id, tuple(self.agents), opening, seed, metadata)
+        self.transcript = transcript
         for message in self.transcript.turns:  # observers of a resumed conversation see what went before
             self._observe(message)
 

@@ -43,13 +43,22 @@ class Registry:
         """Adds a name in this process; `path` is "module:attr"."""
         self._paths[name] = path
 
-    def get(self, name: str) -> Any:
-        """The class or factory of a name or of a "module:attr". Raises BadInput: what is wrong and what there is."""
+    def get(self, name: str | Callable[..., Any]) -> Any:
+        """The class or factory of a name or of a "module:attr". Raises BadInput: what is wrong and what there is.
+
+        A class or factory itself is given back as it is.
+        """
+        if not isinstance(name, str):
+            return name
         if name in self._paths or name in self.names():
             return load(self._paths[name], f"{self.what} {name!r}")
         if ":" in name:
             return load(name, f"{self.what} {name!r}")
         raise BadInput(unknown(f"{self.what} kind", name, [*self.names(), "module:attr"]))
+
+    def keys(self, name: str | Callable[..., Any]) -> list[str]:
+        """The settings that a kind takes."""
+        return list(_settings_model(self.get(name))[0].model_fields)
 
     def build(self, config: Mapping[str, Any], where: str, **fixed: Any) -> Any:
         """The part that `config` describes: its `kind` names it, all other keys are its settings.
@@ -61,7 +70,7 @@ class Registry:
         if "kind" not in config:
             raise BadInput(f"{where}: no 'kind'; expected one of {', '.join(self.names())} or module:attr")
         try:
-            factory = self.get(str(config["kind"]))
+            factory = self.get(config["kind"])
         except BadInput as error:
             raise BadInput(f"{where}.kind: {error}") from None
         checked = check_settings(factory, settings, where, set(fixed))
@@ -111,10 +120,11 @@ def check_settings(
             {**dict.fromkeys(given & set(model.model_fields)), **fields}
         )
     except ValidationError as error:
-        first = next((e for e in error.errors() if not e["loc"] or e["loc"][0] not in given), None)
-        if first is not None:
-            place = ".".join(str(p) for p in first["loc"] if not isinstance(p, str) or p.isidentifier())
-            raise BadInput(f"{where}.{place}: {first['input']!r}; {lowered(first['msg'])}") from None
+        wrong = [e for e in error.errors() if e["loc"][0] not in given]
+        if wrong:
+            key = str(wrong[0]["loc"][0])
+            expected = dict.fromkeys(lowered(e["msg"]) for e in wrong if e["loc"][0] == key)
+            raise BadInput(f"{where}.{key}: {settings[key]!r}; {' or '.join(expected)}") from None
         return dict(settings)
     return {**settings, **{k: getattr(checked, k) for k in fields}}
 

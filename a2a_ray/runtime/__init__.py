@@ -1,0 +1,1 @@
+"""Experiments, the store, and Ray: many conversations at once, every turn kept."""

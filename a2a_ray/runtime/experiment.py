@@ -1,0 +1,257 @@
+"""An experiment: what is written in a specification, checked, and the conversations that follow from it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from a2a_ray.core.conversation import DEFAULT_ROUNDS, check_names
+from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.registry import agents as agent_kinds
+from a2a_ray.core.registry import lowered
+from a2a_ray.core.seeds import conversation_seed
+from a2a_ray.runtime.openings import read_openings
+from a2a_ray.runtime.sweep import change
+
+
+class Price(BaseModel):
+    """Money per million tokens, in any one currency."""
+
+    model_config = ConfigDict(extra="forbid")
+    input: float = Field(0.0, ge=0)
+    output: float = Field(0.0, ge=0)
+
+
+class AgentSpec(BaseModel):
+    """One agent: its name, its kind, where it runs; every other key is a setting of its kind."""
+
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
+    name: str
+    kind: str | Callable[..., Any]
+    placement: Literal["worker", "actor"] | None = None
+    replicas: int = Field(1, ge=1)
+    num_cpus: float | None = Field(None, ge=0)
+    num_gpus: float = Field(0.0, ge=0)
+    max_batch: int = Field(64, ge=1)
+    scheduling_strategy: Any = None
+    runtime_env: dict[str, Any] | None = None
+    price: Price | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the agent's kind, its name and kind with them."""
+        out = {"kind": self.kind, "name": self.name, **(self.model_extra or {})}
+        if self.price is not None and "price" in agent_kinds.keys(self.kind):
+            out["price"] = self.price.model_dump()
+        return out
+
+    @property
+    def heavy(self) -> bool:
+        """Whether the agent works in an actor of its own."""
+        return (self.placement or getattr(agent_kinds.get(self.kind), "placement", "worker")) == "actor"
+
+    def build(self, where: str = "agent") -> Any:
+        """The agent itself, not yet set up. Raises BadInput."""
+        return agent_kinds.build(self.settings, where)
+
+    def turn_settings(self) -> dict[str, Any]:
+        """The settings that can go with each message, so that one loaded model serves all cells of a sweep."""
+        allowed: frozenset[str] = getattr(agent_kinds.get(self.kind), "turn_options", frozenset())
+        return {k: v for k, v in self.settings.items() if k in allowed}
+
+    def pool_key(self) -> str:
+        """Equal for two specifications that one pool of actors can serve."""
+        turn = self.turn_settings()
+        rest = {k: v for k, v in self.settings.items() if k not in turn}
+        place = self.model_dump(
+            include={"replicas", "num_cpus", "num_gpus", "max_batch", "scheduling_strategy", "runtime_env"}
+        )
+        return json.dumps([rest, place], sort_keys=True, default=plain)
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]
+
+
+class Experiment(BaseModel):
+    """Everything that decides what is said: agents, protocol, openings, limits, repeats, seed and sweep.
+
+    Raises BadInput (through `load` and `parse`) for what cannot be run.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    agents: list[AgentSpec] = Field(min_length=1)
+    protocol: Settings = Field(default_factory=lambda: {"kind": "alternating"})
+    openings: list[str | list[float]] | Literal["default"] | dict[str, Any] = "default"
+    rounds: int | None = Field(None, ge=1)
+    turns: int | None = Field(None, ge=1)
+    repeats: int = Field(1, ge=1)
+    stop: list[Settings] = []
+    observers: list[Settings] = []
+    sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        check_names([a.name for a in self.agents])
+        if self.rounds is not None and self.turns is not None:
+            raise BadInput(f"rounds: {self.rounds} and turns: {self.turns}; give one of them")
+        return self
+
+    @classmethod
+    def parse(cls, value: Any, where: str = "specification") -> Experiment:
+        """The experiment of a plain mapping. Raises BadInput: `where`, the key, its value, what was expected."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise BadInput(
+                f"{where}: {type(value).__name__} {str(value)[:60]!r}; expected keys such as agents and rounds"
+            )
+        for key in value:
+            if key not in cls.model_fields:
+                raise BadInput(f"{where}: " + unknown("key", key, cls.model_fields))
+        try:
+            return cls.model_validate(dict(value))
+        except ValidationError as error:
+            raise BadInput(f"{where}: {explain(error)}") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Experiment:
+        """The experiment of a YAML file; paths of opening files in it are relative to it. Raises BadInput."""
+        import yaml
+
+        path = Path(path)
+        try:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            sentence = f"{path}: {error.strerror or error}; expected a YAML specification (a2a-ray new writes one)"
+            raise BadInput(sentence) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        if isinstance(value, dict) and isinstance(value.get("openings"), dict) and "file" in value["openings"]:
+            value["openings"]["file"] = str(path.parent / str(value["openings"]["file"]))
+        return cls.parse(value, str(path))
+
+    @cached_property
+    def cells(self) -> list[Experiment]:
+        """One experiment for every combination of swept settings; the experiment itself where nothing is swept."""
+        return [self._with(changes) for changes in self.changes]
+
+    @cached_property
+    def changes(self) -> list[dict[str, Any]]:
+        """What each cell changes: dotted setting -> value; `label` is a cell's own name."""
+        if isinstance(self.sweep, list):
+            return self.sweep or [{}]
+        for key, values in self.sweep.items():
+            if not values:
+                raise BadInput(f"sweep.{key}: []; expected at least one value")
+        return [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
+
+    def _with(self, changes: Mapping[str, Any]) -> Experiment:
+        value = self.model_dump(exclude_unset=True)
+        value.pop("sweep", None)
+        value.setdefault("protocol", self.protocol)
+        for key, setting in changes.items():
+            if key != "label":
+                change(value, key.split("."), setting, f"sweep.{key}")
+        return Experiment.parse(value, "sweep " + ", ".join(f"{k}: {v}" for k, v in changes.items()))
+
+    @property
+    def limit(self) -> int:
+        """The most messages that a conversation can have."""
+        return self.turns if self.turns is not None else (self.rounds or DEFAULT_ROUNDS) * len(self.agents)
+
+    @cached_property
+    def opening_contents(self) -> list[Any]:
+        """The openings themselves: texts, or float64 arrays of shape (d,). Raises BadInput."""
+        spec = self.openings
+        if isinstance(spec, list):
+            import numpy as np
+
+            if not spec:
+                raise BadInput("openings: []; expected at least one, or leave the key out for the default openings")
+            return [o if isinstance(o, str) else np.asarray(o, dtype=np.float64) for o in spec]
+        return read_openings({} if spec == "default" else dict(spec))
+
+    def check(self) -> None:
+        """Builds every part once, on this machine, without loading anything heavy. Raises BadInput."""
+        from a2a_ray.core.registry import detectors, protocols, stops
+
+        seen: set[str] = set()
+        for changes, cell in zip(self.changes, self.cells, strict=True):
+            label = f"{changes} " if changes else ""
+            protocols.build(cell.protocol, f"{label}protocol")
+            for i, stop in enumerate(cell.stop):
+                stops.build(stop, f"{label}stop.{i}")
+            for i, observer in enumerate(cell.observers):
+                detectors.build(observer, f"{label}observers.{i}")
+            _ = cell.opening_contents
+            for i, spec in enumerate(cell.agents):
+                key = json.dumps(spec.settings, sort_keys=True, default=plain)
+                if key not in seen:
+                    agent = spec.build(f"{label}agents.{i}")
+                    if hasattr(agent, "check"):
+                        agent.check()
+                    seen.add(key)
+
+    def tasks(self) -> Iterator[Task]:
+        """Every conversation, in order of its id."""
+        widths = [len(str(n - 1)) for n in (len(self.cells), max(len(c.opening_contents) for c in self.cells))]
+        for index, cell in enumerate(self.cells):
+            for opening in range(len(cell.opening_contents)):
+                for repeat in range(cell.repeats):
+                    id = f"{index:0{widths[0]}}-{opening:0{widths[1]}}-{repeat:0{len(str(cell.repeats - 1))}}"
+                    # Cells share their seeds: a sweep compares settings, not luck.
+                    yield Task(id, index, opening, repeat, conversation_seed(cell.seed, f"{opening}/{repeat}"))
+
+    def size(self) -> tuple[int, int]:
+        """Conversations, and the most messages of agents in all."""
+        counts = [len(c.opening_contents) * c.repeats for c in self.cells]
+        return sum(counts), sum(n * c.limit for n, c in zip(counts, self.cells, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON value that `parse` takes back; functions become their module:name."""
+        out: dict[str, Any] = json.loads(json.dumps(self.model_dump(exclude_unset=True), default=plain))
+        return out
+
+
+class Task(NamedTuple):
+    """One conversation to hold."""
+
+    id: str
+    cell: int
+    opening: int
+    repeat: int
+    seed: int
+
+
+def plain(value: Any) -> Any:
+    """JSON stand-in for what a specification in Python can hold besides JSON."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if callable(value):
+        return f"{getattr(value, '__module__', '?')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+    return repr(value)
+
+
+def explain(error: ValidationError) -> str:
+    """One sentence for the first thing that pydantic found wrong."""
+    first = error.errors()[0]
+    same = [e for e in error.errors() if e["loc"][:1] == first["loc"][:1]] if first["loc"] else [first]
+    place = ".".join(str(p) for p in first["loc"] if isinstance(p, int) or str(p).isidentifier())
+    if len(same) > 1 and isinstance(first["loc"][-1], str):  # the branches of a union
+        place = ".".join(str(p) for p in first["loc"][:-1])
+    if first["type"] == "missing":
+        return f"key {place!r} is missing"
+    if first["type"] == "value_error":
+        return lowered(first["msg"])
+    shown = "" if first["type"] == "extra_forbidden" else f": {str(first['input'])[:60]!r}"
+    return f"{place}{shown}; {' or '.join(dict.fromkeys(lowered(e['msg']) for e in same))}"

@@ -1,0 +1,233 @@
+"""Heavy agents: each replica in a Ray actor of its own, reached by batches of whatever messages wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+
+from a2a_ray.core import errors
+from a2a_ray.core.errors import A2AError, AgentError, BadInput, PlacementError
+from a2a_ray.core.message import Message
+from a2a_ray.runtime.cluster import await_placed, connect
+from a2a_ray.runtime.columns import pack, unpack
+
+
+class AgentHost:
+    """Actor that holds one replica. Its constructor is cheap, so that `ready` tells that it is placed."""
+
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        self._factory = factory
+        self._agent: Any = None
+
+    async def ready(self) -> bool:
+        """That the process lives."""
+        return True
+
+    async def setup(self) -> dict[str, Any]:
+        """Makes the agent and loads what is heavy. What callers need to know of it comes back."""
+        try:
+            self._agent = await asyncio.to_thread(self._make)
+        except A2AError:
+            raise
+        except Exception as error:  # a foreign error may not survive the way between processes
+            raise AgentError(f"an agent could not be set up: {type(error).__name__}: {error}") from None
+        agent = self._agent
+        return {
+            "name": agent.name,
+            "overlaps": inspect.iscoroutinefunction(getattr(agent, "step_batch", agent.step)),
+            "bids": hasattr(agent, "bid"),
+        }
+
+    async def call(self, method: str, columns: tuple[list[Any], ...]) -> tuple[Any, dict[int, tuple[str, str]]]:
+        """The answers to packed messages by `step` or `bid`, and per failed index the error's class and sentence."""
+        messages = unpack(columns)
+        answers = await self._batch(messages) if method == "step" else None
+        if answers is None:
+            answers = [await self._one(method, m) for m in messages]
+        failed = {
+            i: (type(a).__name__ if isinstance(a, A2AError) else "", _sentence(self._agent.name, messages[i].turn, a))
+            for i, a in enumerate(answers)
+            if isinstance(a, Exception)
+        }
+        good = [a for i, a in enumerate(answers) if i not in failed]
+        if method == "step" and all(type(a) is Message for a in good):
+            return pack(good), failed
+        return good, failed  # bids, or what the conversation will refuse by name
+
+    def _make(self) -> Any:
+        agent = self._factory()
+        if hasattr(agent, "setup"):
+            agent.setup()
+        return agent
+
+    async def _batch(self, messages: tuple[Message, ...]) -> list[Any] | None:
+        """Answers by `step_batch`; None where the agent has none, or it failed as a whole: then one by one, so that
+        one message's fault stays its own."""
+        batch = getattr(self._agent, "step_batch", None)
+        if batch is None:
+            return None
+        try:
+            answers = batch(messages)
+            answers = list(await answers if inspect.isawaitable(answers) else answers)
+        except Exception:
+            return None
+        return answers if len(answers) == len(messages) else None
+
+    async def _one(self, method: str, message: Message) -> Any:
+        try:
+            answer = getattr(self._agent, method)(message)
+            return await answer if inspect.isawaitable(answer) else answer
+        except Exception as error:
+            return error
+
+
+class RemoteAgent:
+    """An agent whose replicas are Ray actors; itself an `Agent`. Made by `remote`, or by a run for its heavy agents.
+
+    One call is in flight per replica, and everything that waits meanwhile goes with the next one; an agent whose own
+    step is asynchronous gets calls that overlap.
+    """
+
+    placement = "worker"
+
+    def __init__(self, name: str, replicas: list[Any], overlaps: bool, bids: bool, max_batch: int = 64) -> None:
+        self.name = name
+        self._replicas, self._max_batch, self._overlaps = replicas, max_batch, overlaps
+        self._free = deque(replicas)
+        self._waiting: dict[str, deque[tuple[Message, asyncio.Future[Any]]]] = {"step": deque(), "bid": deque()}
+        self._scheduled = False
+        self._calls: set[asyncio.Task[None]] = set()
+        if bids:
+            self.bid = self._bid
+
+    async def step(self, message: Message) -> Message:
+        """The answer of one of the replicas. Raises AgentError."""
+        answer: Message = await self._ask("step", message)
+        return answer
+
+    async def _bid(self, message: Message) -> float:
+        bid: float = await self._ask("bid", message)
+        return bid
+
+    def _ask(self, method: str, message: Message) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        self._waiting[method].append((message, future))
+        if not self._scheduled:
+            # At the end of this turn of the event loop: conversations that are ready now go together.
+            self._scheduled = True
+            loop.call_soon(self._send)
+        return future
+
+    def _send(self) -> None:
+        self._scheduled = False
+        for method, waiting in self._waiting.items():
+            while waiting and self._free:
+                replica = self._free.popleft()
+                batch = [waiting.popleft() for _ in range(min(len(waiting), self._max_batch))]
+                call = asyncio.ensure_future(self._call(replica, method, batch))
+                self._calls.add(call)
+                call.add_done_callback(self._calls.discard)
+                if self._overlaps:
+                    self._free.append(replica)
+
+    async def _call(self, replica: Any, method: str, batch: list[tuple[Message, asyncio.Future[Any]]]) -> None:
+        try:
+            answers, failed = await replica.call.remote(method, pack([m for m, _ in batch]))
+            good = iter(unpack(answers) if isinstance(answers, tuple) else answers)
+            results = [_error(*failed[i]) if i in failed else next(good) for i in range(len(batch))]
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            results = [AgentError(f"agent {self.name!r}: its process failed: {reason}")] * len(batch)
+        if not self._overlaps:
+            self._free.append(replica)
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        if not self._scheduled:
+            self._send()
+
+
+def start_hosts(
+    factory: Callable[[], Any],
+    replicas: int,
+    num_cpus: float | None,
+    num_gpus: float,
+    scheduling_strategy: Any = None,
+    runtime_env: Mapping[str, Any] | None = None,
+) -> tuple[list[Any], list[dict[str, float]]]:
+    """Actors for the replicas of one agent, not yet awaited, and the resources that each asks for."""
+    options: dict[str, Any] = {
+        "num_cpus": num_cpus or 0,
+        "num_gpus": num_gpus,
+        "max_task_retries": 0,
+        "max_restarts": 0,
+    }
+    if scheduling_strategy is not None:
+        options["scheduling_strategy"] = scheduling_strategy
+    if runtime_env is not None:
+        options["runtime_env"] = dict(runtime_env)
+    host = ray.remote(AgentHost).options(**options)
+    demand = {k: float(v) for k, v in (("CPU", num_cpus or 0), ("GPU", num_gpus)) if v}
+    return [host.remote(factory) for _ in range(replicas)], [demand] * replicas
+
+
+def remote(
+    agent_factory: Callable[[], Any],
+    *,
+    replicas: int = 1,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    scheduling_strategy: Any = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    max_batch: int = 64,
+    address: str | None = None,
+) -> RemoteAgent:
+    """An agent that works in Ray actors: `agent_factory()` is called once in each of the `replicas`.
+
+    num_cpus, num_gpus: per replica. scheduling_strategy, runtime_env: as Ray takes them. max_batch: most messages in a
+    call. Connects to `address`, or starts a local Ray, unless Ray runs already. Raises PlacementError within 10 s where
+    the replicas cannot be placed, and AgentError where the agent cannot be set up.
+    """
+    if replicas < 1 or max_batch < 1:
+        raise BadInput(f"replicas: {replicas}, max_batch: {max_batch}; expected at least 1 of each")
+    connect(address)
+    hosts, demand = start_hosts(agent_factory, replicas, num_cpus, num_gpus, scheduling_strategy, runtime_env)
+    facts = set_up(hosts, demand, "the remote agent")
+    return RemoteAgent(facts["name"], hosts, facts["overlaps"], facts["bids"], max_batch)
+
+
+def set_up(hosts: list[Any], demand: list[dict[str, float]], what: str) -> dict[str, Any]:
+    """Waits for placement and set-up of hosts; gives the facts of the agent. Raises PlacementError or AgentError."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    try:
+        await_placed(hosts, demand, what)
+        facts: dict[str, Any] = ray.get([h.setup.remote() for h in hosts])[0]
+    except RayTaskError as error:
+        cause = error.cause
+        raise cause if isinstance(cause, A2AError) else AgentError(f"{what}: {cause}") from None
+    except RayActorError as error:
+        raise PlacementError(f"{what}: its process died at the start: {str(error).splitlines()[0]}") from None
+    return facts
+
+
+def _sentence(name: str, turn: int, error: object) -> str:
+    if isinstance(error, A2AError):
+        return str(error)
+    return f"agent {name!r} failed at turn {turn}: {type(error).__name__}: {error}"
+
+
+def _error(kind: str, sentence: str) -> AgentError:
+    """The plain error of this package for what an agent raised in its process."""
+    cls = getattr(errors, kind, AgentError) if kind else AgentError
+    return cls(sentence) if isinstance(cls, type) and issubclass(cls, AgentError) else AgentError(sentence)

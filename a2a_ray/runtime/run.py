@@ -1,0 +1,282 @@
+"""Holding a whole experiment on Ray: start, watch, stop, resume."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+
+from a2a_ray.core.errors import A2AError, BadInput, PlacementError, StorageError
+from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
+from a2a_ray.runtime.cluster import await_placed, connect, started_locally
+from a2a_ray.runtime.columns import pack
+from a2a_ray.runtime.experiment import AgentSpec, Experiment, Task
+from a2a_ray.runtime.pool import set_up, start_hosts
+from a2a_ray.runtime.recorder import Recorder
+from a2a_ray.runtime.store import Run, create_run, open_run
+from a2a_ray.runtime.worker import Outcome, Worker
+
+IN_FLIGHT = 512
+"""Most conversations that a worker holds at once."""
+
+
+class Progress(NamedTuple):
+    """How far a run is: `messages` were said since this start of it, of at most `expected`."""
+
+    conversations: int
+    done: int
+    failed: int
+    messages: int
+    expected: int
+    seconds: float
+
+
+Watch = Callable[[Progress], None]
+
+
+def run_many(
+    experiment: Experiment | Mapping[str, Any] | str | Path,
+    *,
+    storage: str | Path = "runs",
+    workers: int | None = None,
+    address: str | None = None,
+    progress: Watch | bool = True,
+) -> Run:
+    """Holds every conversation of an experiment on Ray and gives the finished run.
+
+    experiment: an Experiment, the same as a mapping, or the path of a YAML specification.
+    storage: folder or URI under which the run gets its own folder.
+    workers: worker actors that hold conversations; as many as fit by default.
+    address: a Ray cluster; without it, the Ray that runs in this process, or a new local one (ended afterwards).
+    progress: shows a bar (True), nothing (False), or is called with a Progress about twice a second.
+
+    Conversations that fail are kept with their error; see `run.summary()`. Raises BadInput before anything starts,
+    PlacementError where the cluster lacks something, StorageError where turns cannot be written. After a
+    KeyboardInterrupt, or any error, `resume(run.path)` goes on.
+    """
+    experiment = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
+    experiment.check()
+    _check_workers(workers)
+    run = create_run(experiment, storage)
+    return _hold(run, experiment, list(experiment.tasks()), {}, workers, address, progress)
+
+
+def resume(
+    run: Run | str | Path,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    progress: Watch | bool = True,
+    retry_failed: bool = False,
+    experiment: Experiment | Mapping[str, Any] | None = None,
+) -> Run:
+    """Goes on with a run where it stopped: conversations that ended stay, the others continue after their last turn.
+
+    retry_failed: failed conversations go on too, with the turn that failed.
+    experiment: the specification again, for a run whose agents are Python functions that cannot be imported by name.
+
+    Raises as `run_many`.
+    """
+    run = open_run(run.path if isinstance(run, Run) else run)
+    given = run.experiment if experiment is None else Experiment.parse(experiment)
+    if experiment is not None and given.to_dict() != run.experiment.to_dict():
+        raise BadInput(f"{run.path}: was started with another specification; resume it with the one in its manifest")
+    given.check()
+    _check_workers(workers)
+    earlier: dict[str, Transcript] = {}
+    ended: set[str] = set()
+    for transcript in run.transcripts():
+        if transcript.status == DONE or (transcript.status == FAILED and not retry_failed):
+            ended.add(transcript.id)
+        else:
+            earlier[transcript.id] = transcript
+    tasks = [t for t in given.tasks() if t.id not in ended]
+    return _hold(run, given, tasks, earlier, workers, address, progress) if tasks else run
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise BadInput(f"workers: {workers}; expected at least 1")
+
+
+def _hold(
+    run: Run,
+    experiment: Experiment,
+    tasks: list[Task],
+    earlier: Mapping[str, Transcript],
+    workers: int | None,
+    address: str | None,
+    progress: Watch | bool,
+) -> Run:
+    own = connect(address)
+    session = None
+    try:
+        session = Session(run.path, experiment, len(tasks), workers)
+        with _watching(run, progress) as watch:
+            session.hold(tasks, earlier, watch)
+    finally:
+        if session is not None:
+            session.end()
+        if own:
+            ray.shutdown()
+    return open_run(run.path)
+
+
+class Session:
+    """The actors of one run, from start to end."""
+
+    def __init__(self, path: str, experiment: Experiment, size: int, workers: int | None) -> None:
+        self._experiment = experiment
+        self._actors: list[Any] = []
+        self._workers: list[Any] = []
+        heavy = {s.pool_key(): s for cell in experiment.cells for s in cell.agents if s.heavy}
+        local = started_locally()
+        try:
+            self._recorder = ray.remote(Recorder).options(num_cpus=0, max_task_retries=0).remote(path)
+            self._actors.append(self._recorder)
+            pools = self._start_pools(heavy, local)
+            count = min(workers or (1 if heavy else max(1, int(ray.cluster_resources().get("CPU", 1)))), max(1, size))
+            # A light worker computes, so it takes a CPU; one that only waits for heavy agents takes none.
+            cpus = 0 if heavy or local else 1
+            actor = ray.remote(Worker).options(num_cpus=cpus, max_task_retries=0)
+            self._workers = [actor.remote(f"worker-{i}", experiment, self._recorder, pools) for i in range(count)]
+            self._actors += self._workers
+            await_placed([self._recorder], [{}], "recorder")
+            await_placed(self._workers, [{"CPU": cpus} if cpus else {}] * count, "workers")
+        except BaseException:
+            self.end()
+            raise
+
+    def _start_pools(self, heavy: Mapping[str, AgentSpec], local: bool) -> dict[str, tuple[Any, ...]]:
+        """Starts all pools at once, then waits for each."""
+        started = {}
+        for key, spec in heavy.items():
+            cpus = spec.num_cpus if spec.num_cpus is not None else (0 if local else 1)
+            settings = {k: v for k, v in spec.settings.items() if k not in spec.turn_settings()}
+            hosts, demand = start_hosts(
+                _Factory(settings), spec.replicas, cpus, spec.num_gpus, spec.scheduling_strategy, spec.runtime_env
+            )
+            self._actors += hosts
+            started[key] = (spec, hosts, demand)
+        pools = {}
+        for key, (spec, hosts, demand) in started.items():
+            facts = set_up(hosts, demand, f"agent {spec.name!r}")
+            pools[key] = (spec.name, hosts, facts["overlaps"], facts["bids"], spec.max_batch)
+        return pools
+
+    def hold(self, tasks: list[Task], earlier: Mapping[str, Transcript], watch: Watch) -> None:
+        """Gives tasks to workers in chunks as they finish others. KeyboardInterrupt stops all after their turn."""
+        from ray.exceptions import RayActorError, RayTaskError
+
+        count = Counter(self._experiment, tasks, earlier)
+        size = max(1, min(IN_FLIGHT // 4, -(-len(tasks) // (4 * len(self._workers)))))
+        chunks = deque(tasks[i : i + size] for i in range(0, len(tasks), size))
+        pending: dict[Any, Any] = {}
+        try:
+            for worker in self._workers * (IN_FLIGHT // size // 2 or 1):
+                self._give(worker, chunks, earlier, pending)
+            while pending:
+                done, _ = ray.wait(list(pending), timeout=0.5)
+                for call in done:
+                    worker = pending.pop(call)
+                    count.add(ray.get(call))
+                    self._give(worker, chunks, earlier, pending)
+                watch(count.progress(sum(ray.get([w.said.remote() for w in self._workers]))))
+        except KeyboardInterrupt:
+            self._stop(pending)
+            raise
+        except RayTaskError as error:
+            self._stop(pending)
+            raise error.cause if isinstance(error.cause, A2AError) else error from None
+        except RayActorError as error:
+            raise StorageError(f"a worker process died: {str(error).splitlines()[0]}; resume the run") from None
+
+    @staticmethod
+    def _give(
+        worker: Any, chunks: deque[list[Task]], earlier: Mapping[str, Transcript], pending: dict[Any, Any]
+    ) -> None:
+        if chunks:
+            chunk = chunks.popleft()
+            before = {t.id: pack(earlier[t.id].turns) for t in chunk if t.id in earlier}
+            pending[worker.hold.remote(chunk, before)] = worker
+
+    def _stop(self, pending: Mapping[Any, Any]) -> None:
+        """Lets the turns under way end and be committed, for at most 30 s."""
+        for worker in self._workers:
+            worker.stop.remote()
+        if pending:
+            ray.wait(list(pending), num_returns=len(pending), timeout=30)
+
+    def end(self) -> None:
+        """Ends all actors of the run."""
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+class Counter:
+    """Adds up outcomes of conversations."""
+
+    def __init__(self, experiment: Experiment, tasks: Iterable[Task], earlier: Mapping[str, Transcript]) -> None:
+        self._before = {id: len(t.messages) for id, t in earlier.items()}
+        self._limits = {t.id: experiment.cells[t.cell].limit - self._before.get(t.id, 0) for t in tasks}
+        self._expected = sum(self._limits.values())
+        self._done = self._failed = 0
+        self._started = time.monotonic()
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        """Counts conversations that ended; what they did not use of their limit is no longer expected."""
+        for outcome in outcomes:
+            if outcome.status == RUNNING:
+                continue
+            self._done += outcome.status == DONE
+            self._failed += outcome.status == FAILED
+            self._expected -= self._limits[outcome.id] - (outcome.messages - self._before.get(outcome.id, 0))
+
+    def progress(self, messages: int) -> Progress:
+        """The progress after so many messages."""
+        seconds = time.monotonic() - self._started
+        return Progress(len(self._limits), self._done, self._failed, messages, self._expected, seconds)
+
+
+class _Factory:
+    """Makes an agent from its settings, in the process where it is to work."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+
+    def __call__(self) -> Any:
+        from a2a_ray.core.registry import agents
+
+        try:
+            return agents.build(self._settings, "agent")
+        except BadInput as error:
+            raise PlacementError(f"on a node: {error}; is the same code installed on every node?") from None
+
+
+@contextmanager
+def _watching(run: Run, progress: Watch | bool) -> Iterator[Watch]:
+    """What is called with the progress: the caller's own, nothing, or a bar on standard error."""
+    if progress is not True:
+        yield progress or (lambda _: None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    with Bar(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter)) as bar:
+        task = bar.add_task(Path(run.path).name, text="starting")
+
+        def watch(now: Progress) -> None:
+            rate = now.messages / now.seconds if now.seconds else 0.0
+            failed = f", {now.failed} failed" if now.failed else ""
+            text = f"{now.done}/{now.conversations} talks{failed}, {now.messages:,} turns, {rate:,.0f} turns/s"
+            bar.update(task, total=max(now.expected, 1), completed=now.messages, text=text)
+
+        yield watch

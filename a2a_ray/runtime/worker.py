@@ -1,0 +1,132 @@
+"""A conversation worker: an actor that holds many conversations at once, each by the same loop as in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from a2a_ray.core.conversation import Conversation
+from a2a_ray.core.errors import A2AError
+from a2a_ray.core.message import Message
+from a2a_ray.core.registry import detectors, protocols, stops
+from a2a_ray.core.stop import StopCondition
+from a2a_ray.core.transcript import FAILED, RUNNING, Transcript
+from a2a_ray.runtime.columns import end_row, opening_row, unpack
+from a2a_ray.runtime.experiment import Experiment, Task
+from a2a_ray.runtime.pool import RemoteAgent
+from a2a_ray.runtime.recorder import Recording
+
+SEND_SECONDS = 0.5
+"""How long a turn of a slow conversation waits at most before it is sent to the recorder."""
+
+
+class Outcome(NamedTuple):
+    """How one conversation ended in a worker; `status` is "running" where the run was stopped."""
+
+    id: str
+    status: str
+    error: str
+    turns: int
+    messages: int
+
+
+class Worker:
+    """Actor. `pools` gives, per pool key, what `RemoteAgent` needs to reach a heavy agent."""
+
+    def __init__(self, name: str, experiment: Experiment, recorder: Any, pools: Mapping[str, tuple[Any, ...]]) -> None:
+        self._cells = experiment.cells
+        self._recording = Recording(recorder, name)
+        self._remote = {key: RemoteAgent(*parts) for key, parts in pools.items()}
+        self._parts: dict[int, tuple[list[Any], Any, StopCondition | None, dict[str, Any]]] = {}
+        self._light: dict[str, Any] = {}
+        self._stopped = False
+        self._said = 0
+        self._sender: asyncio.Task[None] | None = None
+
+    async def ready(self) -> bool:
+        """That the actor lives."""
+        return True
+
+    async def said(self) -> int:
+        """Messages said so far."""
+        return self._said
+
+    async def stop(self) -> None:
+        """Ends all conversations after the turns that are under way; they can be resumed."""
+        self._stopped = True
+
+    async def hold(self, tasks: Sequence[Task], earlier: Mapping[str, tuple[list[Any], ...]]) -> list[Outcome]:
+        """Holds these conversations; returns when all of their turns are committed. Raises StorageError.
+
+        earlier: packed turns that are in the store already, by conversation.
+        """
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_now_and_then())
+        outcomes = await asyncio.gather(*(self._hold(t, unpack(earlier.get(t.id, ()))) for t in tasks))
+        await self._recording.flush()
+        return outcomes
+
+    async def _hold(self, task: Task, earlier: Sequence[Message]) -> Outcome:
+        conversation = self._conversation(task, earlier)
+        transcript = conversation.transcript
+        recording = self._recording
+        if not earlier and not self._stopped and recording.add(opening_row(transcript)):
+            await recording.send()
+        try:
+            if not self._stopped:
+                async for message in conversation:
+                    if message.kind == "message":
+                        self._said += 1
+                    if recording.add(message):
+                        await recording.send()
+                    if self._stopped:
+                        break
+        except A2AError:
+            if transcript.status != FAILED:  # not an agent's fault but the store's
+                raise
+        except Exception as error:  # a protocol, an observer or a stop condition failed
+            transcript.status, transcript.error = FAILED, f"{type(error).__name__}: {error}"
+        if transcript.status != RUNNING and recording.add(end_row(transcript, time.time())):
+            await recording.send()
+        new = len(transcript) - len(earlier)
+        return Outcome(task.id, transcript.status, transcript.error, new, len(transcript.messages))
+
+    def _conversation(self, task: Task, earlier: Sequence[Message]) -> Conversation:
+        cell = self._cells[task.cell]
+        agents, protocol, stop, options = self._parts_of(task.cell)
+        names = tuple(a.name for a in agents)
+        transcript = Transcript(task.id, names, cell.opening_contents[task.opening], task.seed)
+        for message in earlier:
+            transcript.append(message)
+        observers = {str(o["kind"]): detectors.build(o, "observers") for o in cell.observers}
+        return Conversation(
+            agents, protocol, turns=cell.limit, stop=stop, observers=observers, options=options, transcript=transcript
+        )
+
+    def _parts_of(self, index: int) -> tuple[list[Any], Any, StopCondition | None, dict[str, Any]]:
+        """Agents, protocol, stop condition and per-turn options of a cell; made once."""
+        if index not in self._parts:
+            cell = self._cells[index]
+            agents, options = [], {}
+            for spec in cell.agents:
+                if spec.heavy:
+                    agents.append(self._remote[spec.pool_key()])
+                    options[spec.name] = spec.turn_settings()
+                else:
+                    key = repr(sorted(spec.settings.items(), key=lambda item: item[0]))
+                    if key not in self._light:
+                        self._light[key] = spec.build()
+                    agents.append(self._light[key])
+            stop: StopCondition | None = None
+            for each in cell.stop:
+                condition = stops.build(each, "stop")
+                stop = condition if stop is None else stop | condition
+            self._parts[index] = (agents, protocols.build(cell.protocol, "protocol"), stop, options)
+        return self._parts[index]
+
+    async def _send_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(SEND_SECONDS)
+            await self._recording.send()
