@@ -1,0 +1,94 @@
+"""Any callable as an agent."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.message import Message
+from a2a_ray.core.registry import load
+
+TAKES = ("content", "message", "history")
+
+
+class FunctionAgent:
+    """Answers with what a function returns: plain, `async`, a bound method, or any object that can be called.
+
+    function: the callable, or where it is: "my_package.my_module:my_function".
+    takes: what it is called with. "content": the newest content, text or an array of shape (d,). "history": the list of
+        all contents that are shown, oldest first, the newest last. "message": the Message.
+    bid: a callable of the same kind that says how much the agent wants the turn, a finite number.
+
+    The function returns text, a 1-D array (or list) of floats, or a whole Message; anything else fails the
+    conversation with BadAnswer. It should keep nothing between calls and draw its randomness from `message.seed`.
+    It runs inside the conversation worker: one that blocks for long should be `async`, or have `placement: actor`.
+    """
+
+    placement = "worker"
+
+    def __init__(
+        self,
+        name: str,
+        function: str | Callable[..., Any],
+        takes: Literal["content", "message", "history"] = "content",
+        bid: str | Callable[..., Any] | None = None,
+    ) -> None:
+        if takes not in TAKES:
+            raise BadInput("takes: " + unknown("argument", takes, TAKES))
+        self.name = name
+        self.takes = takes
+        self._function = _callable(function, "function")
+        if bid is not None:
+            self._bid = _callable(bid, "bid")
+            self.bid = self._ask_bid  # an agent without one must have no such method
+        if _is_async(self._function):
+            self.step_batch = self._gather  # in an actor of its own, messages then do not wait for each other
+
+    def step(self, message: Message) -> Message | Awaitable[Message]:
+        """The function's answer; awaitable where the function is asynchronous."""
+        value = self._function(self._argument(message))
+        if type(value) is not str and inspect.isawaitable(value):
+            return self._later(value, message)
+        return self._answer(value, message)
+
+    async def _later(self, value: Awaitable[Any], message: Message) -> Message:
+        return self._answer(await value, message)
+
+    async def _gather(self, messages: Sequence[Message]) -> list[Message | BaseException]:
+        async def one(message: Message) -> Message:
+            return self._answer(await self._function(self._argument(message)), message)
+
+        return await asyncio.gather(*(one(m) for m in messages), return_exceptions=True)
+
+    def _ask_bid(self, message: Message) -> Any:
+        return self._bid(self._argument(message))
+
+    def _argument(self, message: Message) -> Any:
+        if self.takes == "content":
+            return message.content
+        if self.takes == "message":
+            return message
+        return [*(m.content for m in message.history), message.content]
+
+    def _answer(self, value: Any, message: Message) -> Message:
+        if isinstance(value, str):
+            return message.reply(str(value), self.name)
+        if isinstance(value, list | tuple) or hasattr(value, "dtype"):
+            return message.reply(value, self.name)  # the conversation makes it an array
+        answer: Message = value  # a Message; all else the conversation refuses, by agent and turn
+        return answer
+
+
+def _callable(function: str | Callable[..., Any], key: str) -> Callable[..., Any]:
+    found: Any = load(function, key) if isinstance(function, str) else function
+    if not callable(found):
+        raise BadInput(f"{key}: {function!r} is {type(found).__name__} {str(found)[:60]!r}; expected a callable")
+    called: Callable[..., Any] = found
+    return called
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

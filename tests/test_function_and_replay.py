@@ -1,0 +1,257 @@
+"""Wrapped callables, and recorded answers given again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from a2a_ray.agents.echo import EchoAgent
+from a2a_ray.agents.function import FunctionAgent
+from a2a_ray.agents.replay import ReplayAgent
+from a2a_ray.core.contracts import Bids, Say, TurnProtocol, View
+from a2a_ray.core.conversation import Conversation
+from a2a_ray.core.errors import AgentError, BadAnswer, BadInput
+from a2a_ray.core.exchange import write_jsonl
+from a2a_ray.core.message import Message
+from a2a_ray.core.registry import agents
+from a2a_ray.core.transcript import Transcript
+from a2a_ray.protocols.alternating import Alternating
+
+
+def shout(text: str) -> str:
+    return text.upper()
+
+
+async def shout_later(text: str) -> str:
+    await asyncio.sleep(0)
+    if text == "bad":
+        raise ValueError("no")
+    return text.upper()
+
+
+class Counting:
+    def __call__(self, contents: list[Any]) -> str:
+        return f"{len(contents)}: {contents[-1]}"
+
+    async def later(self, message: Message) -> Message:
+        return message.reply(f"{message.turn}/{message.seed}", "ann", {"requests": 1})
+
+
+def one_turn(function: Any, opening: Any = "hello", **settings: Any) -> Message:
+    agent = FunctionAgent("ann", function, **settings)
+    return Conversation([agent], opening=opening, turns=1).run().turns[0]
+
+
+# --- functions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("function", [shout, shout_later, lambda text: text.upper()])
+def test_content(function: Any) -> None:
+    assert one_turn(function).content == "HELLO"
+
+
+def test_history_and_message() -> None:
+    agent = FunctionAgent("ann", Counting(), takes="history")
+    transcript = Conversation([agent, EchoAgent("bob")], Alternating(show="all"), "go", turns=3).run()
+    assert [m.content for m in transcript] == ["1: go", "1: go", "3: 1: go"]
+    answer = one_turn(Counting().later, takes="message")
+    assert (str(answer.content).split("/")[0], answer.usage) == ("1", {"requests": 1})
+
+
+@pytest.mark.parametrize("value", [[1, 2.5], (1.0, 2.5), np.array([1, 2.5])])
+def test_vectors(value: Any) -> None:
+    content = one_turn(lambda x: value, np.zeros(2)).content
+    assert isinstance(content, np.ndarray)
+    np.testing.assert_array_equal(content, [1, 2.5], strict=True)
+
+
+def test_float32_is_kept() -> None:
+    content: Any = one_turn(lambda x: x + np.float32(1), np.zeros(2, np.float32)).content
+    assert content.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "agent 'ann' returned None at turn 1"),
+        (3, "returned int '3'"),
+        ([1, 2, 3], "shape"),
+        ([float("nan"), 0], "NaN"),
+        (["a"], "expected text or a 1-D array"),
+        (Message("c", 1, "eve", "x"), "signed 'eve'"),
+    ],
+)
+@pytest.mark.parametrize("later", [False, True])
+def test_bad_answers_are_named_by_the_conversation(value: Any, said: str, later: bool) -> None:
+    async def function(x: Any) -> Any:
+        return value
+
+    with pytest.raises(BadAnswer, match="agent 'ann'") as caught:
+        one_turn(function if later else lambda x: value, np.zeros(2))
+    assert said in str(caught.value)
+
+
+def test_a_function_that_raises() -> None:
+    with pytest.raises(AgentError, match="agent 'ann' failed at turn 1: ZeroDivisionError: division by zero"):
+        one_turn(lambda x: 1 / 0)
+
+
+def test_by_path_from_a_specification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_functions.py").write_text("def twice(x):\n    return x + x\nNUMBER = 5\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    agent = agents.build({"kind": "function", "name": "ann", "function": "my_functions:twice"}, "agents.0")
+    assert agent.step(Message("c", 1, "", "ha")).content == "haha"
+    assert pickle.loads(pickle.dumps(agent)).step(Message("c", 1, "", "ha")).content == "haha"
+    for path, said in (
+        ("my_functions:none", "has no 'none'"),
+        ("no_such_module_here:f", "cannot import 'no_such_module_here'"),
+        ("my_functions", "expected module:attr"),
+        ("my_functions:NUMBER", "expected a callable"),
+    ):
+        with pytest.raises(BadInput, match=r"agents\.0: function") as caught:
+            agents.build({"kind": "function", "name": "ann", "function": path}, "agents.0")
+        assert said in str(caught.value)
+    with pytest.raises(BadInput, match=r"agents\.0\.takes: 'contents'"):
+        agents.build({"kind": "function", "name": "a", "function": shout, "takes": "contents"}, "agents.0")
+    with pytest.raises(BadInput, match="Did you mean 'content'"):
+        FunctionAgent("a", shout, takes="contents")  # type: ignore[arg-type]
+
+
+def test_bids() -> None:
+    assert not hasattr(FunctionAgent("ann", shout), "bid")
+    agent = FunctionAgent("ann", shout, bid=len)
+    message = Message("c", 1, "", "abc")
+    assert agent.bid(message) == 3
+    assert pickle.loads(pickle.dumps(agent)).bid(message) == 3
+
+
+def test_asynchronous_functions_run_together() -> None:
+    assert not hasattr(FunctionAgent("ann", shout), "step_batch")
+    agent = FunctionAgent("ann", shout_later)
+    answers = asyncio.run(agent.step_batch([Message("c", 1, "", text) for text in ("a", "bad", "c")]))
+    assert [getattr(a, "content", type(a)) for a in answers] == ["A", ValueError, "C"]
+    together = asyncio.Barrier(3)
+
+    async def meet(text: str) -> str:
+        async with asyncio.timeout(5):
+            await together.wait()
+        return text
+
+    met = asyncio.run(FunctionAgent("ann", meet).step_batch([Message("c", 1, "", t) for t in "abc"]))
+    assert [m.content for m in met if isinstance(m, Message)] == ["a", "b", "c"]
+
+
+# --- replay -------------------------------------------------------------------------------------------------------
+
+
+def said(transcript: Transcript) -> list[tuple[Any, ...]]:
+    return [(m.turn, m.sender, m.kind, str(m.content)) for m in transcript]
+
+
+class Auction(TurnProtocol):
+    """Everybody bids, the highest speaks, and the protocol adds a record of its own."""
+
+    def speakers(self, transcript: Transcript) -> Any:
+        place = len(transcript.turns) % 4
+        if place == 0:
+            return Bids(transcript.agents)
+        if place == 3:
+            return Say("all", transcript.messages[-1].content)
+        return max(transcript.turns[-2:], key=lambda m: float(str(m.content))).sender if place == 2 else ()
+
+    def view(self, transcript: Transcript, speaker: str) -> View:
+        return View("", transcript.opening.content)
+
+
+def test_a_transcript_is_held_again_with_bids_and_combinations() -> None:
+    def bid(name: str) -> Any:
+        return FunctionAgent(
+            name,
+            lambda m: f"{name} {m.seed}",
+            takes="message",
+            bid=lambda m: (m.seed ^ len(name)) % 1000,
+        )
+
+    first = Conversation([bid("ann"), bid("bobby")], Auction(), "go", turns=6, seed=4).run()
+    assert {m.kind for m in first} == {"message", "bid", "combine"}
+    assert {m.sender for m in first.messages} == {"ann", "bobby"}
+    again = Conversation(ReplayAgent.from_transcript(first), Auction(), "go", turns=6, seed=99, id="other").run()
+    assert said(again) == said(first)
+    ann, _ = ReplayAgent.from_transcript(first)
+    assert ann.bid(Message("c", 1, "", "go")) == float(str(first.turns[0].content))
+    with pytest.raises(AgentError, match="at turn 1 of conversation 'c': no answer is recorded"):
+        ann.step(Message("c", 1, "", "go"))  # a bid is no answer
+    with pytest.raises(AgentError, match="no bid is recorded; there is one at turns: "):
+        Conversation(ReplayAgent.from_transcript(first), Auction(), "go", turns=7).run()
+
+
+def test_vectors_kinds_and_metadata_but_no_usage() -> None:
+    transcript = Transcript("c", ("ann", "bob"), "")
+    vector = np.array([1.5, -2], dtype=np.float32)
+    transcript.append(Message("c", 1, "ann", "run tests", usage={"cost": 1.0}, metadata={"tool": "sh"}, kind="action"))
+    transcript.append(Message("c", 2, "bob", vector))
+    replayed = pickle.loads(pickle.dumps(ReplayAgent.from_transcript(transcript)))
+    again = Conversation(replayed, turns=2).run().turns
+    assert (again[0].kind, again[0].metadata, again[0].usage) == ("action", {"tool": "sh"}, {})
+    content: Any = again[1].content
+    np.testing.assert_array_equal(content, vector, strict=True)
+
+
+def test_a_file_is_matched_by_conversation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "talks.jsonl"
+    talks = [
+        Conversation([FunctionAgent(n, lambda x, n=n: [*x, 1][:2]) for n in ("ann", "bob")], opening=o, turns=4, id=i)
+        for i, o in (("c1", np.array([0.0, 1 / 3])), ("c2", np.array([5.0, 6.0])))
+    ]
+    first = [talk.run() for talk in talks]
+    write_jsonl(first, file)
+    with file.open("a") as out:
+        out.write('{"id": "half')
+    pair = [agents.build({"kind": "replay", "name": n, "file": str(file)}, "agents.0") for n in ("ann", "bob")]
+    for agent in pair:
+        agent.check()
+    assert "line 3" in caplog.text
+    for transcript in first:
+        again = Conversation(pair, opening=transcript.opening.content, turns=4, id=transcript.id).run()
+        assert said(again) == said(transcript)
+    with pytest.raises(AgentError, match=r"says nothing in that conversation in .*talks\.jsonl; there is: c1, c2"):
+        Conversation(pair, turns=4, id="c3").run()
+    too_long = Conversation(pair, opening=np.zeros(2), turns=6, id="c1")
+    with pytest.raises(AgentError, match=r"'ann' at turn 5 of conversation 'c1': no answer .* at turns: 1, 3$"):
+        too_long.run()
+    assert len(too_long.transcript) == 4
+
+
+def test_scripts() -> None:
+    ann = ReplayAgent("ann", ["One.", None, "Three."])
+    numbered = json.loads('{"2": "Two."}')  # JSON knows no whole numbers as keys
+    bob = agents.build({"kind": "replay", "name": "bob", "turns": numbered}, "agents.1")
+    transcript = Conversation([ann, bob], turns=3).run()
+    assert [m.content for m in transcript] == ["One.", "Two.", "Three."]
+    vector: Any = Conversation([ReplayAgent("ann", [[1, 2]])], turns=1).run().turns[0].content
+    assert vector.dtype == np.float64
+    silent = Conversation([ReplayAgent("ann", {})], turns=1)
+    with pytest.raises(AgentError, match=r"at turn 1 of conversation 'conversation': no answer is recorded;.*: none"):
+        silent.run()
+
+
+def test_bad_replays(tmp_path: Path) -> None:
+    for settings in ({}, {"turns": [], "file": "x"}):
+        with pytest.raises(BadInput, match="exactly one"):
+            ReplayAgent("ann", **settings)
+    with pytest.raises(BadInput, match=r"turns\.2: .*expected text"):
+        ReplayAgent("ann", {2: ["a"]})  # type: ignore[list-item]
+    with pytest.raises(BadInput, match="No such file"):
+        ReplayAgent("ann", file=str(tmp_path / "none.jsonl")).check()
+    file = tmp_path / "talk.jsonl"
+    file.write_text('{"id": "c", "turns": [{"speaker": "eve", "text": "x"}]}')
+    with pytest.raises(BadInput, match="'ann' says nothing in it; speakers there: eve"):
+        ReplayAgent("ann", file=str(file)).check()
