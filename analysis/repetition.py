@@ -1,0 +1,226 @@
+"""Exact repetition: messages that were said before, word for word, and the passages to show for it.
+
+Two messages are equal when their text is, case and white space folded. Blank messages are passed over: they repeat
+nothing, and they do not end a repetition either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+from a2a_ray.core.contracts import NOTHING, Verdict
+from a2a_ray.core.errors import BadInput
+from a2a_ray.core.message import BID, COMBINE, Message
+from a2a_ray.core.transcript import Transcript
+
+PHRASE_CHARACTERS = 200
+"""A phrase in a verdict is cut to so many characters."""
+
+MAX_PHRASE_WORDS = 40
+"""The longest phrase that `repeated_phrase` looks for."""
+
+MAX_SEARCHED_WORDS = 2_000
+"""`repeated_phrase` reads so many words from the onset on: what goes round in circles shows in them."""
+
+_WORD = re.compile(r"\w+")
+_BLANK = -1
+
+
+def folded(text: str) -> str:
+    """The text with case and white space folded; empty for a blank one."""
+    return " ".join(text.casefold().split())
+
+
+def clipped(text: str) -> str:
+    """The text on one line, at most `PHRASE_CHARACTERS` long."""
+    line = " ".join(text.split())
+    return line if len(line) <= PHRASE_CHARACTERS else line[: PHRASE_CHARACTERS - 1] + "…"
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """A run of messages each of which was said before.
+
+    onset: the first turn that repeats. earlier: the turn that it repeats.
+    turns: how many messages the run has.
+    period: after how many messages the talk comes round again, if the whole run keeps to one; else None.
+    phrase: what the onset says, on one line, clipped.
+    """
+
+    onset: int
+    earlier: int
+    turns: int
+    period: int | None
+    phrase: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON value of the finding."""
+        return asdict(self)
+
+
+class ExactRepetition:
+    """Observer: "loop" on every message from the `turns`-th in a row on that repeats an earlier one, at any distance.
+
+    turns: how many messages in a row. action: "record" the loop, or "stop" the conversation.
+    The work per message does not grow with the conversation (amortised), the memory by one digest a message.
+    """
+
+    def __init__(self, turns: int = 3, action: Literal["record", "stop"] = "record") -> None:
+        if turns < 1:
+            raise BadInput(f"turns: {turns}; expected at least 1")
+        if action not in ("record", "stop"):
+            raise BadInput(f"action: {action!r}; expected 'record' or 'stop'")
+        self.turns = turns
+        self.action = action
+        self.repetition: Repetition | None = None  # the run that is going on, however short
+        self._last: dict[bytes, int] = {}  # digest of a text -> position where it was said last
+        self._said: list[int] = []  # position -> position where the same text was said first; _BLANK for none
+        self._turn: list[int] = []  # position -> turn
+        self._run: list[int] = []  # positions of the messages of the run
+
+    def update(self, message: Message) -> Verdict:
+        """The verdict after this message; bids, combinations and vectors are passed over."""
+        if message.kind in (BID, COMBINE) or not isinstance(message.content, str):
+            return NOTHING
+        here = len(self._said)
+        self._turn.append(message.turn)
+        text = folded(message.content)
+        if not text:
+            self._said.append(_BLANK)
+            return NOTHING
+        digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        earlier = self._last.get(digest)
+        self._last[digest] = here
+        if earlier is None:
+            self._said.append(here)
+            self._run, self.repetition = [], None
+            return NOTHING
+        self._said.append(self._said[earlier])
+        self._run.append(here)
+        run = self.repetition
+        if run is None:
+            self.repetition = Repetition(message.turn, self._turn[earlier], 1, here - earlier, clipped(message.content))
+        else:
+            self.repetition = Repetition(run.onset, run.earlier, run.turns + 1, self._period(run.period), run.phrase)
+        return self._verdict(self.repetition)
+
+    def _period(self, period: int | None) -> int | None:
+        """The smallest period not below `period` that the whole run keeps to.
+
+        It never falls while a run lasts, and it is dropped for good when nothing fits: this bounds the work.
+        """
+        if period is None or self._keeps(self._run[-1:], period):
+            return period
+        longest = self._run[0]
+        return next((p for p in range(period + 1, longest + 1) if self._keeps(self._run, p)), None)
+
+    def _keeps(self, positions: Sequence[int], period: int) -> bool:
+        said = self._said
+        return all(at >= period and said[at] == said[at - period] for at in positions)
+
+    def _verdict(self, run: Repetition) -> Verdict:
+        if run.turns < self.turns:
+            return NOTHING
+        every = f", every {run.period}" if run.period else ""
+        reason = f"{run.turns} messages in a row were said before{every}, from turn {run.onset} on: {run.phrase}"
+        return Verdict("loop", self.action, reason, evidence=run.to_dict())
+
+
+def find_repetition(transcript: Transcript, turns: int = 3) -> Repetition | None:
+    """The first run of `turns` or more repeated messages, in full length; the same as `ExactRepetition` finds."""
+    detector = ExactRepetition(turns)
+    found: Repetition | None = None
+    for message in transcript.messages:
+        detector.update(message)
+        run = detector.repetition
+        if found is not None and (run is None or run.onset != found.onset):
+            break
+        if run is not None and run.turns >= turns:
+            found = run
+    return found
+
+
+def repeated_spans(transcript: Transcript, minimum_words: int = 8) -> list[list[tuple[int, int]]]:
+    """For each of `transcript.messages` the passages that were said earlier in the talk, opening included.
+
+    Gives (start, end) in characters, ascending, not overlapping: passages of `minimum_words` words or more, case,
+    white space and punctuation aside; and whole messages, however short. One hash a word: linear time.
+    Raises BadInput for fewer than one word.
+    """
+    if minimum_words < 1:
+        raise BadInput(f"minimum_words: {minimum_words}; expected at least 1")
+    numbers: dict[str, int] = {}
+    seen: set[int] = set()
+    whole: set[str] = set()
+    spans: list[list[tuple[int, int]]] = []
+    for message in (transcript.opening, *transcript.messages):
+        text = message.content if isinstance(message.content, str) else ""
+        found: list[tuple[int, int]] = []
+        word = list(_WORD.finditer(text))
+        # numbers instead of strings, so that the hash of a passage is the same in every process
+        numbered = [numbers.setdefault(w[0].casefold(), len(numbers)) for w in word]
+        for i in range(len(word) - minimum_words + 1):
+            passage = hash(tuple(numbered[i : i + minimum_words]))
+            if passage in seen:
+                start, end = word[i].start(), word[i + minimum_words - 1].end()
+                if found and start <= found[-1][1]:
+                    found[-1] = (found[-1][0], end)
+                else:
+                    found.append((start, end))
+            seen.add(passage)
+        plain = folded(text)
+        if plain and plain in whole:
+            stripped = text.strip()
+            start = text.index(stripped)
+            found = [(start, start + len(stripped))]
+        whole.add(plain)
+        spans.append(found)
+    return spans[1:]
+
+
+def repeated_phrase(transcript: Transcript, onset: int = 1, minimum_words: int = 5) -> str:
+    """The most telling phrase that comes more than once within messages from turn `onset` on; empty if there is none.
+
+    Of all phrases of `minimum_words` to `MAX_PHRASE_WORDS` words, the one with the most words in its repeats:
+    (times - 1) x words, copies that overlap counted once; of equals the longest.
+    """
+    texts = [m.content for m in transcript.messages if m.turn >= onset and isinstance(m.content, str)]
+    word: list[tuple[str, int, int, int]] = []  # folded word, number of its text, start, end
+    for number, text in enumerate(texts):
+        word.extend((w[0].casefold(), number, w.start(), w.end()) for w in _WORD.finditer(text))
+        if len(word) >= MAX_SEARCHED_WORDS:
+            break
+    del word[MAX_SEARCHED_WORDS:]
+    best, phrase = 0, ""
+    # the group of a place: places of one group begin with the same `size` words; a longer phrase that repeats begins
+    # with a shorter one that does, so only groups of two and more are ever looked at again
+    group = dict.fromkeys(range(len(word)), 0)
+    for size in range(1, MAX_PHRASE_WORDS + 1):
+        places: dict[tuple[int, str], list[int]] = {}
+        for i, number in group.items():
+            end = i + size - 1
+            if end < len(word) and word[end][1] == word[i][1]:
+                places.setdefault((number, word[end][0]), []).append(i)
+        repeated = [equal for equal in places.values() if len(equal) > 1]
+        group = {i: number for number, equal in enumerate(repeated) for i in equal}
+        if size < minimum_words:
+            continue
+        for equal in repeated:
+            score = size * (_apart(equal, size) - 1)
+            if score and score >= best:
+                first, last = word[equal[0]], word[equal[0] + size - 1]
+                best, phrase = score, texts[first[1]][first[2] : last[3]]
+    return clipped(phrase)
+
+
+def _apart(places: Sequence[int], size: int) -> int:
+    """How many of these ascending places can be taken so that phrases of `size` words do not overlap."""
+    count, free = 0, 0
+    for place in places:
+        if place >= free:
+            count, free = count + 1, place + size
+    return count
