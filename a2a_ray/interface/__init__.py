@@ -1,0 +1,1 @@
+"""What people touch: the command line, the report and the view of a conversation as a chat."""

@@ -1,0 +1,300 @@
+"""One self-contained HTML file that shows a run: no network, readable on a phone, harmless whatever agents said."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from a2a_ray.core.errors import BadInput
+from a2a_ray.core.message import Message
+from a2a_ray.interface import figures
+from a2a_ray.interface.chat import ending, is_blank, segments, speaker_places, vector_text
+from a2a_ray.interface.hostile import clean, clean_line
+from a2a_ray.interface.report_data import ConversationItem, ReportData, Table
+
+SHOWN_LOOPED = 200
+"""At most so many looped conversations are shown as chats."""
+
+SHOWN_OTHERS = 50
+"""So many of the others are shown, drawn at random; and at most so many failed ones."""
+
+TEXT_LIMIT = 20_000
+"""A message is cut after so many characters."""
+
+PAGE_LIMIT = 2_500_000
+"""No further conversation is shown once so many bytes are: a phone must open the page, 4.8 MB of which are plotly."""
+
+BUBBLE_BYTES = 220
+"""What the page needs for a message besides its text."""
+
+LISTED_FAILURES = 500
+"""At most so many failed conversations are listed."""
+
+
+_FIGURES = re.compile(r"[\d.,%°×±/ e–-]+|[\d.,]+ ?%? (to|of) [\d.,]+ ?%?")
+
+
+class Piece(NamedTuple):
+    """A stretch of a message, and whether it was said before."""
+
+    text: str
+    repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bubble:
+    """One message of a chat; `place` of the speaker gives side and colour, `cut` counts what is not shown."""
+
+    turn: int
+    speaker: str
+    place: int
+    kind: str
+    pieces: list[Piece]
+    cut: int
+    onset: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation as the page shows it; `number` is its place on the page and its anchor."""
+
+    number: int
+    item: ConversationItem
+    opening: Bubble | None
+    bubbles: list[Bubble]
+    ending: str
+
+
+def write_report(path: str | Path, data: ReportData) -> Path:
+    """Writes the report, all or nothing, and gives its path. Raises BadInput where it cannot be written."""
+    path = Path(path)
+    page = render_report(data).encode("utf-8", errors="replace")
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(page)
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise BadInput(f"{path}: {error.strerror or error}; choose another file with -o") from error
+    return path
+
+
+def render_report(data: ReportData) -> str:
+    """The report as one HTML page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    templates = Environment(
+        loader=PackageLoader("a2a_ray.interface"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    templates.tests["figure"] = _is_figure
+    templates.filters |= {"clean": clean, "line": clean_line, "cell": _cell, "setting": _setting}
+    # A script runs only where its hash is listed: should anything ever slip through the escaping, it stays dead text.
+    scripts = [get_plotlyjs(), (Path(__file__).parent / "templates" / "report.js").read_text(encoding="utf-8")]
+    shown = choose(data.conversations)
+    chats = [_chat(number, item) for number, item in enumerate(shown)]
+    page = templates.get_template("report.html.j2").render(
+        data=data,
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=[_hash(script) for script in scripts],
+        css=Markup((Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")),
+        chats=chats,
+        shown=shown_in_words(data.conversations, shown),
+        loops=loops_by_cell(data.conversations),
+        failures=[item for item in data.conversations if item.failed],
+        listed_failures=LISTED_FAILURES,
+        numbers={item.id: number for number, item in enumerate(shown)},
+        **_figures(data, shown),
+    )
+    return page.lstrip()
+
+
+def choose(items: Sequence[ConversationItem]) -> list[ConversationItem]:
+    """The conversations to show: looped ones, failed ones and a sample of the others, up to the limits above."""
+    looped = [i for i in items if i.looped]
+    failed = [i for i in items if i.failed and not i.looped]
+    others = [i for i in items if not i.looped and not i.failed]
+    sample = sorted(random.Random(0).sample(range(len(others)), min(SHOWN_OTHERS, len(others))))
+    groups = [looped[:SHOWN_LOOPED], failed[:SHOWN_OTHERS], [others[i] for i in sample]]
+    # where the room does not suffice, each group keeps the same share of itself
+    shares = sorted((at / len(group), place, at) for place, group in enumerate(groups) for at in range(len(group)))
+    room = PAGE_LIMIT
+    chosen: list[tuple[int, int]] = []
+    for _, place, at in shares:
+        room -= _page_bytes(groups[place][at])
+        if room < 0 and chosen:
+            break
+        chosen.append((place, at))
+    return [groups[place][at] for place, at in sorted(chosen)]
+
+
+def shown_in_words(items: Sequence[ConversationItem], shown: Sequence[ConversationItem]) -> str:
+    """Says which conversations are shown, where it is not all of them; empty where it is."""
+    if len(shown) == len(items):
+        return ""
+    parts = []
+    for what, mine in (
+        ("that looped", lambda i: i.looped),
+        ("that failed", lambda i: i.failed and not i.looped),
+        ("others", lambda i: not i.looped and not i.failed),
+    ):
+        there, here = sum(map(mine, items)), sum(map(mine, shown))
+        if there:
+            chosen = ", drawn at random," if what == "others" and here < there else ""
+            parts.append(f"{'all' if here == there else f'{here:,}{chosen} of the'} {there:,} {what}")
+    return f"Shown here: {'; '.join(parts)}. Tables and means count all {len(items):,} conversations."
+
+
+def loops_by_cell(items: Sequence[ConversationItem]) -> Table | None:
+    """How many conversations looped in each cell, by which rule, and when; None without text conversations."""
+    texts = [i for i in items if i.is_text]
+    if not texts:
+        return None
+    rules = sorted({i.rule for i in texts if i.rule is not None})
+    columns = ["setting", "conversations", "looped", "share looped", "95 % interval"]
+    columns += [f"by {rule.replace('_', ' ')}" for rule in rules] + ["median onset (turn)"]
+    cells = list(dict.fromkeys(i.cell for i in texts))
+    rows: list[list[str | int | float | None]] = []
+    for cell in [*cells, None] if len(cells) > 1 else cells:
+        mine = [i for i in texts if cell is None or i.cell == cell]
+        looped = [i for i in mine if i.looped]
+        count = Counter(i.rule for i in looped)
+        low, high = wilson_interval(len(looped), len(mine))
+        onsets = [i.onset for i in looped if i.onset is not None]
+        rows.append(
+            [
+                "all" if cell is None else cell or "all",
+                len(mine),
+                len(looped),
+                f"{len(looped) / len(mine):.0%}",
+                f"{low:.0%} to {high:.0%}",
+                *(count[rule] for rule in rules),
+                median(onsets) if onsets else None,
+            ]
+        )
+    return Table("", columns, rows)
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927), within [0, 1]; trials > 0."""
+    share = successes / trials
+    centre = share + z * z / (2 * trials)
+    half = z * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
+    scale = 1 + z * z / trials
+    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+
+
+def _figures(data: ReportData, shown: Sequence[ConversationItem]) -> dict[str, Any]:
+    """The figures for the template, and `figures`: anchor on the page -> plotly JSON."""
+    page: dict[str, figures.Figure] = {}
+
+    def put(anchor: str, named: Sequence[tuple[str, figures.Figure]]) -> list[tuple[str, str]]:
+        page.update((f"{anchor}-{i}", figure) for i, (_, figure) in enumerate(named))
+        return [(f"{anchor}-{i}", title) for i, (title, _) in enumerate(named)]
+
+    for anchor, figure in (
+        ("plateau", figures.plateau(data.plateau)),
+        ("special", figures.special_pairs(data.plateau)),
+    ):
+        if figure is not None:
+            page[anchor] = figure
+    measured = [i for i in data.conversations if i.distances]
+    cells = list(dict.fromkeys(i.cell for i in measured))
+    names = figures.distance_names(measured)
+    here = {item.id for item in shown}
+    points = [p for p in data.trajectory if p.conversation in here and isfinite(p.x) and isfinite(p.y)]
+    number = {item.id: at for at, item in enumerate(shown)}
+    panels = {
+        "error_panels": put("error", figures.error_per_round(data.errors)),
+        "mean_panels": put("mean", figures.mean_distances(measured, cells[: figures.CELL_COLOURS])),
+        "map_panels": put("map", figures.trajectory(points)),
+    }
+    if names:
+        page["conversation"] = figures.conversation_template(names)
+    return panels | {
+        "figures": page,
+        "series": {number[i.id]: figures.conversation_series(i, names) for i in shown if i.distances},
+        "positions": figures.positions(points, number),
+        "cells": cells,
+        "cell_titles": [cell or "all conversations" for cell in cells[: figures.CELL_COLOURS]],
+        "plateau_agents": figures.agents_of(data.plateau),
+        "error_agents": figures.agents_of(data.errors),
+        "distance_titles": [figures.TITLES.get(name, name) for name in names],
+    }
+
+
+def _chat(number: int, item: ConversationItem) -> Chat:
+    transcript = item.transcript
+    places = speaker_places(transcript)
+    bubbles: list[Bubble] = []
+    marked = item.onset is None
+    for at, message in enumerate(transcript.messages):
+        onset = not marked and message.turn >= (item.onset or 0)
+        marked = marked or onset
+        spans = item.spans[at] if at < len(item.spans) else ()
+        bubbles.append(_bubble(message, places[message.sender], spans, onset))
+    opening = None if is_blank(transcript.opening.content) else _bubble(transcript.opening, 0, (), False)
+    return Chat(number, item, opening, bubbles, ending(transcript))
+
+
+def _bubble(message: Message, place: int, spans: Sequence[tuple[int, int]], onset: bool) -> Bubble:
+    content = message.content
+    if is_blank(content):
+        pieces, cut = [], 0
+    elif isinstance(content, str):
+        pieces = [Piece(*piece) for piece in segments(content, spans, TEXT_LIMIT)]
+        cut = max(len(content) - TEXT_LIMIT, 0)
+    else:
+        pieces, cut = [Piece(vector_text(content), False)], 0
+    return Bubble(message.turn, message.sender, place, message.kind, pieces, cut, onset)
+
+
+def _page_bytes(item: ConversationItem) -> int:
+    """About how much a conversation adds to the page."""
+    from markupsafe import escape
+
+    texts = [m.content[:TEXT_LIMIT] if isinstance(m.content, str) else "" for m in item.transcript.messages]
+    return sum(len(escape(text).encode("utf-8", "replace")) + BUBBLE_BYTES for text in texts)
+
+
+def _hash(script: str) -> str:
+    """The script as the page's security policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _cell(value: str | int | float | None) -> str:
+    """A cell of a table as text."""
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else clean(value)
+
+
+def _is_figure(value: str | int | float | None) -> bool:
+    """Whether a cell is set to the right: a number, or a text of numbers."""
+    return not isinstance(value, str) or _FIGURES.fullmatch(value) is not None
+
+
+def _setting(value: object) -> str:
+    """The value of an agent's setting on one line."""
+    return clean_line(value if isinstance(value, str) else str(value), 300)

@@ -1,0 +1,103 @@
+(() => {
+  "use strict";
+  const { figures, series, positions } = JSON.parse(document.getElementById("data").textContent);
+  const config = { responsive: true, displayModeBar: false, doubleClick: false };
+  const drawn = new Map(); // element -> function that gives its figure, to draw again when light turns dark
+
+  // Figures name their colours; the style sheet says what they are, in light and in dark.
+  const resolved = (value, key = "") => {
+    if (Array.isArray(value)) return key === "" || typeof value[0] === "object" ? value.map((v) => resolved(v)) : value;
+    if (value && typeof value === "object")
+      return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, resolved(v, k)]));
+    if (key.endsWith("color") && typeof value === "string") {
+      const name = /^var\((--[\w-]+)\)$/.exec(value);
+      if (name) return getComputedStyle(document.documentElement).getPropertyValue(name[1]).trim();
+    }
+    return value;
+  };
+
+  const themed = (layout) => {
+    const axis = (a) => ({ gridcolor: "var(--rule-color)", linecolor: "var(--rule-color)", zerolinecolor: "var(--rule-color)", ...a });
+    return {
+      ...layout,
+      autosize: true,
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: "var(--ink-color)" },
+      hoverlabel: { bgcolor: "var(--page)", bordercolor: "var(--rule-color)", font: { color: "var(--ink-color)" } },
+      xaxis: axis(layout.xaxis),
+      yaxis: axis(layout.yaxis),
+    };
+  };
+
+  const draw = (element, figure = drawn.get(element)) => {
+    drawn.set(element, figure);
+    const { data, layout } = figure();
+    Plotly.react(element, resolved(data), resolved(themed(layout)), config);
+  };
+
+  const oneConversation = (number) => () => {
+    const { data, layout } = figures.conversation;
+    const own = series[number];
+    const traces = data.map((trace, i) => ({ ...trace, y: own.series[i], visible: own.series[i].some((v) => v !== null) }));
+    Object.assign(traces.at(-1), { x0: own.step, dx: own.step }); // the drift has a value for every turn
+    if (!own.onset) return { data: traces, layout };
+    const line = { type: "line", x0: own.onset.x, x1: own.onset.x, y0: 0, y1: 1, yref: "paper", line: { color: "var(--onset-color)", width: 2, dash: "dash" } };
+    const left = own.onset.x > own.series[0].length / 2;
+    const text = { x: own.onset.x, y: 1, yref: "paper", yanchor: "top", xanchor: left ? "right" : "left", showarrow: false, text: own.onset.text, font: { color: "var(--onset-color)" }, bgcolor: "var(--page)", opacity: 0.9 };
+    return { data: traces, layout: { ...layout, shapes: [line], annotations: [text] } };
+  };
+
+  const map = (figure, number) => () => {
+    const [lines, turns, chosen] = figure.data;
+    const way = positions[number];
+    const here = way && way.looped === figure.layout.meta ? { x: way.x, y: way.y } : {};
+    return { data: [lines, turns, { ...chosen, ...here }], layout: figure.layout };
+  };
+
+  for (const element of document.querySelectorAll(".plot[data-figure]")) draw(element, () => figures[element.dataset.figure]);
+
+  const chooser = document.getElementById("choose");
+  const choose = () => {
+    const one = document.getElementById("chosen-conversation");
+    if (one) draw(one, oneConversation(chooser.value));
+    for (const element of document.querySelectorAll(".plot[data-map]")) draw(element, map(figures[element.dataset.map], chooser.value));
+  };
+  if (chooser) {
+    chooser.addEventListener("change", choose);
+    choose();
+  }
+
+  for (const talk of document.querySelectorAll(".talk"))
+    talk.addEventListener("toggle", () => {
+      const own = talk.querySelector(".plot[data-conversation]");
+      if (talk.open && own && !drawn.has(own)) draw(own, oneConversation(own.dataset.conversation));
+    });
+
+  const search = document.getElementById("search");
+  if (search) {
+    const talks = [...document.querySelectorAll(".talk")];
+    const count = document.getElementById("found");
+    let wait;
+    const filter = () => {
+      const wanted = search.value.trim().toLowerCase();
+      for (const talk of talks) talk.hidden = wanted !== "" && !talk.textContent.toLowerCase().includes(wanted);
+      count.textContent = wanted ? `${talks.filter((t) => !t.hidden).length} of ${talks.length} conversations` : "";
+    };
+    search.addEventListener("input", () => {
+      clearTimeout(wait);
+      wait = setTimeout(filter, 150);
+    });
+  }
+
+  const openTarget = () => {
+    const target = document.getElementById(location.hash.slice(1));
+    if (!target) return;
+    target.hidden = false; // a search may have put it away
+    if (target.tagName === "DETAILS") target.open = true;
+    target.scrollIntoView(); // drawing has moved it since the browser looked for it
+  };
+  addEventListener("hashchange", openTarget);
+  openTarget();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach((_, element) => draw(element)));
+})();
