@@ -123,7 +123,13 @@ def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
             f"agent {speaker!r} returned {_describe(answer)} at turn {asked.turn}; expected a Message"
             " (return message.reply(content, sender=self.name))"
         )
-    if type(answer.content) is not str:
+    if type(answer.content) is str:
+        if not answer.content.isascii():
+            try:
+                answer.content.encode()
+            except UnicodeEncodeError:  # a lone surrogate: no store and no terminal takes it
+                answer = replace(answer, content=answer.content.encode(errors="replace").decode())
+    else:
         answer = replace(
             answer, content=checked_array(answer.content, asked.content, f"agent {speaker!r} at turn {asked.turn}")
         )

@@ -56,9 +56,9 @@ class Registry:
             return load(name, f"{self.what} {name!r}")
         raise BadInput(unknown(f"{self.what} kind", name, [*self.names(), "module:attr"]))
 
-    def keys(self, name: str | Callable[..., Any]) -> list[str]:
-        """The settings that a kind takes."""
-        return list(_settings_model(self.get(name))[0].model_fields)
+    def keys(self, name: str | Callable[..., Any]) -> dict[str, bool]:
+        """The settings that a kind takes, and whether each must be given."""
+        return {k: f.is_required() for k, f in _settings_model(self.get(name))[0].model_fields.items()}
 
     def build(self, config: Mapping[str, Any], where: str, **fixed: Any) -> Any:
         """The part that `config` describes: its `kind` names it, all other keys are its settings.

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from a2a_ray.core.conversation import DEFAULT_ROUNDS, check_names
 from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.registry import agents as agent_kinds
-from a2a_ray.core.registry import lowered
+from a2a_ray.core.registry import detectors, lowered, protocols, stops
 from a2a_ray.core.seeds import conversation_seed
 from a2a_ray.runtime.openings import read_openings
 from a2a_ray.runtime.sweep import change
@@ -63,7 +63,8 @@ class AgentSpec(BaseModel):
     def turn_settings(self) -> dict[str, Any]:
         """The settings that can go with each message, so that one loaded model serves all cells of a sweep."""
         allowed: frozenset[str] = getattr(agent_kinds.get(self.kind), "turn_options", frozenset())
-        return {k: v for k, v in self.settings.items() if k in allowed}
+        must = agent_kinds.keys(self.kind)  # what the agent cannot be made without stays with it
+        return {k: v for k, v in self.settings.items() if k in allowed and not must.get(k)}
 
     def pool_key(self) -> str:
         """Equal for two specifications that one pool of actors can serve."""
@@ -96,6 +97,7 @@ class Experiment(BaseModel):
     stop: list[Settings] = []
     observers: list[Settings] = []
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
+    _source: str = PrivateAttr("specification")
 
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
@@ -136,7 +138,9 @@ class Experiment(BaseModel):
             raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
         if isinstance(value, dict) and isinstance(value.get("openings"), dict) and "file" in value["openings"]:
             value["openings"]["file"] = str(path.parent / str(value["openings"]["file"]))
-        return cls.parse(value, str(path))
+        experiment = cls.parse(value, str(path))
+        experiment._source = str(path)
+        return experiment
 
     @cached_property
     def cells(self) -> list[Experiment]:
@@ -181,24 +185,29 @@ class Experiment(BaseModel):
 
     def check(self) -> None:
         """Builds every part once, on this machine, without loading anything heavy. Raises BadInput."""
-        from a2a_ray.core.registry import detectors, protocols, stops
-
         seen: set[str] = set()
         for changes, cell in zip(self.changes, self.cells, strict=True):
-            label = f"{changes} " if changes else ""
-            protocols.build(cell.protocol, f"{label}protocol")
-            for i, stop in enumerate(cell.stop):
-                stops.build(stop, f"{label}stop.{i}")
-            for i, observer in enumerate(cell.observers):
-                detectors.build(observer, f"{label}observers.{i}")
-            _ = cell.opening_contents
-            for i, spec in enumerate(cell.agents):
-                key = json.dumps(spec.settings, sort_keys=True, default=plain)
-                if key not in seen:
-                    agent = spec.build(f"{label}agents.{i}")
-                    if hasattr(agent, "check"):
-                        agent.check()
-                    seen.add(key)
+            try:
+                cell._check_parts(seen)
+            except BadInput as error:
+                where = f" (in the setting {', '.join(f'{k}: {v}' for k, v in changes.items())})" if changes else ""
+                raise BadInput(f"{self._source}: {error}{where}") from None
+
+    def _check_parts(self, seen: set[str]) -> None:
+        """The parts of one cell; agents that were seen before are left out."""
+        protocols.build(self.protocol, "protocol")
+        for i, stop in enumerate(self.stop):
+            stops.build(stop, f"stop.{i}")
+        for i, observer in enumerate(self.observers):
+            detectors.build(observer, f"observers.{i}")
+        _ = self.opening_contents
+        for i, spec in enumerate(self.agents):
+            key = json.dumps(spec.settings, sort_keys=True, default=plain)
+            if key not in seen:
+                agent = spec.build(f"agents.{i}")
+                if hasattr(agent, "check"):
+                    agent.check()
+                seen.add(key)
 
     def tasks(self) -> Iterator[Task]:
         """Every conversation, in order of its id."""
@@ -253,5 +262,5 @@ def explain(error: ValidationError) -> str:
         return f"key {place!r} is missing"
     if first["type"] == "value_error":
         return lowered(first["msg"])
-    shown = "" if first["type"] == "extra_forbidden" else f": {str(first['input'])[:60]!r}"
+    shown = "" if first["type"] == "extra_forbidden" else f": {repr(first['input'])[:60]}"
     return f"{place}{shown}; {' or '.join(dict.fromkeys(lowered(e['msg']) for e in same))}"

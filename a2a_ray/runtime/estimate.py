@@ -1,0 +1,84 @@
+"""What a run will take, before it is started: conversations, turns, calls, tokens, money."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from a2a_ray.runtime.experiment import AgentSpec, Experiment
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English text; the usual rule of thumb."""
+ASSUMED_ANSWER = 500
+"""Tokens of an answer where the agent's settings set no limit."""
+
+
+class Estimate(NamedTuple):
+    """At most so much: every conversation runs to its limit and every answer is as long as it may be.
+
+    cost: in the currency of `price`; None where no agent has one. assumed: agents without a token limit.
+    """
+
+    conversations: int
+    turns: int
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost: float | None
+    assumed: list[str]
+
+
+def estimate(experiment: Experiment) -> Estimate:
+    """The estimate of an experiment. Calls are model calls and others alike, bids included."""
+    calls = tokens_in = tokens_out = 0
+    cost: float | None = None
+    assumed: set[str] = set()
+    for cell in experiment.cells:
+        talks = len(cell.opening_contents) * cell.repeats
+        answers = [_answer(spec, assumed) for spec in cell.agents]
+        opening = max((_length(o) for o in cell.opening_contents), default=0)
+        bids = len(cell.agents) if cell.protocol == {"kind": "adaptive"} or cell.protocol.get("by") == "bid" else 0
+        calls += talks * cell.limit * (1 + bids)
+        for turn in range(cell.limit):
+            who = turn % len(cell.agents)
+            if answers[who] == 0:
+                continue
+            shown = _shown(cell.protocol.get("show", "last"), turn, max(answers), opening) + _instructions(
+                cell.agents[who]
+            )
+            tokens_in += talks * shown
+            tokens_out += talks * answers[who]
+            price = cell.agents[who].price
+            if price is not None:
+                cost = (cost or 0.0) + talks * (shown * price.input + answers[who] * price.output) / 1e6
+    conversations, turns = experiment.size()
+    return Estimate(conversations, turns, calls, tokens_in, tokens_out, cost, sorted(assumed))
+
+
+def _answer(spec: AgentSpec, assumed: set[str]) -> int:
+    """Most tokens of one answer; 0 for agents that are no language models."""
+    if spec.kind == "hf":
+        return int(spec.settings.get("max_new_tokens", 50))
+    if spec.kind != "openai":
+        return 0
+    limit = spec.settings.get("max_tokens")
+    if limit is None:
+        assumed.add(spec.name)
+    return int(limit or ASSUMED_ANSWER)
+
+
+def _shown(show: Any, turn: int, answer: int, opening: int) -> int:
+    """Tokens shown at a turn (counted from 0) when every answer is as long as it may be."""
+    if show == "all":
+        return opening + turn * answer
+    if isinstance(show, dict) and "characters" in show:
+        return int(min(show["characters"] / CHARACTERS_PER_TOKEN, opening + turn * answer))
+    last = show.get("last", 1) if isinstance(show, dict) else 1
+    return int(last) * answer if turn >= last else opening + turn * answer
+
+
+def _instructions(spec: AgentSpec) -> int:
+    return len(spec.settings.get("instructions") or "") // CHARACTERS_PER_TOKEN
+
+
+def _length(opening: Any) -> int:
+    return len(opening) // CHARACTERS_PER_TOKEN if isinstance(opening, str) else 0
