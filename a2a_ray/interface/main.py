@@ -1,0 +1,236 @@
+"""The command line. Everything heavy is imported inside the command that needs it, so that help comes at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from a2a_ray.core.errors import A2AError, BadInput, PlacementError
+
+if TYPE_CHECKING:
+    from a2a_ray.runtime.store import Run
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Run agent-to-agent conversations on Ray, keep every turn, and find biased equilibria and loops in them.
+
+    Start with:  a2a-ray demo                 both phenomena, on this machine, no key, no download
+    Your own:    a2a-ray new && a2a-ray run experiment.yaml
+    Then:        a2a-ray ls, show, analyze, report, export; resume goes on where a run stopped
+
+    Exit status: 0 all done; 1 some conversations failed; 2 bad input, nothing started; 130 interrupted (resumable).""",
+)
+
+Spec = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="Specification; `a2a-ray new` writes one.")]
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URI of a run; `a2a-ray ls` lists them.")]
+Source = Annotated[str, typer.Argument(metavar="RUN|FILE.jsonl", help="A run, or transcripts in the exchange format.")]
+Storage = Annotated[str, typer.Option(metavar="DIR|URI", help="Where runs are kept: a folder or an object store.")]
+Workers = Annotated[int | None, typer.Option(metavar="N", help="Worker actors that hold conversations.")]
+Address = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster to use; a local Ray by default.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
+EmbedderName = Annotated[
+    str, typer.Option("--embedder", metavar="NAME|none", help="Sentence-embedding model, or none (word measures only).")
+]
+DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@app.command()
+def demo(
+    full: Annotated[bool, typer.Option("--full", help="50 openings instead of 12: some minutes.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run and report.html go.")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Show both phenomena from real runs on this machine: a biased equilibrium, and convergence into loops."""
+    from a2a_ray.interface.demo import run_demo
+
+    result = run_demo(out, full)
+    if as_json:
+        print(json.dumps(result))
+
+
+@app.command()
+def new(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="File to write.")] = Path("experiment.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it is there.")] = False,
+) -> None:
+    """Write a commented specification to start from."""
+    from importlib import resources
+
+    if path.exists() and not force:
+        raise BadInput(f"{path}: is there already; choose another name, or --force to overwrite it")
+    text = resources.files("a2a_ray").joinpath("interface/templates/experiment.yaml").read_text(encoding="utf-8")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror or error}") from None
+    say(f"Wrote {path}. Try: a2a-ray run {path} --dry-run")
+
+
+@app.command()
+def run(
+    spec: Spec,
+    storage: Storage = "runs",
+    workers: Workers = None,
+    address: Address = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and start nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold every conversation of a specification and keep every turn."""
+    from a2a_ray.runtime.experiment import Experiment
+
+    experiment = Experiment.load(spec)
+    if dry_run:
+        from a2a_ray.interface.tables import show_estimate
+        from a2a_ray.runtime.estimate import estimate
+
+        experiment.check()
+        show_estimate(estimate(experiment), as_json)
+        return
+    from a2a_ray.runtime.run import run_many
+
+    finish(run_many(experiment, storage=storage, workers=workers, address=address), as_json)
+
+
+@app.command()
+def resume(
+    path: RunPath,
+    workers: Workers = None,
+    address: Address = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Let failed conversations go on too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Go on with a run where it stopped."""
+    from a2a_ray.runtime.run import resume as go_on
+
+    finish(go_on(path, workers=workers, address=address, retry_failed=retry_failed), as_json)
+
+
+@app.command("ls")
+def list_runs(storage: Storage = "runs", as_json: Json = False) -> None:
+    """List the runs in a storage folder."""
+    from a2a_ray.interface.tables import show_runs
+    from a2a_ray.runtime.store import open_run, run_names
+
+    show_runs([open_run(name) for name in run_names(storage)], storage, as_json)
+
+
+@app.command()
+def show(
+    source: Source,
+    conversation: Annotated[str | None, typer.Argument(metavar="CONVERSATION", help="Id of one conversation.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", help="Most conversations to print; 0 for all.")] = 5,
+) -> None:
+    """Print transcripts as a chat, with what repeats marked."""
+    from rich.console import Console
+
+    from a2a_ray.analysis.repetition import find_repetition, repeated_spans
+    from a2a_ray.interface.chat import render_chat
+    from a2a_ray.interface.results import load_source
+
+    _, transcripts = load_source(source, conversation)
+    console = Console()
+    for transcript in transcripts[: limit or None]:
+        found = find_repetition(transcript)
+        render_chat(transcript, console, spans=repeated_spans(transcript), onset=found.onset if found else None)
+    if limit and len(transcripts) > limit:
+        more = len(transcripts) - limit
+        say(
+            f"{more} more conversations: --limit 0 prints all; a2a-ray show {source} ID prints one. Ids run from"
+            f" {transcripts[0].id} to {transcripts[-1].id}."
+        )
+
+
+@app.command()
+def analyze(source: Source, embedder: EmbedderName = DEFAULT_EMBEDDER, as_json: Json = False) -> None:
+    """Find loops (and, for LSA agents, equilibria) in a run or in anybody's transcripts."""
+    from a2a_ray.interface.results import analyze_source
+    from a2a_ray.interface.tables import show_results
+
+    show_results(analyze_source(source, embedder), as_json)
+
+
+@app.command()
+def report(
+    source: Source,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="HTML file to write.")] = Path("report.html"),
+    embedder: EmbedderName = DEFAULT_EMBEDDER,
+) -> None:
+    """Write one self-contained HTML file: figures, distances, trajectories, and every conversation as a chat."""
+    from a2a_ray.interface.report import write_report
+    from a2a_ray.interface.results import analyze_source, report_data
+
+    write_report(out, report_data(analyze_source(source, embedder)))
+    say(f"Wrote {out}")
+
+
+@app.command()
+def export(
+    path: RunPath,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="JSONL file to write.")] = Path("run.jsonl"),
+) -> None:
+    """Write a run's transcripts in the exchange format: one conversation a line."""
+    from a2a_ray.core.exchange import write_jsonl
+    from a2a_ray.runtime.store import open_run
+
+    count = write_jsonl(open_run(path).transcripts(), out)
+    say(f"Wrote {count} conversations to {out}")
+
+
+def finish(run: Run, as_json: bool) -> None:
+    """Tells how a run ended; exit status 1 where conversations failed."""
+    from a2a_ray.interface.tables import show_failures
+
+    counts = run.summary()
+    say(f"{run.path}: {counts['done']} of {counts['conversations']} conversations done, {counts['turns']:,} turns.")
+    if as_json:
+        print(json.dumps({"run": run.path, **counts}))
+    if counts["failed"]:
+        show_failures(run)
+        raise typer.Exit(1)
+    if not as_json:
+        say(f"Next: a2a-ray show {run.path}; a2a-ray report {run.path}")
+
+
+def say(sentence: str) -> None:
+    """One line for people, on standard error: standard output is for results."""
+    print(sentence, file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: the commands, with errors as one sentence and the right exit status."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks would stand among the output
+    try:
+        code: Any = app(arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except KeyboardInterrupt:
+        say("Interrupted. What was said is kept; a2a-ray resume RUN goes on (a2a-ray ls lists the runs).")
+        sys.exit(130)
+    except (BadInput, PlacementError) as error:
+        say(f"Error: {error}")
+        sys.exit(2)
+    except A2AError as error:
+        say(f"Error: {error}")
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  (the reader, such as head, has left)
+        sys.exit(0)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of click
+            error.show()
+            sys.exit(error.exit_code)
+        if type(error).__name__ == "Abort":  # click's own wrapping of Ctrl-C
+            sys.exit(130)
+        raise
+
+
+if __name__ == "__main__":
+    main()

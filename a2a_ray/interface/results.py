@@ -1,0 +1,258 @@
+"""From a run, or a file of transcripts, to what was found in it, and to the data of a report."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from a2a_ray.analysis.embedding import Embedder, load_embedder
+from a2a_ray.analysis.repetition import repeated_spans
+from a2a_ray.analysis.text import TextAnalysis, analyze_texts, is_text
+from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.exchange import read_jsonl
+from a2a_ray.core.transcript import FAILED, Transcript
+from a2a_ray.interface.plateau import Pair, pairs_of
+from a2a_ray.interface.report_data import AgentEntry, BigNumber, ConversationItem, ReportData, Table, TrajectoryPoint
+from a2a_ray.runtime.store import MANIFEST, Run, open_run
+
+LOOPS = "Loops per setting"
+"""Title of the table that says how many conversations looped."""
+TRAJECTORIES = 40
+"""Most conversations on the t-SNE map: more cannot be told apart."""
+
+
+@dataclass
+class Results:
+    """What was found: `texts` per text conversation, `pairs` per LSA pair; `run` is None for a file."""
+
+    source: str
+    run: Run | None
+    transcripts: list[Transcript]
+    texts: list[TextAnalysis]
+    pairs: list[Pair]
+    embedder: Embedder | None
+    problems: list[str] = field(default_factory=list)
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """The setting that each conversation belongs to, in words; by id."""
+        if self.run is None:
+            return dict.fromkeys((t.id for t in self.transcripts), "")
+        names = [cell_label(c) for c in self.run.experiment.changes]
+        return {t.id: names[t.metadata["cell"]] for t in self.transcripts}
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """Summary tables: loops per setting, and pairs measured against predicted."""
+        out = []
+        if self.texts:
+            out.append(self._loop_table())
+        if self.pairs:
+            rows = [
+                (
+                    p.label,
+                    p.gap,
+                    p.measured[0],
+                    p.predicted[0],
+                    p.measured[1],
+                    p.predicted[1],
+                    p.largest_error(),
+                    p.settled_round,
+                )
+                for p in self.pairs
+            ]
+            w, u = self.pairs[0].agent_names
+            columns = ("pair", "gap", w, "closed form", u, "closed form", "error / gap", "settled in round")
+            note = "Each agent's distance from its own objective, read after its own last turn, beside the closed form."
+            out.append(Table("Where pairs of LSA agents settled", columns, rows, note))
+        return out
+
+    def _loop_table(self) -> Table:
+        groups: dict[str, list[TextAnalysis]] = {}
+        for analysis in self.texts:
+            groups.setdefault(self.labels[analysis.id], []).append(analysis)
+        rows = []
+        for label, group in groups.items():
+            onsets = [a.loop.onset for a in group if a.loop]
+            exact = sum(a.exact is not None for a in group)
+            published = sum(a.published is not None for a in group)
+            onset = statistics.median(onsets) if onsets else None
+            rows.append((label or "all", len(group), len(onsets), len(onsets) / len(group), exact, published, onset))
+        columns = ("setting", "talks", "looped", "rate", "exact", "published", "onset")
+        note = "A talk looped if exact repetition or the published rule says so. Onset: median turn."
+        return Table(LOOPS, columns, rows, note)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON value of everything found."""
+        return {
+            "source": self.source,
+            "conversations": len(self.transcripts),
+            "failed": sum(t.status == FAILED for t in self.transcripts),
+            "looped": sum(a.loop is not None for a in self.texts),
+            "problems": self.problems,
+            "embedder": self.embedder.name if self.embedder else None,
+            "pairs": [p.to_dict() for p in self.pairs],
+            "texts": [{"setting": self.labels[a.id], **a.to_dict()} for a in self.texts],
+        }
+
+
+def load_source(source: str, conversation: str | None = None) -> tuple[Run | None, list[Transcript]]:
+    """A run and its transcripts, or those of a JSONL file (no run); problems of the file go to standard error."""
+    if "://" not in source and Path(source).is_file() and Path(source).name != MANIFEST:
+        transcripts, problems = read_jsonl(source)
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        if conversation is not None:
+            chosen = [t for t in transcripts if t.id == conversation]
+            if not chosen:
+                raise BadInput(f"{source}: " + unknown("conversation", conversation, [t.id for t in transcripts[:20]]))
+            transcripts = chosen
+        return None, transcripts
+    run = open_run(source)
+    return run, [run.transcript(conversation)] if conversation is not None else list(run.transcripts())
+
+
+def analyze_source(source: str, embedder_name: str) -> Results:
+    """Analyses a run or a file. Embeddings are kept in the run's folder, so that a second time costs none."""
+    run, transcripts = load_source(source)
+    return analyze(source, run, transcripts, embedder_name)
+
+
+def analyze(source: str, run: Run | None, transcripts: list[Transcript], embedder_name: str) -> Results:
+    """The same for transcripts at hand."""
+    texts = [t for t in transcripts if t.messages and is_text(t)]
+    embedder: Embedder | None = None
+    if texts:
+        folder = Path(run.path) if run is not None and "://" not in run.path else None
+        embedder = load_embedder(embedder_name, folder / "embeddings.parquet" if folder else None, dtype="auto")
+    found = _with_progress(texts, embedder) if embedder else analyze_texts(texts, None)
+    if embedder is not None:
+        embedder.save()
+    pairs = pairs_of(run, transcripts) if run is not None else []
+    return Results(source, run, transcripts, found, pairs, embedder)
+
+
+def report_data(
+    results: Results, title: str = "", headline: Sequence[str] = (), numbers: Sequence[BigNumber] = ()
+) -> ReportData:
+    """Everything that the report shows."""
+    import yaml
+
+    by_id = {a.id: a for a in results.texts}
+    run = results.run
+    shown = [t for t in results.transcripts if t.id in by_id or t.status == FAILED or not results.pairs]
+    looped = sum(a.loop is not None for a in results.texts)
+    failed = sum(t.status == FAILED for t in results.transcripts)
+    if not headline and results.texts:
+        headline = [f"{looped} of {len(results.texts)} conversations converged into a loop."]
+    if not numbers:
+        numbers = [BigNumber(f"{len(results.transcripts):,}", "conversations")]
+        if results.texts:
+            numbers.append(BigNumber(f"{looped} of {len(results.texts)}", "looped"))
+        if failed:
+            numbers.append(BigNumber(str(failed), "failed"))
+    return ReportData(
+        title=title or (Path(run.path).name if run else Path(results.source).name),
+        headline=headline,
+        numbers=numbers,
+        tables=[t for t in results.tables if t.title != LOOPS],  # the report makes its own table of loops
+        plateau=[point for p in results.pairs for point in p.points()],
+        errors=[series for p in results.pairs for series in p.series()],
+        conversations=[_item(t, by_id.get(t.id), results.labels[t.id]) for t in shown],
+        trajectory=_trajectory(results),
+        run=_facts(run) if run else {"file": results.source},
+        agents=[AgentEntry(a.name, str(a.kind), a.model_extra or {}) for a in run.experiment.agents] if run else [],
+        specification=yaml.safe_dump(run.manifest["experiment"], sort_keys=False, allow_unicode=True) if run else "",
+    )
+
+
+def cell_label(changes: dict[str, Any]) -> str:
+    """A cell of a sweep in words: its label, else what it changes."""
+    if "label" in changes:
+        return str(changes["label"])
+    return ", ".join(f"{key} = {value}" for key, value in changes.items())
+
+
+def _item(transcript: Transcript, analysis: TextAnalysis | None, label: str) -> ConversationItem:
+    if analysis is None:
+        return ConversationItem(transcript, label)
+    loop = analysis.loop
+    return ConversationItem(
+        transcript,
+        label,
+        rule=loop.rule if loop else None,
+        onset=loop.onset if loop else None,
+        phrase=loop.phrase if loop else None,
+        distances={name: values.tolist() for name, values in analysis.rounds.items()},
+        drift=analysis.drift.tolist(),
+        spans=repeated_spans(transcript),
+    )
+
+
+def _trajectory(results: Results) -> list[TrajectoryPoint]:
+    """The t-SNE map of the outputs of up to TRAJECTORIES conversations, looped ones first."""
+    if results.embedder is None or not results.texts:
+        return []
+    import numpy as np
+
+    from a2a_ray.analysis.trajectory import even_sample, tsne
+
+    chosen = sorted(results.texts, key=lambda a: a.loop is None)[:TRAJECTORIES]
+    by_id = {t.id: t for t in results.transcripts}
+    places = [(m, a) for a in chosen for m in by_id[a.id].messages if str(m.content).strip()]
+    if len(places) < 3:
+        return []
+    places = [places[i] for i in even_sample(len(places))]
+    points = tsne(np.asarray(results.embedder.encode([str(m.content) for m, _ in places])))
+    return [
+        TrajectoryPoint(float(x), float(y), message.turn, analysis.id, analysis.loop is not None)
+        for (x, y), (message, analysis) in zip(points, places, strict=True)
+    ]
+
+
+def _facts(run: Run) -> dict[str, str]:
+    experiment, manifest = run.experiment, run.manifest
+    counts = run.summary()
+    return {
+        "run": run.path,
+        "created": manifest["created"],
+        "conversations": f"{counts['done']} done, {counts['failed']} failed, of {counts['conversations']}",
+        "turns": f"{counts['turns']:,}",
+        "seed": str(experiment.seed),
+        "protocol": str(experiment.protocol),
+        "limit": f"{experiment.limit} turns",
+        "repeats": str(experiment.repeats),
+        "settings": str(len(experiment.cells)),
+        "git commit": str(manifest.get("git_commit") or "none"),
+        "versions": ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()),
+    }
+
+
+def _with_progress(texts: list[Transcript], embedder: Embedder) -> list[TextAnalysis]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with _half_the_cores(), Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("embedding", total=None)
+        return analyze_texts(texts, embedder, progress=lambda n, total: bar.update(task, completed=n, total=total))
+
+
+@contextmanager
+def _half_the_cores() -> Iterator[None]:
+    """Torch works on half of the cores: with all of them taken it is five times slower once anything else runs."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

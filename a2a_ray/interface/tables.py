@@ -1,0 +1,105 @@
+"""What commands print: tables on a terminal, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from a2a_ray.interface.hostile import clean
+
+if TYPE_CHECKING:
+    from a2a_ray.interface.results import Results
+    from a2a_ray.runtime.estimate import Estimate
+    from a2a_ray.runtime.store import Run
+
+SHOWN = 20
+"""Most rows that a list of conversations prints."""
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> None:
+    """A table on standard output; numbers to the right, every text neutralised."""
+    table = Table(title=Text(clean(title)), title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    for i, name in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    console = Console()
+    console.print(table)
+    if note:
+        console.print(clean(note), markup=False, highlight=False)
+    console.print()
+
+
+def show_estimate(what: Estimate, as_json: bool) -> None:
+    """The result of a dry run."""
+    if as_json:
+        print(json.dumps(what._asdict()))
+        return
+    cost = "no price given" if what.cost is None else f"{what.cost:,.2f}"
+    rows = [
+        ("conversations", f"{what.conversations:,}"),
+        ("turns, at most", f"{what.turns:,}"),
+        ("calls, at most", f"{what.calls:,}"),
+        ("tokens in, about", f"{what.input_tokens:,}"),
+        ("tokens out, at most", f"{what.output_tokens:,}"),
+        ("money, at most about", cost),
+    ]
+    note = ""
+    if what.assumed:
+        note = f"Agents without a token limit were taken at 500 tokens an answer: {', '.join(what.assumed)}."
+    print_table("Nothing was started. This run would take:", ("", ""), rows, note)
+
+
+def show_runs(runs: Sequence[Run], storage: str, as_json: bool) -> None:
+    """The runs of a storage folder."""
+    found = [{"run": r.path, "created": r.manifest["created"], **r.summary()} for r in runs]
+    if as_json:
+        print(json.dumps({"runs": found}))
+        return
+    if not found:
+        print(f"No runs in {storage}. Start one: a2a-ray new && a2a-ray run experiment.yaml")
+        return
+    columns = ("run", "created", "conversations", "done", "failed", "turns")
+    print_table(f"Runs in {storage}", columns, [[r[c] for c in columns] for r in found])
+
+
+def show_failures(run: Run) -> None:
+    """The conversations that failed, with their errors, on standard error."""
+    failed = [t for t in run.transcripts() if t.status == "failed"]
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(f"{len(failed)} conversations failed:", markup=False, highlight=False)
+    for transcript in failed[:SHOWN]:
+        text = f"  {transcript.id} after {len(transcript)} turns: {transcript.error}"
+        console.print(clean(text), markup=False, highlight=False)
+    if len(failed) > SHOWN:
+        console.print(f"  and {len(failed) - SHOWN} more (a2a-ray show {run.path} ID).", markup=False, highlight=False)
+    hint = f"Mended? a2a-ray resume {run.path} --retry-failed lets them go on."
+    console.print(hint, markup=False, highlight=False)
+
+
+def show_results(results: Results, as_json: bool) -> None:
+    """The outcome of an analysis."""
+    if as_json:
+        print(json.dumps(results.to_dict()))
+        return
+    for table in results.tables:
+        print_table(table.title, table.columns, table.rows, table.note)
+    looped = [a for a in results.texts if a.loop]
+    rows = [(a.id, a.loop.rule, a.loop.onset, a.loop.phrase[:70]) for a in looped[:SHOWN] if a.loop]
+    if rows:
+        more = f"{len(looped) - SHOWN} more: --json lists all." if len(looped) > SHOWN else ""
+        print_table("Loops found", ("conversation", "rule", "onset", "phrase"), rows, more)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return clean(str(value))
