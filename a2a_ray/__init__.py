@@ -1,1 +1,107 @@
-"""Runs agent-to-agent conversations on Ray, keeps every turn, and finds biased equilibria and loops in them."""
+"""Runs agent-to-agent conversations on Ray, keeps every turn, and finds biased equilibria and loops in them.
+
+The names in `__all__` are the public ones; each is imported when it is first used, so that `import a2a_ray` is quick
+and loads neither Ray nor torch nor NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+if _TYPE_CHECKING:
+    __version__: str
+    from a2a_ray.agents.echo import EchoAgent as EchoAgent
+    from a2a_ray.agents.function import FunctionAgent as FunctionAgent
+    from a2a_ray.agents.hf import HFAgent as HFAgent
+    from a2a_ray.agents.lsa import LSAAgent as LSAAgent
+    from a2a_ray.agents.openai import OpenAIAgent as OpenAIAgent
+    from a2a_ray.agents.replay import ReplayAgent as ReplayAgent
+    from a2a_ray.analysis.embedding import load_embedder as load_embedder
+    from a2a_ray.analysis.published import PublishedRule as PublishedRule
+    from a2a_ray.analysis.repetition import ExactRepetition as ExactRepetition
+    from a2a_ray.analysis.text import analyze_texts as analyze_texts
+    from a2a_ray.core.contracts import Agent as Agent
+    from a2a_ray.core.contracts import Bids as Bids
+    from a2a_ray.core.contracts import Observer as Observer
+    from a2a_ray.core.contracts import Say as Say
+    from a2a_ray.core.contracts import Stop as Stop
+    from a2a_ray.core.contracts import TurnProtocol as TurnProtocol
+    from a2a_ray.core.contracts import Verdict as Verdict
+    from a2a_ray.core.contracts import View as View
+    from a2a_ray.core.conversation import Conversation as Conversation
+    from a2a_ray.core.errors import A2AError as A2AError
+    from a2a_ray.core.errors import AgentError as AgentError
+    from a2a_ray.core.errors import BadAnswer as BadAnswer
+    from a2a_ray.core.errors import BadInput as BadInput
+    from a2a_ray.core.errors import ContextTooSmall as ContextTooSmall
+    from a2a_ray.core.errors import MissingExtra as MissingExtra
+    from a2a_ray.core.errors import PlacementError as PlacementError
+    from a2a_ray.core.errors import StorageError as StorageError
+    from a2a_ray.core.exchange import read_jsonl as read_jsonl
+    from a2a_ray.core.exchange import write_jsonl as write_jsonl
+    from a2a_ray.core.message import Message as Message
+    from a2a_ray.core.stop import MaxTokens as MaxTokens
+    from a2a_ray.core.stop import MaxTurns as MaxTurns
+    from a2a_ray.core.stop import Says as Says
+    from a2a_ray.core.stop import Settled as Settled
+    from a2a_ray.core.stop import StopCondition as StopCondition
+    from a2a_ray.core.transcript import Transcript as Transcript
+    from a2a_ray.protocols.adaptive import Adaptive as Adaptive
+    from a2a_ray.protocols.alternating import Alternating as Alternating
+    from a2a_ray.protocols.helper import Helper as Helper
+    from a2a_ray.protocols.simultaneous import Simultaneous as Simultaneous
+    from a2a_ray.runtime.experiment import Experiment as Experiment
+    from a2a_ray.runtime.pool import remote as remote
+    from a2a_ray.runtime.run import resume as resume
+    from a2a_ray.runtime.run import run_many as run_many
+    from a2a_ray.runtime.store import Run as Run
+    from a2a_ray.runtime.store import open_run as open_run
+
+_NAMES_OF_MODULE = {
+    "agents.echo": "EchoAgent",
+    "agents.function": "FunctionAgent",
+    "agents.hf": "HFAgent",
+    "agents.lsa": "LSAAgent",
+    "agents.openai": "OpenAIAgent",
+    "agents.replay": "ReplayAgent",
+    "analysis.embedding": "load_embedder",
+    "analysis.published": "PublishedRule",
+    "analysis.repetition": "ExactRepetition",
+    "analysis.text": "analyze_texts",
+    "core.contracts": "Agent Bids Observer Say Stop TurnProtocol Verdict View",
+    "core.conversation": "Conversation",
+    "core.errors": "A2AError AgentError BadAnswer BadInput ContextTooSmall MissingExtra PlacementError StorageError",
+    "core.exchange": "read_jsonl write_jsonl",
+    "core.message": "Message",
+    "core.stop": "MaxTokens MaxTurns Says Settled StopCondition",
+    "core.transcript": "Transcript",
+    "protocols.adaptive": "Adaptive",
+    "protocols.alternating": "Alternating",
+    "protocols.helper": "Helper",
+    "protocols.simultaneous": "Simultaneous",
+    "runtime.experiment": "Experiment",
+    "runtime.pool": "remote",
+    "runtime.run": "resume run_many",
+    "runtime.store": "Run open_run",
+}
+_MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names.split()}
+
+__all__ = sorted(_MODULE_OF_NAME)
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("a2a-ray")
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module 'a2a_ray' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"a2a_ray.{_MODULE_OF_NAME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from a2a_ray.core.contracts import Bids, Next, TurnProtocol, View
@@ -30,10 +31,14 @@ class Adaptive(TurnProtocol):
         show: Show = "last",
         repeat: bool = True,
     ) -> None:
+        if by not in ("bid", "score", "observer"):
+            raise BadInput(f"by: {by!r}; expected bid, score or observer")
         if (by == "score") != (score is not None):
             raise BadInput(f"by: {by!r} and score: {score!r}; 'score' is needed with by: score, and only there")
         self._by = by
         self._score = load(score, "score") if isinstance(score, str) else score
+        if score is not None and not callable(self._score):
+            raise BadInput(f"score: {score!r}; expected a function score(transcript, agent_name) -> float")
         self._window = window(show)
         self._repeat = repeat
 
@@ -50,6 +55,8 @@ class Adaptive(TurnProtocol):
             scores = bids
         elif self._by == "score":
             scores = {a: float(self._score(transcript, a)) for a in candidates}
+            if wrong := [a for a, s in scores.items() if not math.isfinite(s)]:
+                raise BadInput(f"score: {scores[wrong[0]]} for agent {wrong[0]!r}; expected finite numbers")
         else:
             scores = next((dict(v.scores) for _, _, v in reversed(transcript.verdicts) if v.scores), {})
         last_turn = {m.sender: m.turn for m in messages}

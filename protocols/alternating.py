@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from a2a_ray.core.contracts import TurnProtocol, View
+from a2a_ray.core.errors import BadInput
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.protocols.windows import Show, window
 
@@ -15,6 +16,8 @@ class Alternating(TurnProtocol):
     """
 
     def __init__(self, show: Show = "last", order: list[str] | None = None) -> None:
+        if order is not None and not order:
+            raise BadInput("order: []; expected at least one name, or leave the key out for the order of the agents")
         self._window = window(show)
         self._order = tuple(order) if order else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from a2a_ray.core.contracts import Next, Say, TurnProtocol, View
+from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import COMBINE, Message
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.protocols.windows import Show, window
@@ -20,6 +21,8 @@ class Simultaneous(TurnProtocol):
     """
 
     def __init__(self, combine: Literal["mean", "join"] | None = None, show: Show = "last") -> None:
+        if combine not in ("mean", "join", None):
+            raise BadInput(f"combine: {combine!r}; expected mean, join or None")
         self._combine = combine
         self._window = window(show)
 
@@ -41,8 +44,15 @@ class Simultaneous(TurnProtocol):
 
 
 def _combined(messages: list[Message], how: str) -> Any:
+    texts = [isinstance(m.content, str) for m in messages]
     if how == "join":
+        if not all(texts):
+            raise BadInput("combine: join is for texts, and an agent said a vector; use mean or none")
         return "\n".join(f"{m.sender}: {m.content}" for m in messages)
     import numpy as np
 
+    shapes = [np.shape(m.content) for m in messages]
+    if any(texts) or len(set(shapes)) > 1:
+        said = ", ".join(f"{m.sender}: {'text' if t else s}" for m, t, s in zip(messages, texts, shapes, strict=True))
+        raise BadInput(f"combine: mean is for vectors of one shape; said was {said}; use join for texts")
     return np.mean(np.stack([np.asarray(m.content) for m in messages]), axis=0)

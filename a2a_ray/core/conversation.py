@@ -17,6 +17,8 @@ from a2a_ray.core.stop import MaxTurns, StopCondition
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
 
 DEFAULT_ROUNDS = 25
+MOST_SILENT = 100
+"""Most records per agent, bids and combinations, without a message: limits count messages only."""
 
 
 class Conversation:
@@ -76,21 +78,25 @@ class Conversation:
     async def __aiter__(self) -> AsyncIterator[Message]:
         """Every record as it is made, bids and combinations included."""
         transcript = self.transcript
-        while transcript.status == RUNNING:
-            reason = self._over()
-            if reason is not None:
-                transcript.status, transcript.reason = DONE, reason
+        try:
+            if transcript.status == RUNNING and self._over():
                 return
-            try:
-                answers = await self._next()
-            except A2AError as error:
-                transcript.status, transcript.error = FAILED, str(error)
+            while transcript.status == RUNNING:
+                for answer in await self._next():
+                    transcript.append(answer)
+                    if self.observers:
+                        self._observe(answer)
+                    # After every record, also within simultaneous turns: a talk that is cut there ends the same way.
+                    over = self._over()
+                    yield answer
+                    if over:
+                        return
+        except Exception as error:
+            sentence = str(error) if isinstance(error, A2AError) else f"{type(error).__name__}: {error}"
+            transcript.status, transcript.error = FAILED, sentence
+            if isinstance(error, A2AError):
                 raise
-            for answer in answers:
-                transcript.append(answer)
-                if self.observers:
-                    self._observe(answer)
-                yield answer
+            raise AgentError(sentence) from error
 
     async def run_async(self) -> Transcript:
         """Runs to the end and gives the transcript; a failing agent raises AgentError."""
@@ -109,23 +115,30 @@ class Conversation:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(asyncio.run, self.run_async()).result()
 
-    def _over(self) -> str | None:
-        reason = self.limit.check(self.transcript)
+    def _over(self) -> bool:
+        """Whether a limit, a stop condition or an observer ends it now; says why in the transcript."""
+        transcript = self.transcript
+        reason = self.limit.check(transcript)
         if reason is None and self.stop is not None:
-            reason = self.stop.check(self.transcript)
-        if reason is None:
-            for turn, name, verdict in reversed(self.transcript.verdicts):
-                if turn < len(self.transcript.turns):
+            reason = self.stop.check(transcript)
+        if reason is None and transcript.verdicts:
+            for turn, name, verdict in reversed(transcript.verdicts):
+                if turn < len(transcript.turns):
                     break
                 if verdict.action == "stop":
-                    return f"{name}: {verdict.reason}"
-        return reason
+                    reason = f"{name}: {verdict.reason}"
+        if reason is not None:
+            transcript.status, transcript.reason = DONE, reason
+        return reason is not None
 
     async def _next(self) -> Sequence[Message]:
         """The next record, or records where several speak at once; none where the protocol stops."""
         transcript = self.transcript
         chosen = self.protocol.speakers(transcript)
         turn = len(transcript.turns) + 1
+        silent = turn - 1 - (transcript.messages[-1].turn if transcript.messages else 0)
+        if silent > MOST_SILENT * len(self.agents):
+            raise AgentError(f"the protocol made {silent} records without a message; it seems to ask for bids for ever")
         if isinstance(chosen, str):
             return (await self._call(chosen, self._ask(chosen, turn)),)
         if isinstance(chosen, Stop):

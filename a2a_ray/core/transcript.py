@@ -88,9 +88,8 @@ class Transcript:
         """
         out: dict[str, Any] = {"id": self.id}
         out.update((k, v) for k, v in self.metadata.items() if k not in ("id", "turns"))
-        if self.status != RUNNING:
-            out["status"] = self.status
-            out.update((k, v) for k, v in (("reason", self.reason), ("error", self.error)) if v)
+        out["status"] = self.status
+        out.update((k, v) for k, v in (("reason", self.reason), ("error", self.error)) if v)
         out["turns"] = [_turn_to_exchange(m) for m in self.messages]
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +46,13 @@ class Pair:
 
     def relative_error(self, i: int) -> float | None:
         """|measured - predicted| residual of agent `i` over the gap; None without a gap."""
-        return abs(self.measured[i] - self.predicted[i]) / self.gap if self.gap > 1e-12 else None
+        error = abs(self.measured[i] - self.predicted[i])
+        return error / self.gap if self.gap > 1e-12 and math.isfinite(error) else None
 
     def largest_error(self) -> float | None:
         """The larger relative error of the two agents."""
-        return None if self.gap <= 1e-12 else max(self.relative_error(i) or 0.0 for i in (0, 1))
+        errors = [e for e in (self.relative_error(0), self.relative_error(1)) if e is not None]
+        return max(errors, default=None)
 
     def points(self) -> list[PlateauPoint]:
         """Where the two settled, for the figure."""
@@ -118,8 +121,7 @@ def _pair(transcript: Transcript, label: str, helped: bool, w: Any, u: Any) -> P
     if helped:  # the helper's turn-wise objective brings W to its own; U then stands there too
         predicted, kind = (0.0, gap), "helper"
     else:
-        settled = two_agent_equilibrium(w.covariance, u.covariance, w.objective, u.objective, w.step_size, u.step_size)
-        predicted = (float(np.linalg.norm(settled.residual_w)), float(np.linalg.norm(settled.residual_u)))
+        predicted = _predicted(w, u)
         kind = "adversary" if gap > 1e-12 and predicted[1] < 1e-10 * gap < predicted[0] else "pair"
     moved = np.linalg.norm(np.diff(said, axis=0), axis=2).max(axis=1)
     scale = max(gap, float(np.linalg.norm(objectives, axis=1).max()))
@@ -137,6 +139,16 @@ def _pair(transcript: Transcript, label: str, helped: bool, w: Any, u: Any) -> P
         errors,
         first if first < len(said) else None,
     )
+
+
+def _predicted(w: Any, u: Any) -> tuple[float, float]:
+    """Residuals of the closed form; NaN where there is no single fixed point (a common null space)."""
+    sizes = (w.step_size, u.step_size, w.inner_steps, u.inner_steps)
+    try:
+        settled = two_agent_equilibrium(w.covariance, u.covariance, w.objective, u.objective, *sizes)
+    except ValueError:
+        return math.nan, math.nan
+    return settled.residual_norm_w, settled.residual_norm_u
 
 
 def _angle(objectives: NDArray[np.float64]) -> float:

@@ -84,10 +84,8 @@ class Worker:
                     if self._stopped:
                         break
         except A2AError:
-            if transcript.status != FAILED:  # not an agent's fault but the store's
+            if transcript.status != FAILED:  # no fault of the conversation but of the store
                 raise
-        except Exception as error:  # a protocol, an observer or a stop condition failed
-            transcript.status, transcript.error = FAILED, f"{type(error).__name__}: {error}"
         if transcript.status != RUNNING and recording.add(end_row(transcript, time.time())):
             await recording.send()
         new = len(transcript) - len(earlier)
@@ -100,7 +98,7 @@ class Worker:
         transcript = Transcript(task.id, names, cell.opening_contents[task.opening], task.seed)
         for message in earlier:
             transcript.append(message)
-        observers = {str(o["kind"]): detectors.build(o, "observers") for o in cell.observers}
+        observers = {f"{o['kind']}-{i}": detectors.build(o, "observers") for i, o in enumerate(cell.observers)}
         return Conversation(
             agents, protocol, turns=cell.limit, stop=stop, observers=observers, options=options, transcript=transcript
         )

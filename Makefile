@@ -1,0 +1,75 @@
+# `make help` lists what there is. `demo` and `test` do all their own set-up.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+# Where torch comes from, if not from pip's own index: the address of an index of CPU builds, say.
+TORCH_INDEX ?=
+# Further arguments for demo and test, e.g. make demo ARGS=--full
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.setup-done
+BENCH := .venv-bench/bin
+BENCH_STAMP := .venv-bench/.setup-done
+# Measured in .venv-bench, where the peers are, if that is there.
+WITH_PEERS := benchmarks/turns.py
+# An empty virtual environment of the first Python at hand that is new enough.
+define new_venv
+python=""; \
+for candidate in $(PYTHON) python3.13 python3.12 python3.11; do \
+  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python="$$candidate"; break; fi; \
+done; \
+if [ -z "$$python" ]; then \
+  echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1 || true). Install one, or: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 2; \
+fi; \
+"$$python" -m venv --clear $(1) || { echo "$$python cannot make a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
+endef
+
+.PHONY: help setup demo test lint bench bench-setup tiny-models clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(STAMP)  ## virtual environment in .venv (TORCH_INDEX=ADDRESS takes torch from there: CPU builds)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { rm -rf .venv; $(call new_venv,.venv); }
+	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/python -m pip install --index-url "$(TORCH_INDEX)" torch==2.13.0; fi
+	$(BIN)/python -m pip install -c constraints.txt -e ".[offline,dev]"
+	@touch $@
+
+demo: setup  ## both phenomena, from real runs (ARGS=--full for more of them)
+	$(BIN)/a2a-ray demo $(ARGS)
+
+test: setup  ## all tests (ARGS="tests/test_core.py -k name" for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## ruff, ruff format, mypy --strict
+	@failed=0; \
+	for check in "ruff check ." "ruff format --check ." mypy; do echo "$$check"; $(BIN)/$$check || failed=1; done; \
+	exit $$failed
+
+bench: setup  ## all benchmarks; each ends with one JSON object
+	@[ -e $(BENCH_STAMP) ] || echo "no peers to compare with: make bench-setup" >&2
+	@for script in benchmarks/*.py; do \
+	  python=$(BIN)/python; \
+	  if [[ " $(WITH_PEERS) " == *" $$script "* && -e $(BENCH_STAMP) ]]; then python=$(BENCH)/python; fi; \
+	  printf '%s ' "$$script"; "$$python" "$$script" | tail -n 1; \
+	done
+
+bench-setup: $(BENCH_STAMP)  ## the frameworks that we compare with, in .venv-bench
+
+# The package itself goes in without its dependencies: what is compared needs only the standard library and pydantic.
+$(BENCH_STAMP): benchmarks/constraints-bench.txt pyproject.toml
+	@$(call new_venv,.venv-bench)
+	$(BENCH)/python -m pip install -c benchmarks/constraints-bench.txt "langgraph==1.2.*" "autogen-agentchat==0.7.5" "autogen-core==0.7.5" pydantic
+	$(BENCH)/python -m pip install --no-deps -e .
+	@touch $@
+
+tiny-models: setup  ## trains the two embedded language models anew (some minutes)
+	$(BIN)/python scripts/tiny_models.py $(ARGS)
+
+clean:  ## removes virtual environments, build results and caches; runs stay
+	rm -rf .venv .venv-bench dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,61 @@
+"""A single layer of linear self-attention over the tokens of a prompt; with its analytic weights, a gradient step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class LSAModule(nn.Module):
+    """Linear self-attention, read at the query token.
+
+    Tokens have d + 1 components: an example is (x_i, y_i), the query is (w, -1). The query token q becomes
+
+        q + 1/n sum_i (value z_i) (z_i . query_key q)
+
+    summed over the n examples z_i alone: the query's own key is masked. The analytic weights, `query_key = I` and
+    `value = -eta diag(1, ..., 1, 0)`, make z_i . q the residual x_i . w - y_i, and the layer one gradient step of size
+    eta on 1/2n |X w - y|^2 (von Oswald et al. 2023, arXiv 2212.07677). Both are parameters of shape (d + 1, d + 1).
+
+    All sums run over the last axis of an elementwise product, so that a row's result has the same bits in any batch;
+    those of matrix products depend on the batch.
+    """
+
+    def __init__(self, dim: int, step_size: float, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        value = -step_size * torch.eye(dim + 1, dtype=dtype)
+        value[dim, dim] = 0.0
+        self.query_key = nn.Parameter(torch.eye(dim + 1, dtype=dtype))
+        self.value = nn.Parameter(value)
+
+    def forward(self, examples: Tensor, query: Tensor) -> Tensor:
+        """The new query tokens, shape (b, d + 1), of `query`, shape (b, d + 1), each after attending to the examples.
+
+        examples: shape (n, d + 1), the same for all, or (b, n, d + 1).
+        """
+        scores = _apply(examples, _apply(self.query_key, query))
+        mixed = _apply(examples.mT.contiguous(), scores)  # sum_i z_i score_i; the value map is linear, so it can wait
+        return query + _apply(self.value, mixed) / examples.shape[-2]
+
+
+def _apply(matrix: Tensor, rows: Tensor) -> Tensor:
+    """matrix @ row for each row: (m, k) or (b, m, k) by (b, k) gives (b, m)."""
+    return (matrix * rows.unsqueeze(-2)).sum(-1)
+
+
+@torch.inference_mode()
+def descend(
+    module: LSAModule, examples: np.ndarray[Any, Any], iterates: np.ndarray[Any, Any], layers: int
+) -> np.ndarray[Any, Any]:
+    """The iterates, shape (b, d), after `layers` passes; examples as in `forward`; all in the module's dtype."""
+    b, d = iterates.shape
+    query = torch.full((b, d + 1), -1.0, dtype=module.value.dtype)
+    query[:, :d] = torch.from_numpy(iterates)
+    tokens = torch.from_numpy(examples)
+    for _ in range(layers):
+        query = module(tokens, query)
+    out: np.ndarray[Any, Any] = query[:, :d].numpy()
+    return out

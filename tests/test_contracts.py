@@ -1,0 +1,283 @@
+"""Every built-in part keeps the contracts; and the contract tests find the parts that do not."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from a2a_ray.agents.echo import EchoAgent
+from a2a_ray.agents.function import FunctionAgent
+from a2a_ray.agents.hf import HFAgent
+from a2a_ray.agents.lsa import LSAAgent
+from a2a_ray.agents.openai import OpenAIAgent
+from a2a_ray.agents.replay import ReplayAgent
+from a2a_ray.analysis.repetition import ExactRepetition
+from a2a_ray.core import registry
+from a2a_ray.core.contracts import Bids, Next, Say, Stop, Verdict, View
+from a2a_ray.core.errors import AgentError
+from a2a_ray.core.message import Content, Message
+from a2a_ray.core.transcript import Transcript
+from a2a_ray.protocols.adaptive import Adaptive
+from a2a_ray.protocols.alternating import Alternating
+from a2a_ray.protocols.helper import Helper
+from a2a_ray.protocols.simultaneous import Simultaneous
+from a2a_ray.testing import check_agent, check_detector, check_protocol
+
+LSA = {"objective": {"angle": 40, "seed": 3}, "dim": 4, "geometry": {"condition": 10}, "step_size": 0.5}
+W = np.array([1.0, -2.0, 0.5, 3.0])
+
+
+class OpenAIOnPaper(OpenAIAgent):
+    """Its server answers with a hash of the request, and refuses every fourth."""
+
+    def _http_client(self) -> httpx2.AsyncClient:
+        def handle(request: httpx2.Request) -> httpx2.Response:
+            said = hashlib.blake2b(request.content, digest_size=8).hexdigest()
+            if said[0] in "0123":
+                return httpx2.Response(400, json={"error": {"message": "refused"}})
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+            return httpx2.Response(200, json={"id": "r", "model": "m", "choices": [choice]})
+
+        return httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
+
+
+def seeded(message: Message) -> str:
+    return f"{message.seed} after {len(message.history)}"
+
+
+async def later(content: str) -> str:
+    if content.endswith("then?"):
+        raise ValueError("no second question")
+    return content.upper()
+
+
+AGENTS: list[tuple[str, Callable[[], Any], Content, dict[str, Any]]] = [
+    ("echo", lambda: EchoAgent("ann", "> "), "Hello.", {}),
+    ("echo", lambda: EchoAgent("ann"), W, {}),
+    ("function", lambda: FunctionAgent("ann", seeded, "message"), "Hello.", {}),
+    ("function", lambda: FunctionAgent("ann", later, bid=len), "Hello.", {}),
+    ("function", lambda: FunctionAgent("ann", np.tanh), W.astype(np.float32), {}),
+    ("replay", lambda: ReplayAgent("ann", {1: "One.", 2: "Two.", 4: "Four."}), "Hello.", {}),
+    ("lsa", lambda: LSAAgent("ann", **LSA), W, {"objective": [0.0, 1.0, 0.0, 0.0]}),
+    ("lsa", lambda: LSAAgent("ann", **LSA, dtype="float32", inner_steps=3), W, {"objective": {"angle": 5}}),
+    ("hf", lambda: HFAgent("ann", "tiny-llama", dtype="float64", max_new_tokens=8), "The value", {"temperature": 0.0}),
+    ("hf", lambda: HFAgent("ann", "tiny-neox", dtype="float64", max_new_tokens=8), "The value", {"top_p": 0.5}),
+    ("openai", lambda: OpenAIOnPaper("ann", "m", base_url="http://server.test/v1", api_key_env=None), "Hi.", {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "make", "content", "options"), AGENTS, ids=lambda v: v if isinstance(v, str) else "")
+def test_agents(kind: str, make: Callable[[], Any], content: Content, options: dict[str, Any]) -> None:
+    check_agent(make(), content, another=make(), options=options)
+
+
+@pytest.mark.parametrize("kind", ["echo", "replay", "lsa", "hf", "openai"])
+def test_pickled_agents_answer_the_same(kind: str) -> None:
+    make, content = next((make, content) for name, make, content, _ in AGENTS if name == kind)
+    check_agent(make(), content, another=pickle.loads(pickle.dumps(make())))
+
+
+@pytest.mark.parametrize("kind", ["echo", "lsa"])
+def test_agents_in_actors_answer_the_same(ray_cluster: None, kind: str) -> None:
+    from a2a_ray.runtime.pool import remote
+
+    make, content = next((make, content) for name, make, content, _ in AGENTS if name == kind)
+    check_agent(make(), content, another=remote(make, num_cpus=0))
+
+
+PROTOCOLS: list[tuple[str, Any, Content]] = [
+    ("alternating", Alternating(), "Hello."),
+    ("alternating", Alternating("all", order=["ann", "ann", "bob"]), W),
+    ("alternating", Alternating({"last": 3}), "Hello."),
+    ("alternating", Alternating({"characters": 30}), "Hello."),
+    ("simultaneous", Simultaneous(), "Hello."),
+    ("simultaneous", Simultaneous("mean", "all"), W),
+    ("simultaneous", Simultaneous("join"), "Hello."),
+    ("adaptive", Adaptive(), "Hello."),
+    ("adaptive", Adaptive(repeat=False, show="all"), W),
+    ("adaptive", Adaptive("score", lambda transcript, name: len(name) * len(transcript) % 3), "Hello."),
+    ("adaptive", Adaptive("observer"), "Hello."),
+    ("helper", Helper(LSA, {"geometry": {"condition": 5, "seed": 2}}), W),
+]
+
+
+@pytest.mark.parametrize("number", [2, 3])
+@pytest.mark.parametrize(("kind", "protocol", "opening"), PROTOCOLS, ids=lambda v: v if isinstance(v, str) else "")
+def test_protocols(kind: str, protocol: Any, opening: Content, number: int) -> None:
+    if kind == "helper" and number != 2:
+        pytest.skip("the helper is for two")
+    check_protocol(protocol, ("ann", "bob", "cid")[:number], opening)
+
+
+DETECTORS: list[tuple[str, Callable[[], Any]]] = [
+    ("exact_repetition", ExactRepetition),
+    ("exact_repetition", lambda: ExactRepetition(1, "stop")),
+]
+
+
+@pytest.mark.parametrize(("kind", "factory"), DETECTORS)
+def test_detectors(kind: str, factory: Callable[[], Any]) -> None:
+    check_detector(factory)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "tried"), [(registry.agents, AGENTS), (registry.protocols, PROTOCOLS), (registry.detectors, DETECTORS)]
+)
+def test_every_built_in_part_is_tried(kinds: registry.Registry, tried: list[Any]) -> None:
+    assert sorted({case[0] for case in tried}) == kinds.names()
+
+
+# --- parts that break a promise are found
+
+
+class Broken(EchoAgent):
+    """Breaks one promise, named by the test."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__("ann")
+        self.how, self.calls = how, itertools.count()
+
+    def step(self, message: Message) -> Message:
+        if self.how == "remembers":
+            return message.reply(f"call {next(self.calls)}", self.name)
+        if self.how == "draws":
+            return message.reply(str(np.random.default_rng().random()), self.name)
+        if self.how == "raises":
+            raise AgentError("never")
+        if self.how == "none":
+            return None  # type: ignore[return-value]
+        if self.how == "signs":
+            return message.reply("Hi.", "bob")
+        if self.how == "vector":
+            return message.reply(W, self.name)
+        if self.how == "metadata":
+            return message.reply("Hi.", self.name, metadata={"set": {1}})
+        return super().step(message)
+
+    def step_batch(self, messages: Any) -> list[Message]:
+        if self.how == "batch":
+            return [m.reply(f"one of {len(messages)}", self.name) for m in messages]
+        if self.how == "short":
+            return [self.step(m) for m in messages[1:]]
+        return super().step_batch(messages)
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("remembers", "second time"),
+        ("draws", "second time"),
+        ("raises", "no message was answered"),
+        ("none", "no message was answered"),
+        ("signs", "signed 'bob'"),
+        ("vector", "ndarray answers"),
+        ("metadata", "no JSON"),
+        ("batch", "a batch of 1 against one by one"),
+        ("short", "0 answers to 1 messages"),
+    ],
+)
+def test_a_broken_agent_is_found(how: str, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_agent(Broken(how), "Hello.")
+
+
+def test_other_faults_of_agents_are_found() -> None:
+    with pytest.raises(AssertionError, match="to `another`"):
+        check_agent(EchoAgent("ann", "a"), another=EchoAgent("ann", "b"))
+    with pytest.raises(AssertionError, match="Python identifier"):
+        check_agent(EchoAgent("no name"))
+    with pytest.raises(AssertionError, match="expected a finite number"):
+        check_agent(FunctionAgent("ann", str, bid=lambda _: float("nan")))
+
+
+class Wrong(Alternating):
+    """Breaks one promise, named by the test."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.calls = how, itertools.count()
+
+    def speakers(self, transcript: Transcript) -> Next:  # type: ignore[override]
+        how = self.how
+        if how == "counts":
+            return transcript.agents[next(self.calls) % 2]
+        if how == "stranger":
+            return "eve"
+        if how == "bids" or (how == "late" and len(transcript)):
+            return Bids(transcript.agents)
+        if how == "nobody":
+            return ()
+        if how == "stops":
+            return Stop("no wish to talk")
+        if how == "says" and len(transcript) % 3 == 2:
+            return Say("all", f"{next(self.calls)}")
+        return super().speakers(transcript)
+
+    def view(self, transcript: Transcript, speaker: str) -> View:
+        view = super().view(transcript, speaker)
+        return view._replace(options={"calls": next(self.calls)}) if self.how == "shows" else view
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("counts", "two answers|goes on otherwise"),
+        ("shows", "two answers"),
+        ("says", "two answers"),
+        ("stranger", "named 'eve'"),
+        ("bids", "no end"),
+        ("late", "no end"),
+        ("nobody", "named no speaker"),
+        ("stops", "before anybody spoke"),
+    ],
+)
+def test_a_broken_protocol_is_found(how: str, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_protocol(Wrong(how))
+
+
+class Careless:
+    """Breaks one promise, named by the test."""
+
+    shared: set[str] = set()  # noqa: RUF012 - the mistake itself
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def update(self, message: Message) -> Verdict:
+        if self.how == "shares":
+            key = f"{message.conversation}{message.turn}"
+            self.shared.add(key)
+            return Verdict("warn", evidence={"seen": len(self.shared)})
+        if self.how == "names":
+            return Verdict("warn" if message.sender == "ann" else "none")
+        if self.how == "clock":
+            return Verdict("warn" if message.created_at else "none")
+        if self.how == "reason":
+            return Verdict("loop", "stop")
+        if self.how == "action":
+            return Verdict("loop", "shout")
+        return Verdict(evidence={"vector": W})
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("shares", "read back from the store|at once"),
+        ("names", "other names"),
+        ("clock", "read back"),
+        ("reason", "without a reason"),
+        ("action", "has action 'shout'"),
+        ("evidence", "no JSON"),
+    ],
+)
+def test_a_broken_detector_is_found(how: str, sentence: str) -> None:
+    with pytest.raises(AssertionError, match=sentence):
+        check_detector(lambda: Careless(how))

@@ -1,0 +1,303 @@
+"""The Ray runtime, on a real Ray: same transcripts wherever agents work, faults kept apart, runs that go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import a2a_ray
+from a2a_ray.core.conversation import Conversation
+from a2a_ray.core.errors import AgentError, BadInput, PlacementError
+from a2a_ray.core.message import Message
+from a2a_ray.runtime.columns import pack, unpack
+from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.runtime.run import resume, run_many
+from a2a_ray.runtime.store import Run, open_run, run_names
+
+
+class Counting:
+    """Says a number that follows from the seed and from what it was shown; light or heavy as the test wants."""
+
+    placement = "worker"
+
+    def __init__(self, name: str, wait: float = 0.0, fail_on: str = "", answer: Any = None) -> None:
+        self.name, self.wait, self.fail_on, self.answer = name, wait, fail_on, answer
+
+    def step(self, message: Message) -> Message:
+        time.sleep(self.wait)
+        if self.fail_on and self.fail_on in str(message.content):
+            raise RuntimeError("this opening is too much")
+        if self.answer == "none":
+            return None  # type: ignore[return-value]
+        return message.reply(
+            f"{message.seed % 1000} after {len(message.history)} and {message.content}"[:60], self.name
+        )
+
+
+class Clever(Counting):
+    """The same by an asynchronous step, with bids."""
+
+    async def step(self, message: Message) -> Message:  # type: ignore[override]
+        return super().step(message)
+
+    def bid(self, message: Message) -> float:
+        return message.seed % 7
+
+
+def said(run: Run) -> dict[str, list[tuple[Any, ...]]]:
+    """Everything but time stamps, by conversation."""
+    return {
+        t.id: [(m.turn, m.kind, m.sender, _content(m), m.seed) for m in (t.opening, *t.turns)] + [(t.status, t.reason)]
+        for t in run.transcripts()
+    }
+
+
+def _content(message: Message) -> Any:
+    return message.content if isinstance(message.content, str) else message.content.tobytes()
+
+
+def spec(kind: Any = Counting, **more: Any) -> dict[str, Any]:
+    protocol = {"kind": "alternating", "show": {"last": 2}}
+    agents = [{"name": "ann", "kind": kind}, {"name": "bob", "kind": kind}]
+    return {"agents": agents, "protocol": protocol, "rounds": 4, "openings": {"first": 9}, "repeats": 2, **more}
+
+
+def held(value: dict[str, Any], storage: Path, **more: Any) -> Run:
+    return run_many(value, storage=storage, progress=False, **more)
+
+
+def placed(value: dict[str, Any], **where: Any) -> dict[str, Any]:
+    return {**value, "agents": [{**a, **where} for a in value["agents"]]}
+
+
+@pytest.mark.parametrize("kind", [Counting, Clever])
+def test_same_transcripts_for_any_workers_and_placement(ray_cluster: None, tmp_path: Path, kind: Any) -> None:
+    alone = said(held(spec(kind), tmp_path, workers=1))
+    assert len(alone) == 18
+    assert alone == said(held(spec(kind), tmp_path, workers=4))
+    assert alone == said(held(placed(spec(kind), placement="actor"), tmp_path, workers=2))
+    assert alone == said(held(placed(spec(kind), placement="actor", replicas=2, max_batch=3), tmp_path))
+
+
+def test_same_transcript_as_without_ray(ray_cluster: None, tmp_path: Path) -> None:
+    run = held(spec(), tmp_path)
+    first = next(run.transcripts())
+    agents = [Counting("ann"), Counting("bob")]
+    protocol = a2a_ray.Alternating(show={"last": 2})
+    again = Conversation(agents, protocol, first.opening.content, rounds=4, seed=first.seed, id=first.id).run()
+    assert [(m.turn, m.sender, m.content, m.seed) for m in first] == [
+        (m.turn, m.sender, m.content, m.seed) for m in again
+    ]
+
+
+def test_adaptive_turns_with_bids_are_recorded_and_equal_anywhere(ray_cluster: None, tmp_path: Path) -> None:
+    value = spec(Clever, protocol={"kind": "adaptive", "by": "bid"}, openings={"first": 2}, repeats=1)
+    light = held(value, tmp_path)
+    assert said(light) == said(held(placed(value, placement="actor"), tmp_path))
+    transcript = next(light.transcripts())
+    assert len(transcript.messages) == 8
+    assert sum(m.kind == "bid" for m in transcript.turns) == 16
+
+
+def test_lsa_agents_are_exact_in_workers_and_in_actors(ray_cluster: None, tmp_path: Path) -> None:
+    lsa = {"kind": "lsa", "dim": 5, "step_size": 0.4}
+    agents = [
+        {"name": "w", **lsa, "objective": {"angle": 0.0}, "geometry": {"examples": 11, "condition": 3.0, "seed": 1}},
+        {"name": "u", **lsa, "objective": {"angle": 70.0}, "geometry": {"examples": 11, "condition": 3.0, "seed": 2}},
+    ]
+    openings = [[float(i + j) for j in range(5)] for i in range(30)]
+    value = {"agents": agents, "rounds": 10, "openings": openings}
+    alone = said(held(value, tmp_path, workers=1))
+    assert alone == said(held(value, tmp_path, workers=4))
+    assert alone == said(held(placed(value, placement="actor"), tmp_path))
+    assert alone == said(held(placed(value, placement="actor", max_batch=7), tmp_path))
+
+
+def test_replay_gives_the_same_talk(ray_cluster: None, tmp_path: Path) -> None:
+    run = held(spec(openings={"first": 2}, repeats=1), tmp_path)
+    file = tmp_path / "run.jsonl"
+    a2a_ray.write_jsonl(run.transcripts(), file)
+    agents = [{"name": n, "kind": "replay", "file": str(file)} for n in ("ann", "bob")]
+    again = held({"agents": agents, "rounds": 4, "openings": {"first": 2}}, tmp_path)
+    texts = {t.id: [m.content for m in t] for t in run.transcripts()}
+    assert {t.id: [m.content for m in t] for t in again.transcripts()} == texts
+
+
+@pytest.mark.parametrize("placement", ["worker", "actor"])
+def test_a_fault_ends_only_its_own_conversation(ray_cluster: None, tmp_path: Path, placement: str) -> None:
+    value = spec(openings=["fine", "a bomb in it", "fine too"], repeats=1)
+    value["agents"][1] |= {"fail_on": "bomb", "placement": placement}
+    run = held(value, tmp_path)
+    status = {t.id: t.status for t in run.transcripts()}
+    assert status == {"0-0-0": "done", "0-1-0": "failed", "0-2-0": "done"}
+    failed = run.transcript("0-1-0")
+    assert len(failed.messages) == 1
+    assert failed.error == "agent 'bob' failed at turn 2: RuntimeError: this opening is too much"
+    assert run.summary() == {"conversations": 3, "done": 2, "failed": 1, "turns": 17}
+
+
+@pytest.mark.parametrize("placement", ["worker", "actor"])
+def test_an_agent_that_returns_none_is_told(ray_cluster: None, tmp_path: Path, placement: str) -> None:
+    value = spec(openings=["x"], repeats=1)
+    value["agents"][0] |= {"answer": "none", "placement": placement}
+    transcript = next(held(value, tmp_path).transcripts())
+    assert transcript.status == "failed"
+    assert "agent 'ann' returned None at turn 1; expected a Message" in transcript.error
+
+
+def test_failed_conversations_go_on_when_asked(ray_cluster: None, tmp_path: Path) -> None:
+    flag = tmp_path / "up"
+    value = spec(Flaky, openings={"first": 3}, repeats=1)
+    value["agents"] = [{**a, "flag": str(flag)} for a in value["agents"]]
+    run = held(value, tmp_path)
+    assert run.summary()["failed"] == 3
+    flag.touch()
+    assert resume(run, progress=False).summary()["failed"] == 3
+    again = resume(run, progress=False, retry_failed=True)
+    assert again.summary() == {"conversations": 3, "done": 3, "failed": 0, "turns": 24}
+
+
+class Flaky:
+    """Fails from turn 3 on until its file is there."""
+
+    placement = "worker"
+
+    def __init__(self, name: str, flag: str) -> None:
+        self.name, self.flag = name, Path(flag)
+
+    def step(self, message: Message) -> Message:
+        if message.turn >= 3 and not self.flag.exists():
+            raise ConnectionError("the server is down")
+        return message.reply(str(message.seed), self.name)
+
+
+def test_what_cannot_be_placed_is_told(ray_cluster: None, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(PlacementError, match=r"agent 'ann'.*64 more GPU \(0 in the cluster"):
+        held(placed(spec(), placement="actor", num_gpus=64), tmp_path)
+    with pytest.raises(PlacementError, match=r"more CPU"):
+        held(placed(spec(), placement="actor", num_cpus=3), tmp_path)
+    assert time.monotonic() - started < 30
+
+
+def test_an_agent_that_cannot_be_set_up_is_told(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(AgentError, match=r"RuntimeError: no weights"):
+        held(placed(spec(Unloadable, openings=["x"]), placement="actor"), tmp_path)
+
+
+class Unloadable(Counting):
+    def setup(self) -> None:
+        raise RuntimeError("no weights")
+
+
+async def test_remote_is_itself_an_agent(ray_cluster: None) -> None:
+    bob = a2a_ray.remote(lambda: Counting("bob"), replicas=2, num_cpus=0)
+    here = await Conversation([Counting("ann"), Counting("bob")], opening="x", rounds=3).run_async()
+    there = await Conversation([Counting("ann"), bob], opening="x", rounds=3).run_async()
+    assert [m.content for m in here] == [m.content for m in there]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"agents": []}, "agents"),
+        ({"rounds": 0}, "rounds: 0"),
+        ({"agents": [{"name": "a", "kind": "ecko"}]}, "Did you mean 'echo'"),
+        ({"agents": [{"name": "a", "kind": "echo", "prefx": "x"}]}, "Did you mean 'prefix'"),
+        ({"protocol": "alternate"}, "Did you mean 'alternating'"),
+        ({"roundz": 3}, "Did you mean 'rounds'"),
+        ({"openings": {"first": 51}}, "openings.first: 51; there are 50"),
+        ({"sweep": {"protocol.shw": ["last"]}}, "Did you mean 'show'"),
+        ({"sweep": {"agents.carl.prefix": ["x"]}}, "unknown entry 'carl'"),
+        ({"agents": [{"name": "a", "kind": "hf", "model": "/no/such/folder"}]}, "/no/such/folder"),
+        (
+            {"agents": [{"name": "a", "kind": "openai", "model": "m", "api_key_env": "A2A_NO_SUCH_KEY"}]},
+            "A2A_NO_SUCH_KEY",
+        ),
+    ],
+)
+def test_bad_input_starts_nothing(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    value = {"agents": [{"name": "a", "kind": "echo"}, {"name": "b", "kind": "echo"}], **change}
+    with pytest.raises(BadInput) as error:
+        run_many(value, storage=tmp_path / "runs", progress=False)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(BadInput, match="storage: .*cannot write there"):
+        held(spec(), tmp_path / "file")
+    with pytest.raises(BadInput, match="not a run"):
+        open_run(tmp_path)
+
+
+def test_sweep_makes_one_cell_for_every_combination() -> None:
+    sweep = {"agents.*.wait": [0.0, 0.1], "protocol.show": ["last", "all"], "agents.ann.fail_on": ["x"]}
+    cells = Experiment.parse(spec(sweep=sweep)).cells
+    assert [(c.agents[1].settings["wait"], c.protocol["show"]) for c in cells] == [
+        (0.0, "last"),
+        (0.0, "all"),
+        (0.1, "last"),
+        (0.1, "all"),
+    ]
+    assert cells[0].agents[0].settings["fail_on"] == "x"
+    assert "fail_on" not in cells[0].agents[1].settings
+
+
+def test_messages_survive_the_way_as_columns() -> None:
+    first = Message("c", 1, "ann", "x", usage={"cost": 0.5})
+    question = Message("c", 2, "ann", "y", (first,), 7, {"temperature": 0.1}, metadata={"k": [1]})
+    assert unpack(pack([question, first])) == (question, first)
+    assert unpack(pack([])) == ()
+
+
+SLOW = """
+from a2a_ray.runtime.run import run_many
+from tests.test_runtime import slow_spec
+import sys
+if __name__ == "__main__":
+    run_many(slow_spec(), storage=sys.argv[1], workers=2, progress=False)
+"""
+
+
+def slow_spec() -> dict[str, Any]:
+    value = spec("tests.test_runtime:Counting", openings={"first": 10}, repeats=2, rounds=10)
+    return {**value, "agents": [{**a, "wait": 0.01} for a in value["agents"]]}
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(ray_cluster: None, tmp_path: Path, end: int) -> None:
+    calm = said(held(slow_spec(), tmp_path / "calm"))
+    root = Path(__file__).parents[1]
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    process = subprocess.Popen(
+        [sys.executable, script, tmp_path / "cut"], env=environment, cwd=root, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    count = 0
+    while count < 60 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        names = run_names(tmp_path / "cut")
+        count = len(open_run(names[0]).turns) if names else 0
+    process.send_signal(end)
+    process.wait(60)
+    (name,) = run_names(tmp_path / "cut")
+    cut = open_run(name)
+    assert 60 <= len(cut.turns) < 400, "the run was to be cut off in its middle"
+    for id, turns in said(cut).items():
+        assert turns[:-1] == calm[id][: len(turns) - 1]  # what is there is a beginning of the undisturbed talk
+    assert said(resume(cut, progress=False)) == calm
+    assert json.loads((Path(name) / "manifest.json").read_text())["experiment"]["rounds"] == 10
