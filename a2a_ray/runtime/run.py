@@ -22,7 +22,13 @@ from a2a_ray.runtime.store import Run, create_run, open_run
 from a2a_ray.runtime.worker import Outcome, Worker
 
 IN_FLIGHT = 512
-"""Most conversations that a worker holds at once."""
+"""Most conversations that a worker holds at once, where agents are heavy."""
+LIGHT_IN_FLIGHT = 2048
+"""The same where they are light: larger groups to commit at once."""
+CHUNKS = 4
+"""Parts in which a worker gets what it may hold at once; it is given the next when it is done with one."""
+WATCH_SECONDS = 0.5
+"""Between two looks at the progress."""
 
 
 class Progress(NamedTuple):
@@ -135,6 +141,7 @@ class Session:
         self._actors: list[Any] = []
         self._workers: list[Any] = []
         heavy = {s.pool_key(): s for cell in experiment.cells for s in cell.agents if s.heavy}
+        self._in_flight = IN_FLIGHT if heavy else LIGHT_IN_FLIGHT
         local = started_locally()
         try:
             self._recorder = ray.remote(Recorder).options(num_cpus=0, max_task_retries=0).remote(path)
@@ -174,19 +181,24 @@ class Session:
         from ray.exceptions import RayActorError, RayTaskError
 
         count = Counter(self._experiment, tasks, earlier)
-        size = max(1, min(IN_FLIGHT // 4, -(-len(tasks) // (4 * len(self._workers)))))
+        share = -(-len(tasks) // (CHUNKS * len(self._workers)))
+        size = max(1, min(self._in_flight // CHUNKS, share))
         chunks = deque(tasks[i : i + size] for i in range(0, len(tasks), size))
         pending: dict[Any, Any] = {}
+        said = _Polls(self._workers)
         try:
-            for worker in self._workers * (IN_FLIGHT // size // 2 or 1):
+            for worker in self._workers * CHUNKS:
                 self._give(worker, chunks, earlier, pending)
             while pending:
-                done, _ = ray.wait(list(pending), timeout=0.5)
+                done, _ = ray.wait([*pending, *said.calls()], timeout=WATCH_SECONDS)
                 for call in done:
-                    worker = pending.pop(call)
-                    count.add(ray.get(call))
-                    self._give(worker, chunks, earlier, pending)
-                watch(count.progress(sum(ray.get([w.said.remote() for w in self._workers]))))
+                    if not said.answered(call):
+                        worker = pending.pop(call)
+                        count.add(ray.get(call))
+                        self._give(worker, chunks, earlier, pending)
+                if said.due():
+                    watch(count.progress(said.total))
+            watch(count.progress(sum(ray.get([w.said.remote() for w in self._workers]))))
         except KeyboardInterrupt:
             self._stop(pending)
             raise
@@ -216,6 +228,41 @@ class Session:
         """Ends all actors of the run."""
         for actor in self._actors:
             ray.kill(actor)
+
+
+class _Polls:
+    """Asks every worker now and then how much was said, without waiting for one that is busy."""
+
+    def __init__(self, workers: list[Any]) -> None:
+        self._workers = workers
+        self._said = [0] * len(workers)
+        self._asked: dict[Any, int] = {}
+        self._next = 0.0
+
+    @property
+    def total(self) -> int:
+        """Messages said, as far as is known."""
+        return sum(self._said)
+
+    def calls(self) -> list[Any]:
+        """Questions that are under way."""
+        return list(self._asked)
+
+    def answered(self, call: Any) -> bool:
+        """Takes the answer if the call is one of these questions."""
+        index = self._asked.pop(call, None)
+        if index is not None:
+            self._said[index] = ray.get(call)
+        return index is not None
+
+    def due(self) -> bool:
+        """Whether it is time to look; those who have answered are asked again."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + WATCH_SECONDS
+        for index in set(range(len(self._workers))) - set(self._asked.values()):
+            self._asked[self._workers[index].said.remote()] = index
+        return True
 
 
 class Counter:
