@@ -235,7 +235,7 @@ def test_bad_input_starts_nothing(tmp_path: Path, change: dict[str, Any], senten
 
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(BadInput, match="storage: .*cannot write there"):
+    with pytest.raises(BadInput, match=r"storage: .*cannot write there"):
         held(spec(), tmp_path / "file")
     with pytest.raises(BadInput, match="not a run"):
         open_run(tmp_path)

@@ -40,16 +40,15 @@ def started_locally() -> bool:
     return len([n for n in ray.nodes() if n["Alive"]]) <= 1
 
 
-def await_placed(actors: Sequence[Any], wanted: Sequence[Mapping[str, float]], what: str) -> None:
-    """Returns when every actor answers `ready`. `wanted` are the resources that each asked for.
+def await_placed(calls: Sequence[Any], wanted: Sequence[Mapping[str, float]], what: str) -> None:
+    """Returns when all `calls`, the first one of each actor, are answered. `wanted`: resources that each asked for.
 
     Raises PlacementError after 10 s (at once, if no node could ever hold one) with what is missing.
     """
     for demand in wanted:
         if not any(_fits(demand, node["Resources"]) for node in ray.nodes() if node["Alive"]):
             raise PlacementError(_missing(what, [demand]))
-    calls = [actor.ready.remote() for actor in actors]
-    _, waiting = ray.wait(calls, num_returns=len(calls), timeout=PLACEMENT_SECONDS)
+    _, waiting = ray.wait(list(calls), num_returns=len(calls), timeout=PLACEMENT_SECONDS)
     if waiting:
         lacking = [demand for call, demand in zip(calls, wanted, strict=True) if call in waiting]
         free = ray.available_resources()
@@ -59,7 +58,7 @@ def await_placed(actors: Sequence[Any], wanted: Sequence[Mapping[str, float]], w
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=12 * PLACEMENT_SECONDS)
         if waiting:
             raise PlacementError(f"{what}: {len(waiting)} of {len(calls)} processes did not start within 130 s")
-    ray.get(calls)  # raises what went wrong in a constructor
+    ray.get(list(calls))  # raises what went wrong in a constructor
 
 
 def _fits(demand: Mapping[str, float], resources: Mapping[str, float]) -> bool:

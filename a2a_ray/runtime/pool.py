@@ -157,28 +157,50 @@ class RemoteAgent:
             self._send()
 
 
-def start_hosts(
-    factory: Callable[[], Any],
-    replicas: int,
-    num_cpus: float | None,
-    num_gpus: float,
-    scheduling_strategy: Any = None,
-    runtime_env: Mapping[str, Any] | None = None,
-) -> tuple[list[Any], list[dict[str, float]]]:
-    """Actors for the replicas of one agent, not yet awaited, and the resources that each asks for."""
-    options: dict[str, Any] = {
-        "num_cpus": num_cpus or 0,
-        "num_gpus": num_gpus,
-        "max_task_retries": 0,
-        "max_restarts": 0,
-    }
-    if scheduling_strategy is not None:
-        options["scheduling_strategy"] = scheduling_strategy
-    if runtime_env is not None:
-        options["runtime_env"] = dict(runtime_env)
-    host = ray.remote(AgentHost).options(**options)
-    demand = {k: float(v) for k, v in (("CPU", num_cpus or 0), ("GPU", num_gpus)) if v}
-    return [host.remote(factory) for _ in range(replicas)], [demand] * replicas
+class Pool:
+    """The replicas of one agent: started at once, `facts` waits for them.
+
+    num_cpus, num_gpus: that each replica asks for. Raises nothing by itself; see `facts`.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        factory: Callable[[], Any],
+        replicas: int,
+        num_cpus: float,
+        num_gpus: float,
+        scheduling_strategy: Any = None,
+        runtime_env: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._what = what
+        # Ray's own retry can make a paid call twice, and a restarted actor forgets: neither is wanted.
+        options: dict[str, Any] = {"max_task_retries": 0, "max_restarts": 0}
+        options |= {"num_cpus": num_cpus, "num_gpus": num_gpus}
+        if scheduling_strategy is not None:
+            options["scheduling_strategy"] = scheduling_strategy
+        if runtime_env is not None:
+            options["runtime_env"] = dict(runtime_env)
+        self._demand = {k: float(v) for k, v in (("CPU", num_cpus), ("GPU", num_gpus)) if v}
+        host = ray.remote(AgentHost).options(**options)
+        self.hosts: list[Any] = [host.remote(factory) for _ in range(replicas)]
+        self._placed = [h.ready.remote() for h in self.hosts]
+        self._setups = [h.setup.remote() for h in self.hosts]
+
+    def facts(self) -> dict[str, Any]:
+        """Waits for placement and set-up; what callers must know of the agent. Raises PlacementError or AgentError."""
+        from ray.exceptions import RayActorError, RayTaskError
+
+        try:
+            await_placed(self._placed, [self._demand] * len(self.hosts), self._what)
+            facts: dict[str, Any] = ray.get(self._setups)[0]
+        except RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, A2AError) else AgentError(f"{self._what}: {cause}") from None
+        except RayActorError as error:
+            reason = str(error).splitlines()[0]
+            raise PlacementError(f"{self._what}: its process died at the start: {reason}") from None
+        return facts
 
 
 def remote(
@@ -201,24 +223,9 @@ def remote(
     if replicas < 1 or max_batch < 1:
         raise BadInput(f"replicas: {replicas}, max_batch: {max_batch}; expected at least 1 of each")
     connect(address)
-    hosts, demand = start_hosts(agent_factory, replicas, num_cpus, num_gpus, scheduling_strategy, runtime_env)
-    facts = set_up(hosts, demand, "the remote agent")
-    return RemoteAgent(facts["name"], hosts, facts["overlaps"], facts["bids"], max_batch)
-
-
-def set_up(hosts: list[Any], demand: list[dict[str, float]], what: str) -> dict[str, Any]:
-    """Waits for placement and set-up of hosts; gives the facts of the agent. Raises PlacementError or AgentError."""
-    from ray.exceptions import RayActorError, RayTaskError
-
-    try:
-        await_placed(hosts, demand, what)
-        facts: dict[str, Any] = ray.get([h.setup.remote() for h in hosts])[0]
-    except RayTaskError as error:
-        cause = error.cause
-        raise cause if isinstance(cause, A2AError) else AgentError(f"{what}: {cause}") from None
-    except RayActorError as error:
-        raise PlacementError(f"{what}: its process died at the start: {str(error).splitlines()[0]}") from None
-    return facts
+    pool = Pool("the remote agent", agent_factory, replicas, num_cpus, num_gpus, scheduling_strategy, runtime_env)
+    facts = pool.facts()
+    return RemoteAgent(facts["name"], pool.hosts, facts["overlaps"], facts["bids"], max_batch)
 
 
 def _sentence(name: str, turn: int, error: object) -> str:

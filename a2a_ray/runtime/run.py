@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,10 @@ from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
 from a2a_ray.runtime.cluster import await_placed, connect, started_locally
 from a2a_ray.runtime.columns import pack
 from a2a_ray.runtime.experiment import AgentSpec, Experiment, Task
-from a2a_ray.runtime.pool import set_up, start_hosts
+from a2a_ray.runtime.pool import Pool
 from a2a_ray.runtime.recorder import Recorder
 from a2a_ray.runtime.store import Run, create_run, open_run
-from a2a_ray.runtime.worker import Outcome, Worker
+from a2a_ray.runtime.worker import CONTROL, Outcome, Worker
 
 IN_FLIGHT = 512
 """Most conversations that a worker holds at once, where agents are heavy."""
@@ -122,7 +122,7 @@ def _hold(
     own = connect(address)
     session = None
     try:
-        session = Session(run.path, experiment, len(tasks), workers)
+        session = Session(run.path, experiment, tasks, workers)
         with _watching(run, progress) as watch:
             session.hold(tasks, earlier, watch)
     finally:
@@ -136,7 +136,7 @@ def _hold(
 class Session:
     """The actors of one run, from start to end."""
 
-    def __init__(self, path: str, experiment: Experiment, size: int, workers: int | None) -> None:
+    def __init__(self, path: str, experiment: Experiment, tasks: Sequence[Task], workers: int | None) -> None:
         self._experiment = experiment
         self._actors: list[Any] = []
         self._workers: list[Any] = []
@@ -144,37 +144,44 @@ class Session:
         self._in_flight = IN_FLIGHT if heavy else LIGHT_IN_FLIGHT
         local = started_locally()
         try:
-            self._recorder = ray.remote(Recorder).options(num_cpus=0, max_task_retries=0).remote(path)
+            actor: Any = ray.remote  # its types know neither these options nor the methods of what it makes
+            self._recorder = actor(Recorder).options(num_cpus=0, max_task_retries=0).remote(path)
             self._actors.append(self._recorder)
-            pools = self._start_pools(heavy, local)
-            count = min(workers or (1 if heavy else max(1, int(ray.cluster_resources().get("CPU", 1)))), max(1, size))
+            pools = self._start_pools(heavy, tasks, local)
+            fitting = 1 if heavy else max(1, int(ray.cluster_resources().get("CPU", 1)))
+            count = max(1, min(workers or fitting, len(tasks)))
             # A light worker computes, so it takes a CPU; one that only waits for heavy agents takes none.
             cpus = 0 if heavy or local else 1
-            actor = ray.remote(Worker).options(num_cpus=cpus, max_task_retries=0)
-            self._workers = [actor.remote(f"worker-{i}", experiment, self._recorder, pools) for i in range(count)]
+            kind = actor(concurrency_groups={CONTROL: 1})(Worker).options(num_cpus=cpus, max_task_retries=0)
+            self._workers = [kind.remote(f"worker-{i}", experiment, self._recorder, pools) for i in range(count)]
             self._actors += self._workers
-            await_placed([self._recorder], [{}], "recorder")
-            await_placed(self._workers, [{"CPU": cpus} if cpus else {}] * count, "workers")
+            await_placed([self._recorder.ready.remote()], [{}], "recorder")
+            ready = [worker.ready.remote() for worker in self._workers]
+            await_placed(ready, [{"CPU": cpus} if cpus else {}] * count, "workers")
         except BaseException:
             self.end()
             raise
 
-    def _start_pools(self, heavy: Mapping[str, AgentSpec], local: bool) -> dict[str, tuple[Any, ...]]:
+    def _start_pools(
+        self, heavy: Mapping[str, AgentSpec], tasks: Sequence[Task], local: bool
+    ) -> dict[str, tuple[Any, ...]]:
         """Starts all pools at once, then waits for each."""
-        started = {}
+        pools = {}
         for key, spec in heavy.items():
             cpus = spec.num_cpus if spec.num_cpus is not None else (0 if local else 1)
             settings = {k: v for k, v in spec.settings.items() if k not in spec.turn_settings()}
-            hosts, demand = start_hosts(
-                _Factory(settings), spec.replicas, cpus, spec.num_gpus, spec.scheduling_strategy, spec.runtime_env
-            )
-            self._actors += hosts
-            started[key] = (spec, hosts, demand)
-        pools = {}
-        for key, (spec, hosts, demand) in started.items():
-            facts = set_up(hosts, demand, f"agent {spec.name!r}")
-            pools[key] = (spec.name, hosts, facts["overlaps"], facts["bids"], spec.max_batch)
-        return pools
+            where = (spec.replicas, cpus, spec.num_gpus, spec.scheduling_strategy, spec.runtime_env)
+            pools[key] = Pool(f"agent {spec.name!r}", _Factory(settings), *where)
+            self._actors += pools[key].hosts
+        out = {}
+        for key, spec in heavy.items():
+            facts = pools[key].facts()
+            # At most half of an agent's talks in a call: while it works on one half, the others have the second.
+            cells = {i for i, cell in enumerate(self._experiment.cells) if key in {s.pool_key() for s in cell.agents}}
+            talks = sum(task.cell in cells for task in tasks)
+            most = min(spec.max_batch, -(-talks // 2) or 1)
+            out[key] = (spec.name, pools[key].hosts, facts["overlaps"], facts["bids"], most)
+        return out
 
     def hold(self, tasks: list[Task], earlier: Mapping[str, Transcript], watch: Watch) -> None:
         """Gives tasks to workers in chunks as they finish others. KeyboardInterrupt stops all after their turn."""

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import ray
+
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import A2AError
 from a2a_ray.core.message import Message
@@ -19,6 +21,8 @@ from a2a_ray.runtime.experiment import Experiment, Task
 from a2a_ray.runtime.pool import RemoteAgent
 from a2a_ray.runtime.recorder import Recording
 
+CONTROL = "control"
+"""Concurrency group of what must be answered while a light agent computes: it has an event loop of its own."""
 SEND_SECONDS = 0.5
 """How long a turn of a slow conversation waits at most before it is sent to the recorder."""
 
@@ -54,10 +58,12 @@ class Worker:
         """That the actor lives."""
         return True
 
+    @ray.method(concurrency_group=CONTROL)
     async def said(self) -> int:
         """Messages said so far."""
         return self._said
 
+    @ray.method(concurrency_group=CONTROL)
     async def stop(self) -> None:
         """Ends all conversations after the turns that are under way; they can be resumed."""
         self._stopped = True
