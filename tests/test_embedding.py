@@ -121,7 +121,7 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 def test_a_folder_is_a_model_too(embedder: Embedder, tmp_path: Path) -> None:
     found = load_embedder(str(embedder.folder))
     assert found is not None
-    np.testing.assert_array_equal(found.encode(TEXTS[:1]), embedder.encode(TEXTS[:1]))
+    np.testing.assert_allclose(found.encode(TEXTS[:1]), embedder.encode(TEXTS[:1]), atol=1e-6)  # batches round apart
     with pytest.raises(BadInput, match=r"no \*\.safetensors in that folder"):
         load_embedder(str(tmp_path))
 

@@ -56,3 +56,28 @@ def unknown(what: str, value: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {value!r}.{hint} There is: {', '.join(names) or 'none'}."
+
+
+def plainer(sentence: str) -> str:
+    """A sentence of pydantic in our words."""
+    for theirs, ours in _PLAINER.items():
+        sentence = sentence.replace(theirs, ours)
+    return sentence
+
+
+_PLAINER = {
+    "Value error, ": "",
+    "Input should be a valid": "expected a",
+    "Input should be": "expected",
+    "List should have at least 1 item after validation, not 0": "expected at least 1",
+    "a dictionary": "a mapping",
+    "a integer": "a whole number",
+    "a string": "text",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    ", unable to parse string as an integer": "",
+    ", unable to parse string as a number": "",
+    " or instance of AgentSpec": " with name and kind",
+    " or instance of Price": " with input and output",
+}
+"""Words of pydantic and what we say for them."""

@@ -34,7 +34,7 @@ def read_jsonl(path: str | Path) -> tuple[list[Transcript], list[str]]:
         try:
             transcript = Transcript.from_exchange(json.loads(line.decode("utf-8")), id=f"line-{number}")
         except (ValueError, RecursionError) as error:  # BadInput, broken JSON and broken UTF-8 are all ValueErrors
-            problems.append(f"{path}, line {number}: {error}")
+            problems.append(f"{path}, line {number}: {_reason(error)}")
             continue
         if transcript.id in seen:
             problems.append(
@@ -45,10 +45,16 @@ def read_jsonl(path: str | Path) -> tuple[list[Transcript], list[str]]:
         transcripts.append(transcript)
     if not transcripts:
         raise BadInput(
-            f"{path}: no conversation in it. {problems[0] if problems else 'The file is empty.'}"
-            ' Expected one JSON object a line: {"id": "...", "turns": [{"speaker": "...", "text": "..."}]}'
+            f"{path}: no conversation in it ({problems[0].removeprefix(f'{path}, ') if problems else 'it is empty'});"
+            ' expected one JSON object a line: {"id": "...", "turns": [{"speaker": "...", "text": "..."}]}'
         )
     return transcripts, problems
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON, or cut off: {error.msg} (column {error.colno})"
+    return str(error)
 
 
 def write_jsonl(transcripts: Iterable[Transcript], path: str | Path) -> int:

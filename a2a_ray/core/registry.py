@@ -6,12 +6,12 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import BadInput, plainer, unknown
 
 log = logging.getLogger(__name__)
 
@@ -123,15 +123,21 @@ def check_settings(
         wrong = [e for e in error.errors() if e["loc"][0] not in given]
         if wrong:
             key = str(wrong[0]["loc"][0])
-            expected = dict.fromkeys(lowered(e["msg"]) for e in wrong if e["loc"][0] == key)
-            raise BadInput(f"{where}.{key}: {settings[key]!r}; {' or '.join(expected)}") from None
+            raise BadInput(
+                f"{where}.{key}: {settings[key]!r}; {expected(e for e in wrong if e['loc'][0] == key)}"
+            ) from None
         return dict(settings)
     return {**settings, **{k: getattr(checked, k) for k in fields}}
 
 
-def lowered(sentence: str) -> str:
-    """A message of pydantic as the second half of a sentence."""
-    return (sentence[:1].lower() + sentence[1:]).replace("input should be", "expected").replace("value error, ", "")
+def expected(errors: Iterable[Mapping[str, Any]]) -> str:
+    """What pydantic expected, as the second half of a sentence; several where it tried the members of a union."""
+    sentences = []
+    for error in errors:
+        sentence = plainer(error["msg"])
+        sentences.append(sentence[:1].lower() + sentence[1:])
+    first, *others = dict.fromkeys(sentences)
+    return " or ".join([first, *(sentence.removeprefix("expected ") for sentence in others)])
 
 
 @cache

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from a2a_ray.core.errors import A2AError, BadInput, PlacementError
+from a2a_ray.core.errors import A2AError, AgentError, BadInput, PlacementError, plainer
 
 if TYPE_CHECKING:
     from a2a_ray.runtime.store import Run
@@ -23,24 +25,47 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Run agent-to-agent conversations on Ray, keep every turn, and find biased equilibria and loops in them.
 
-    Start with:  a2a-ray demo                 both phenomena, on this machine, no key, no download
+    \b
+    Start with:  a2a-ray demo       both phenomena, no key, no download
     Your own:    a2a-ray new && a2a-ray run experiment.yaml
-    Then:        a2a-ray ls, show, analyze, report, export; resume goes on where a run stopped
+    Then:        a2a-ray ls, show, analyze, report, export
+                 (resume goes on where a run stopped)
 
-    Exit status: 0 all done; 1 some conversations failed; 2 bad input, nothing started; 130 interrupted (resumable).""",
+    \b
+    Exit status: 0 all done; 1 some conversations failed;
+                 2 bad input, nothing started; 130 interrupted (resumable)""",
 )
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="Specification; `a2a-ray new` writes one.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URI of a run; `a2a-ray ls` lists them.")]
 Source = Annotated[str, typer.Argument(metavar="RUN|FILE.jsonl", help="A run, or transcripts in the exchange format.")]
 Storage = Annotated[str, typer.Option(metavar="DIR|URI", help="Where runs are kept: a folder or an object store.")]
-Workers = Annotated[int | None, typer.Option(metavar="N", help="Worker actors that hold conversations.")]
+Workers = Annotated[int | None, typer.Option(metavar="N", min=1, help="Worker actors that hold conversations.")]
 Address = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster to use; a local Ray by default.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
 EmbedderName = Annotated[
     str, typer.Option("--embedder", metavar="NAME|none", help="Sentence-embedding model, or none (word measures only).")
 ]
+INTERRUPTED = 130
+"""Exit status after Ctrl-C; typer gives the same."""
 DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import a2a_ray
+
+        print(a2a_ray.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -52,7 +77,8 @@ def demo(
     """Show both phenomena from real runs on this machine: a biased equilibrium, and convergence into loops."""
     from a2a_ray.interface.demo import run_demo
 
-    result = run_demo(out, full)
+    with resumable():
+        result = run_demo(out, full)
     if as_json:
         print(json.dumps(result))
 
@@ -65,6 +91,7 @@ def new(
     """Write a commented specification to start from."""
     from importlib import resources
 
+    check_folder(path)
     if path.exists() and not force:
         raise BadInput(f"{path}: is there already; choose another name, or --force to overwrite it")
     text = resources.files("a2a_ray").joinpath("interface/templates/experiment.yaml").read_text(encoding="utf-8")
@@ -97,7 +124,9 @@ def run(
         return
     from a2a_ray.runtime.run import run_many
 
-    finish(run_many(experiment, storage=storage, workers=workers, address=address), as_json)
+    with resumable():
+        done = run_many(experiment, storage=storage, workers=workers, address=address)
+    finish(done, as_json)
 
 
 @app.command()
@@ -111,7 +140,9 @@ def resume(
     """Go on with a run where it stopped."""
     from a2a_ray.runtime.run import resume as go_on
 
-    finish(go_on(path, workers=workers, address=address, retry_failed=retry_failed), as_json)
+    with resumable():
+        done = go_on(path, workers=workers, address=address, retry_failed=retry_failed)
+    finish(done, as_json)
 
 
 @app.command("ls")
@@ -127,7 +158,7 @@ def list_runs(storage: Storage = "runs", as_json: Json = False) -> None:
 def show(
     source: Source,
     conversation: Annotated[str | None, typer.Argument(metavar="CONVERSATION", help="Id of one conversation.")] = None,
-    limit: Annotated[int, typer.Option(metavar="N", help="Most conversations to print; 0 for all.")] = 5,
+    limit: Annotated[int, typer.Option(metavar="N", min=0, help="Most conversations to print; 0 for all.")] = 5,
 ) -> None:
     """Print transcripts as a chat, with what repeats marked."""
     from rich.console import Console
@@ -136,7 +167,7 @@ def show(
     from a2a_ray.interface.chat import render_chat
     from a2a_ray.interface.results import load_source
 
-    _, transcripts = load_source(source, conversation)
+    _, transcripts, _ = load_source(source, conversation)
     console = Console()
     for transcript in transcripts[: limit or None]:
         found = find_repetition(transcript)
@@ -168,6 +199,7 @@ def report(
     from a2a_ray.interface.report import write_report
     from a2a_ray.interface.results import analyze_source, report_data
 
+    check_folder(out)
     write_report(out, report_data(analyze_source(source, embedder)))
     say(f"Wrote {out}")
 
@@ -181,6 +213,7 @@ def export(
     from a2a_ray.core.exchange import write_jsonl
     from a2a_ray.runtime.store import open_run
 
+    check_folder(out)
     count = write_jsonl(open_run(path).transcripts(), out)
     say(f"Wrote {count} conversations to {out}")
 
@@ -200,6 +233,26 @@ def finish(run: Run, as_json: bool) -> None:
         say(f"Next: a2a-ray show {run.path}; a2a-ray report {run.path}")
 
 
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Says how to go on with a run that Ctrl-C ended."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        path = str(error)
+        how = f"What was said is kept; go on with: a2a-ray resume {path}" if path else "Nothing was started."
+        say(f"Interrupted. {how}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def check_folder(out: Path) -> None:
+    """Before any work: a file can be made at this path. Raises BadInput."""
+    if not out.parent.is_dir():
+        raise BadInput(f"{out}: there is no folder {out.parent}; make it first, or choose another file")
+    if out.is_dir():
+        raise BadInput(f"{out}: is a folder; expected the name of a file to write")
+
+
 def say(sentence: str) -> None:
     """One line for people, on standard error: standard output is for results."""
     print(sentence, file=sys.stderr)
@@ -211,10 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code: Any = app(arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
-    except KeyboardInterrupt:
-        say("Interrupted. What was said is kept; a2a-ray resume RUN goes on (a2a-ray ls lists the runs).")
-        sys.exit(130)
-    except (BadInput, PlacementError) as error:
+    except (BadInput, PlacementError, AgentError) as error:
         say(f"Error: {error}")
         sys.exit(2)
     except A2AError as error:
@@ -223,13 +273,16 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  (the reader, such as head, has left)
         sys.exit(0)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of click
-            error.show()
-            sys.exit(error.exit_code)
-        if type(error).__name__ == "Abort":  # click's own wrapping of Ctrl-C
-            sys.exit(130)
-        raise
+        if not hasattr(error, "format_message"):  # no usage error of typer
+            raise
+        context, sentence = getattr(error, "ctx", None), plainer(error.format_message())
+        command = context.command_path if context is not None else "a2a-ray"
+        # Without any argument the message is the help itself.
+        say(sentence if "\n" in sentence else f"Error: {sentence.rstrip('.')} (help: {command} -h)")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

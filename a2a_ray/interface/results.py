@@ -103,8 +103,11 @@ class Results:
         }
 
 
-def load_source(source: str, conversation: str | None = None) -> tuple[Run | None, list[Transcript]]:
-    """A run and its transcripts, or those of a JSONL file (no run); problems of the file go to standard error."""
+def load_source(source: str, conversation: str | None = None) -> tuple[Run | None, list[Transcript], list[str]]:
+    """A run and its transcripts, or those of a JSONL file (no run) and what of it cannot be read.
+
+    Such problems go to standard error as well.
+    """
     if "://" not in source and Path(source).is_file() and Path(source).name != MANIFEST:
         transcripts, problems = read_jsonl(source)
         for problem in problems:
@@ -114,15 +117,17 @@ def load_source(source: str, conversation: str | None = None) -> tuple[Run | Non
             if not chosen:
                 raise BadInput(f"{source}: " + unknown("conversation", conversation, [t.id for t in transcripts[:20]]))
             transcripts = chosen
-        return None, transcripts
+        return None, transcripts, problems
     run = open_run(source)
-    return run, [run.transcript(conversation)] if conversation is not None else list(run.transcripts())
+    return run, [run.transcript(conversation)] if conversation is not None else list(run.transcripts()), []
 
 
 def analyze_source(source: str, embedder_name: str) -> Results:
     """Analyses a run or a file. Embeddings are kept in the run's folder, so that a second time costs none."""
-    run, transcripts = load_source(source)
-    return analyze(source, run, transcripts, embedder_name)
+    run, transcripts, problems = load_source(source)
+    results = analyze(source, run, transcripts, embedder_name)
+    results.problems.extend(problems)
+    return results
 
 
 def analyze(source: str, run: Run | None, transcripts: list[Transcript], embedder_name: str) -> Results:

@@ -23,13 +23,15 @@ SHOWN = 20
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> None:
     """A table on standard output; numbers to the right, every text neutralised."""
-    table = Table(title=Text(clean(title)), title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    table = Table(show_edge=False, pad_edge=False, show_header=any(columns))
     for i, name in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        # A path is not cut into lines: it is to be copied.
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=name == "run")
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row))
     console = Console()
+    console.print(Text(clean(title), style="bold"), soft_wrap=True)
     console.print(table)
     if note:
         console.print(clean(note), markup=False, highlight=False)
@@ -65,8 +67,9 @@ def show_runs(runs: Sequence[Run], storage: str, as_json: bool) -> None:
     if not found:
         print(f"No runs in {storage}. Start one: a2a-ray new && a2a-ray run experiment.yaml")
         return
-    columns = ("run", "created", "conversations", "done", "failed", "turns")
-    print_table(f"Runs in {storage}", columns, [[r[c] for c in columns] for r in found])
+    columns = ("run", "talks", "done", "failed", "turns", "created")
+    rows = [(*(r[c] for c in ("run", "conversations", *columns[2:5])), f"{r['created'][:16]}Z") for r in found]
+    print_table(f"Runs in {storage}", columns, rows)
 
 
 def show_failures(run: Run) -> None:

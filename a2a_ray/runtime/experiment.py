@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -9,13 +10,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from a2a_ray.core.conversation import DEFAULT_ROUNDS, check_names
 from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.registry import agents as agent_kinds
-from a2a_ray.core.registry import detectors, lowered, protocols, stops
+from a2a_ray.core.registry import detectors, expected, protocols, stops
 from a2a_ray.core.seeds import conversation_seed
+from a2a_ray.runtime.keys import refuse_keys
 from a2a_ray.runtime.openings import read_openings
 from a2a_ray.runtime.sweep import change
 
@@ -99,6 +110,12 @@ class Experiment(BaseModel):
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
     _source: str = PrivateAttr("specification")
 
+    @field_validator("openings")
+    @classmethod
+    def _from_file(cls, value: Any) -> Any:
+        # A file is read at once: a run must not depend on whether it is still there, or still the same.
+        return read_openings(value) if isinstance(value, dict) and "file" in value else value
+
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         check_names([a.name for a in self.agents])
@@ -112,9 +129,9 @@ class Experiment(BaseModel):
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
-            raise BadInput(
-                f"{where}: {type(value).__name__} {str(value)[:60]!r}; expected keys such as agents and rounds"
-            )
+            found = "empty" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
+            raise BadInput(f"{where}: {found}; expected keys such as agents and rounds (a2a-ray new writes an example)")
+        refuse_keys(value, where)
         for key in value:
             if key not in cls.model_fields:
                 raise BadInput(f"{where}: " + unknown("key", key, cls.model_fields))
@@ -135,7 +152,10 @@ class Experiment(BaseModel):
             sentence = f"{path}: {error.strerror or error}; expected a YAML specification (a2a-ray new writes one)"
             raise BadInput(sentence) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise BadInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+            mark = getattr(error, "problem_mark", None)  # the line itself is not repeated: a key may stand in it
+            line = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+            reason = getattr(error, "problem", None) or getattr(error, "reason", error)
+            raise BadInput(f"{path}{line}: not YAML: {reason}") from None
         if isinstance(value, dict) and isinstance(value.get("openings"), dict) and "file" in value["openings"]:
             value["openings"]["file"] = str(path.parent / str(value["openings"]["file"]))
         experiment = cls.parse(value, str(path))
@@ -164,7 +184,7 @@ class Experiment(BaseModel):
         for key, setting in changes.items():
             if key != "label":
                 change(value, key.split("."), setting, f"sweep.{key}")
-        return Experiment.parse(value, "sweep " + ", ".join(f"{k}: {v}" for k, v in changes.items()))
+        return Experiment.parse(value, f"sweep {_in_words(changes)}")
 
     @property
     def limit(self) -> int:
@@ -190,7 +210,7 @@ class Experiment(BaseModel):
             try:
                 cell._check_parts(seen)
             except BadInput as error:
-                where = f" (in the setting {', '.join(f'{k}: {v}' for k, v in changes.items())})" if changes else ""
+                where = f" (in the setting {_in_words(changes)})" if changes else ""
                 raise BadInput(f"{self._source}: {error}{where}") from None
 
     def _check_parts(self, seen: set[str]) -> None:
@@ -206,7 +226,10 @@ class Experiment(BaseModel):
             if key not in seen:
                 agent = spec.build(f"agents.{i}")
                 if hasattr(agent, "check"):
-                    agent.check()
+                    try:
+                        agent.check()
+                    except BadInput as error:
+                        raise BadInput(f"agents.{i}: {error}") from None
                 seen.add(key)
 
     def tasks(self) -> Iterator[Task]:
@@ -224,9 +247,22 @@ class Experiment(BaseModel):
         counts = [len(c.opening_contents) * c.repeats for c in self.cells]
         return sum(counts), sum(n * c.limit for n, c in zip(counts, self.cells, strict=True))
 
+    def openings_digest(self) -> str:
+        """SHA-256 of everything that conversations begin with."""
+        digest = hashlib.sha256()
+        for cell in self.cells:
+            for opening in cell.opening_contents:
+                digest.update(opening.encode() if isinstance(opening, str) else opening.tobytes())
+                digest.update(b"\0")
+        return digest.hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON value that `parse` takes back; functions become their module:name."""
-        out: dict[str, Any] = json.loads(json.dumps(self.model_dump(exclude_unset=True), default=plain))
+        """JSON value that `parse` takes back; functions become their module:name. Defaults that decide are in it."""
+        decisive = {"seed": self.seed, "protocol": self.protocol, "openings": self.openings, "repeats": self.repeats}
+        if self.turns is None and self.rounds is None:
+            decisive["rounds"] = DEFAULT_ROUNDS
+        value = {**self.model_dump(exclude_unset=True), **decisive}
+        out: dict[str, Any] = json.loads(json.dumps(value, default=plain))
         return out
 
 
@@ -238,6 +274,16 @@ class Task(NamedTuple):
     opening: int
     repeat: int
     seed: int
+
+
+def _in_words(changes: Mapping[str, Any]) -> str:
+    """A cell of a sweep, for an error: its label, or what it changes. Where a key could stand, only the name."""
+    if "label" in changes:
+        return str(changes["label"])
+    hidden = ("api_key_env", "base_url")
+    return ", ".join(
+        k if isinstance(v, (dict, list)) or k.rpartition(".")[2] in hidden else f"{k}: {v}" for k, v in changes.items()
+    )
 
 
 def plain(value: Any) -> Any:
@@ -256,11 +302,14 @@ def explain(error: ValidationError) -> str:
     first = error.errors()[0]
     same = [e for e in error.errors() if e["loc"][:1] == first["loc"][:1]] if first["loc"] else [first]
     place = ".".join(str(p) for p in first["loc"] if isinstance(p, int) or str(p).isidentifier())
+    if place == "name":
+        return f"name: {first['input']!r}; expected letters, digits, '.', '_' and '-': it becomes a folder's name"
     if len(same) > 1 and isinstance(first["loc"][-1], str):  # the branches of a union
-        place = ".".join(str(p) for p in first["loc"][:-1])
+        place = ".".join(str(p) for p in first["loc"][:-1] if isinstance(p, int) or str(p).isidentifier())
     if first["type"] == "missing":
         return f"key {place!r} is missing"
     if first["type"] == "value_error":
-        return lowered(first["msg"])
-    shown = "" if first["type"] == "extra_forbidden" else f": {repr(first['input'])[:60]}"
-    return f"{place}{shown}; {' or '.join(dict.fromkeys(lowered(e['msg']) for e in same))}"
+        return expected([first])
+    if first["type"] == "extra_forbidden":
+        return f"{place}: " + unknown("key", first["loc"][-1], Price.model_fields)
+    return f"{place}: {repr(first['input'])[:60]}; {expected(same)}"

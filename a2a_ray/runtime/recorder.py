@@ -10,7 +10,6 @@ import pyarrow as pa
 from a2a_ray.core.errors import StorageError
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.columns import SCHEMA, to_batch
-from a2a_ray.runtime.store import table_uri
 
 COMPACT_EVERY = 100
 """Commits between compactions: a commit stays at 8-11 ms then, else it takes 24 ms after 400."""
@@ -19,8 +18,8 @@ COMPACT_EVERY = 100
 class Recorder:
     """Actor. When `append` returns, its batch is committed; what arrives during a commit goes into one next commit."""
 
-    def __init__(self, path: str) -> None:
-        self._uri = table_uri(path)
+    def __init__(self, uri: str) -> None:
+        self._uri = uri  # absolute: an actor's working folder need not be the driver's
         self._next: dict[str, int] = {}
         self._early: dict[tuple[str, int], tuple[pa.RecordBatch, asyncio.Future[None]]] = {}
         self._ready: list[tuple[pa.RecordBatch, asyncio.Future[None]]] = []

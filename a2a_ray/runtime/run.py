@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import ray
 
-from a2a_ray.core.errors import A2AError, BadInput, PlacementError, StorageError
+from a2a_ray.core.errors import A2AError, AgentError, BadInput, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
 from a2a_ray.runtime.cluster import await_placed, connect, started_locally
 from a2a_ray.runtime.columns import pack
 from a2a_ray.runtime.experiment import AgentSpec, Experiment, Task
 from a2a_ray.runtime.pool import Pool
 from a2a_ray.runtime.recorder import Recorder
-from a2a_ray.runtime.store import Run, create_run, open_run
+from a2a_ray.runtime.store import Run, create_run, open_run, remove_run, table_uri
 from a2a_ray.runtime.worker import CONTROL, Outcome, Worker
 
 IN_FLIGHT = 512
@@ -62,14 +62,18 @@ def run_many(
     progress: shows a bar (True), nothing (False), or is called with a Progress about twice a second.
 
     Conversations that fail are kept with their error; see `run.summary()`. Raises BadInput before anything starts,
-    PlacementError where the cluster lacks something, StorageError where turns cannot be written. After a
-    KeyboardInterrupt, or any error, `resume(run.path)` goes on.
+    PlacementError where the cluster lacks something, AgentError where an agent cannot be set up (no run is left then),
+    StorageError where turns cannot be written. After that, or a KeyboardInterrupt, `resume(run.path)` goes on.
     """
     experiment = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
     experiment.check()
     _check_workers(workers)
     run = create_run(experiment, storage)
-    return _hold(run, experiment, list(experiment.tasks()), {}, workers, address, progress)
+    try:
+        return _hold(run, experiment, list(experiment.tasks()), {}, workers, address, progress)
+    except (PlacementError, AgentError):  # nothing was started, so nothing is left
+        remove_run(run)
+        raise
 
 
 def resume(
@@ -93,6 +97,8 @@ def resume(
     if experiment is not None and given.to_dict() != run.experiment.to_dict():
         raise BadInput(f"{run.path}: was started with another specification; resume it with the one in its manifest")
     given.check()
+    if given.openings_digest() != run.manifest["openings_sha256"]:
+        raise BadInput(f"{run.path}: its openings have changed since it was started; put the old ones back")
     _check_workers(workers)
     earlier: dict[str, Transcript] = {}
     ended: set[str] = set()
@@ -125,6 +131,10 @@ def _hold(
         session = Session(run.path, experiment, tasks, workers)
         with _watching(run, progress) as watch:
             session.hold(tasks, earlier, watch)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(run.path) from None  # so that whoever catches it can say what to resume
+    except StorageError as error:
+        raise StorageError(f"{run.path}: {error}") from None
     finally:
         if session is not None:
             session.end()
@@ -145,10 +155,10 @@ class Session:
         local = started_locally()
         try:
             actor: Any = ray.remote  # its types know neither these options nor the methods of what it makes
-            self._recorder = actor(Recorder).options(num_cpus=0, max_task_retries=0).remote(path)
+            self._recorder = actor(Recorder).options(num_cpus=0, max_task_retries=0).remote(table_uri(path))
             self._actors.append(self._recorder)
             pools = self._start_pools(heavy, tasks, local)
-            fitting = 1 if heavy else max(1, int(ray.cluster_resources().get("CPU", 1)))
+            fitting = 1 if heavy else max(1, int(ray.available_resources().get("CPU", 1)))
             count = max(1, min(workers or fitting, len(tasks)))
             # A light worker computes, so it takes a CPU; one that only waits for heavy agents takes none.
             cpus = 0 if heavy or local else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ import pyarrow.fs as pafs
 
 from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.errors import BadInput, StorageError, unknown
-from a2a_ray.core.message import Message
+from a2a_ray.core.message import BID, COMBINE, Message
 from a2a_ray.core.transcript import RUNNING, Transcript
 from a2a_ray.runtime.columns import END, OPENING, SCHEMA, from_table
 from a2a_ray.runtime.experiment import Experiment, Task
@@ -82,10 +83,11 @@ class Run:
         return self._transcript(rows)
 
     def summary(self) -> dict[str, int]:
-        """Counts: conversations planned, done, failed, and turns said."""
+        """Counts: conversations planned, done, failed, and turns said (bids and combinations are none)."""
         how = [json.loads(m)["status"] for m in self._ends().column("metadata").to_pylist()]
         done, failed = how.count("done"), how.count("failed")
-        return {"conversations": len(self.tasks), "done": done, "failed": failed, "turns": len(self.turns)}
+        said = pc.sum(pc.invert(pc.is_in(self.turns.column("kind"), pa.array([BID, COMBINE])))).as_py() or 0
+        return {"conversations": len(self.tasks), "done": done, "failed": failed, "turns": said}
 
     def _ends(self) -> pa.Table:
         """The last row of each conversation that has ended."""
@@ -118,14 +120,20 @@ class Run:
 
 def open_run(path: str | Path) -> Run:
     """The run in a folder or at a URI. Raises BadInput where there is none."""
-    location = str(path).rstrip("/")
+    location = str(path).rstrip("/").removesuffix(f"/{MANIFEST}")
     try:
         fs, root = filesystem(location)
         with fs.open_input_stream(f"{root}/{MANIFEST}") as file:
             manifest = json.loads(file.read())
+        if not isinstance(manifest, dict) or not {"created", "experiment", "versions"} <= manifest.keys():
+            raise ValueError("it is no manifest of a run")
     except (OSError, ValueError, pa.ArrowInvalid) as error:
-        here = f" There is: {', '.join(sorted(names))}." if (names := run_names(Path(location).parent)) else ""
-        raise BadInput(f"{location}: not a run (no readable {MANIFEST} in it: {_reason(error)}).{here}") from None
+        names = run_names(location) or run_names(location.rpartition("/")[0] or ".")
+        names = [name.removeprefix("./") for name in names if name.removeprefix("./") != location]
+        there = f" There is: {', '.join(names[-20:])}." if names else " a2a-ray ls lists runs."
+        if "://" not in location and not Path(location).exists():
+            raise BadInput(f"{location}: there is no such run or file.{there}") from None
+        raise BadInput(f"{location}: not a run (no readable {MANIFEST} in it: {_reason(error)}).{there}") from None
     return Run(location, manifest)
 
 
@@ -147,18 +155,17 @@ def create_run(experiment: Experiment, storage: str | Path) -> Run:
     """A new run under the storage path: its manifest is written. Raises BadInput where that cannot be written."""
     started = datetime.now(UTC)
     base = f"{str(storage).rstrip('/')}/{experiment.name}-{started:%Y%m%d-%H%M%S}"
-    taken = set(run_names(storage))
-    path = next(p for p in (base, *(f"{base}-{i}" for i in range(2, 10_000))) if p not in taken)
     manifest = {
         "format": 1,
         "created": started.isoformat(timespec="seconds"),
         "experiment": experiment.to_dict(),
+        "openings_sha256": experiment.openings_digest(),
         "versions": versions(),
         "git_commit": _git_commit(),
     }
     try:
+        path = _own_folder(base)
         fs, root = filesystem(path)
-        fs.create_dir(root, recursive=True)
         with fs.open_output_stream(f"{root}/{MANIFEST}") as file:
             file.write(json.dumps(manifest, indent=1).encode())
     except (OSError, pa.ArrowInvalid) as error:
@@ -166,6 +173,32 @@ def create_run(experiment: Experiment, storage: str | Path) -> Run:
             f"storage: {storage}: cannot write there: {_reason(error)}; choose another with --storage"
         ) from None
     return Run(path, manifest)
+
+
+def _own_folder(base: str) -> str:
+    """A folder that no other run has, not even one that is started at this moment on the same machine."""
+    for path in (base, *(f"{base}-{i}" for i in range(2, 10_000))):
+        fs, root = filesystem(path)
+        if isinstance(fs, pafs.LocalFileSystem):
+            Path(root).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                Path(root).mkdir()
+            except FileExistsError:
+                if Path(root).is_dir():
+                    continue
+                raise
+            return path
+        if fs.get_file_info(f"{root}/{MANIFEST}").type == pafs.FileType.NotFound:
+            return path
+    raise BadInput(f"storage: {base}: ten thousand runs began in this second; use several storage folders")
+
+
+def remove_run(run: Run) -> None:
+    """Takes away a run in which nothing was said."""
+    if not len(run.rows):
+        fs, root = filesystem(run.path)
+        with contextlib.suppress(OSError):
+            fs.delete_dir(root)
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
