@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from a2a_ray.core.contracts import TurnProtocol, View
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.protocols.windows import Show, window
 
@@ -20,6 +22,11 @@ class Alternating(TurnProtocol):
             raise BadInput("order: []; expected at least one name, or leave the key out for the order of the agents")
         self._window = window(show)
         self._order = tuple(order) if order else None
+
+    def check(self, agents: Sequence[str]) -> None:
+        for name in self._order or ():
+            if name not in agents:
+                raise BadInput("protocol.order: " + unknown("agent", name, agents))
 
     def speakers(self, transcript: Transcript) -> str:
         order = self._order or transcript.agents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,10 @@ class Helper(TurnProtocol):
         self._helped = _prompt(helped, "helped")
         self._helper = _prompt({"dim": len(self._helped.objective), **_without_objective(helper)}, "helper")
         self._damping = damping
+
+    def check(self, agents: Sequence[str]) -> None:
+        if len(agents) != 2:
+            raise BadInput(f"protocol helper: {len(agents)} agents; expected 2: the helped, then its helper")
 
     def speakers(self, transcript: Transcript) -> str:
         if len(transcript.agents) != 2:

@@ -254,7 +254,7 @@ def test_impossible_stop_conditions_are_refused(make: Any) -> None:
         ({"name": "a"}, "where: no 'kind'; expected one of echo, function"),
         ({"kind": "echo"}, "where: key 'name' is missing"),
         ({"kind": "echo", "name": "a", "prefx": "x"}, r"where.prefx: unknown key 'prefx'. Did you mean 'prefix'\?"),
-        ({"kind": "echo", "name": "a", "prefix": 3}, "where.prefix: 3; expected a valid string"),
+        ({"kind": "echo", "name": "a", "prefix": 3}, "where.prefix: 3; expected text"),
         ({"kind": "nowhere:Agent"}, "where.kind: agent 'nowhere:Agent': cannot import 'nowhere'"),
         ({"kind": "json:Agent"}, "module 'json' has no 'Agent'"),
         ({"kind": "a2a_ray.agents.echo:"}, "expected module:attr"),

@@ -78,6 +78,9 @@ class TurnProtocol(ABC):
     def speakers(self, transcript: Transcript) -> Next:
         """The next speaker's name, several names (they answer at once), `Bids`, `Say` or `Stop`."""
 
+    def check(self, agents: Sequence[str]) -> None:  # noqa: B027  (most protocols lead any agents)
+        """Raises BadInput, before anything starts, where the protocol cannot lead agents of these names."""
+
     @abstractmethod
     def view(self, transcript: Transcript, speaker: str) -> View:
         """What `speaker` is shown for the turn that `speakers` gave it."""

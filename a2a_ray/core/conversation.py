@@ -10,7 +10,7 @@ from typing import Any
 
 from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol
 from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, BadInput
-from a2a_ray.core.message import BID, EMPTY, Content, Message, checked_answer
+from a2a_ray.core.message import BID, EMPTY, Content, Message, checked_answer, checked_content
 from a2a_ray.core.registry import protocols
 from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.stop import MaxTurns, StopCondition
@@ -66,8 +66,9 @@ class Conversation:
         self.limit = MaxTurns(limit)
         self.stop = stop
         self.protocol = protocols.build({"kind": protocol}, "protocol") if isinstance(protocol, str) else protocol
-        named = observers if isinstance(observers, Mapping) else {type(o).__name__: o for o in observers}
-        self.observers = tuple(named.items())
+        # Pairs, not a mapping: two observers of one class are two.
+        named = observers.items() if isinstance(observers, Mapping) else ((type(o).__name__, o) for o in observers)
+        self.observers = tuple(named)
         self.options = options
         if transcript is None:
             transcript = Transcript(id, tuple(self.agents), opening, seed, metadata)
@@ -146,9 +147,8 @@ class Conversation:
             return ()
         if isinstance(chosen, Say):
             seed = turn_seed(transcript.seed, turn)
-            return (
-                Message(transcript.id, turn, "", "", seed=seed).reply(chosen.content, chosen.sender, kind=chosen.kind),
-            )
+            content = checked_content(chosen.content, None, f"the protocol at turn {turn}")
+            return (Message(transcript.id, turn, "", "", seed=seed).reply(content, chosen.sender, kind=chosen.kind),)
         if isinstance(chosen, Bids):
             calls = [self._call(name, self._ask(name, turn + i), BID) for i, name in enumerate(chosen.speakers)]
         else:
@@ -181,7 +181,7 @@ class Conversation:
                 answer = await answer
         except A2AError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() in an agent ends its talk, not the program
             raise _failure(speaker, message.turn, error) from error
         if kind != BID:
             return checked_answer(answer, message, speaker)
@@ -208,5 +208,5 @@ def check_names(names: Sequence[str]) -> None:
         raise BadInput(f"agent name {twice!r} is given twice; names must differ within a conversation")
 
 
-def _failure(speaker: str, turn: int, error: Exception) -> AgentError:
+def _failure(speaker: str, turn: int, error: BaseException) -> AgentError:
     return AgentError(f"agent {speaker!r} failed at turn {turn}: {type(error).__name__}: {error}")

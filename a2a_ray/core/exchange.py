@@ -22,7 +22,7 @@ def read_jsonl(path: str | Path) -> tuple[list[Transcript], list[str]]:
     """
     path = Path(path)
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror or error}; expected a JSONL file of conversations") from error
     transcripts: list[Transcript] = []

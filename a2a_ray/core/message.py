@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ EMPTY: Mapping[str, Any] = _Empty()
 MESSAGE, BID, COMBINE = "message", "bid", "combine"
 """Kinds of record that we write: an agent's turn; how much an agent wants the turn; the protocol's combination of
 simultaneous turns. Transcripts of others may carry more (`action`, `result`)."""
+RESERVED = frozenset({BID, COMBINE, "opening", "end"})
+"""Kinds that no agent's answer may have: they are the protocol's and the store's."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,25 +116,16 @@ class Message:
 
 
 def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
-    """The answer of `speaker` to `asked`, proven to be a message that the transcript can take.
+    """The answer of `speaker` to `asked`, proven to be a message that transcript and store can take.
 
-    Raises BadAnswer for None, another type, an array that is not 1-D, not finite or of another length than the array
-    it answers. The cheap case (right message, text) costs a few comparisons.
+    Raises BadAnswer for None, another type, a message to another question, an array that is not 1-D, not finite or of
+    another length than the array it answers, a reserved kind, and usage or metadata that are no JSON. The cheap case
+    (right message, text) costs a few comparisons.
     """
     if type(answer) is not Message:
         raise BadAnswer(
             f"agent {speaker!r} returned {_describe(answer)} at turn {asked.turn}; expected a Message"
             " (return message.reply(content, sender=self.name))"
-        )
-    if type(answer.content) is str:
-        if not answer.content.isascii():
-            try:
-                answer.content.encode()
-            except UnicodeEncodeError:  # a lone surrogate: no store and no terminal takes it
-                answer = replace(answer, content=answer.content.encode(errors="replace").decode())
-    else:
-        answer = replace(
-            answer, content=checked_array(answer.content, asked.content, f"agent {speaker!r} at turn {asked.turn}")
         )
     if answer.turn != asked.turn or answer.sender != speaker or answer.conversation != asked.conversation:
         raise BadAnswer(
@@ -139,7 +133,42 @@ def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
             f" {answer.sender!r}, turn {answer.turn} of {answer.conversation!r};"
             " use message.reply(content, sender=self.name)"
         )
-    return answer
+    changes: dict[str, Any] = {}
+    if type(answer.content) is not str or not answer.content.isascii():
+        changes["content"] = checked_content(answer.content, asked.content, f"agent {speaker!r} at turn {asked.turn}")
+    if answer.kind in RESERVED:
+        raise BadAnswer(f"agent {speaker!r} answered turn {asked.turn} with kind {answer.kind!r}, which is reserved")
+    for name in ("usage", "metadata"):
+        if value := getattr(answer, name):
+            changes[name] = _json(value, f"agent {speaker!r} at turn {asked.turn}: {name}")
+    if answer.seed != asked.seed or not answer.created_at:
+        changes |= {"seed": asked.seed, "created_at": answer.created_at or time.time()}
+    return replace(answer, **changes) if changes else answer
+
+
+def checked_content(content: object, like: Any, who: str) -> Any:
+    """Text that can be written anywhere, or a 1-D float array. Raises BadAnswer; see `checked_array`."""
+    if not isinstance(content, str):
+        return checked_array(content, like, who)
+    try:
+        content.encode()
+    except UnicodeEncodeError:  # a lone surrogate: no store and no terminal takes it
+        return content.encode(errors="replace").decode()
+    return content
+
+
+def _json(value: Any, who: str) -> Any:
+    """The mapping with plain JSON values; NumPy numbers and arrays become Python's. Raises BadAnswer."""
+    try:
+        return json.loads(json.dumps(value, default=_from_numpy))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadAnswer(f"{who} is no JSON: {error}") from None
+
+
+def _from_numpy(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {str(value)[:40]!r}")
 
 
 def checked_array(content: object, like: Any, who: str) -> Any:

@@ -78,6 +78,8 @@ class Registry:
             return factory(**checked, **fixed)
         except BadInput as error:
             raise BadInput(f"{where}: {error}") from error
+        except Exception as error:  # somebody's own class
+            raise BadInput(f"{where}: {config['kind']} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def load(path: str, what: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.transcript import Transcript
@@ -69,7 +71,7 @@ class MaxTokens(StopCondition):
 
 
 class Settled(StopCondition):
-    """Over when in each of the last `rounds` rounds no agent's own vector moved by more than `tolerance` (2-norm)."""
+    """Over when no agent moved by more than `tolerance` (2-norm) between its own turns, the last `rounds` of them."""
 
     def __init__(self, tolerance: float = 1e-12, rounds: int = 1) -> None:
         if tolerance < 0 or rounds < 1:
@@ -77,13 +79,21 @@ class Settled(StopCondition):
         self.tolerance, self.rounds = tolerance, rounds
 
     def check(self, transcript: Transcript) -> str | None:
-        size, messages = len(transcript.agents), transcript.messages
-        if len(messages) < size * (self.rounds + 1) or isinstance(messages[-1].content, str):
+        own: dict[str, list[Any]] = {name: [] for name in transcript.agents}
+        missing = len(own)
+        for message in reversed(transcript.messages):
+            if isinstance(message.content, str):
+                return None
+            last = own.setdefault(message.sender, [])
+            if len(last) <= self.rounds:
+                last.append(message.content)
+                missing -= len(last) == self.rounds + 1
+                if missing == 0:
+                    break
+        if missing > 0:
             return None
-        import numpy as np
-
-        recent = np.stack([np.asarray(m.content) for m in messages[-size * (self.rounds + 1) :]])
-        moved = np.linalg.norm(recent[size:] - recent[:-size], axis=1).max()
+        # The squares' sum by hand: plain arithmetic that needs no NumPy here.
+        moved = max(float(((a - b) ** 2).sum()) for last in own.values() for a, b in pairwise(last)) ** 0.5
         return (
             f"settled: no agent moved by more than {self.tolerance:g} in a round" if moved <= self.tolerance else None
         )

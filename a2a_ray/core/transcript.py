@@ -8,7 +8,7 @@ from typing import Any
 
 from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.errors import BadInput
-from a2a_ray.core.message import BID, COMBINE, Content, Message
+from a2a_ray.core.message import BID, COMBINE, MESSAGE, Content, Message, checked_content
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
@@ -112,11 +112,12 @@ class Transcript:
             if turn["speaker"] not in speakers:
                 speakers.append(turn["speaker"])
         extra = {k: v for k, v in value.items() if k not in ("id", "turns", "status", "reason", "error")}
-        transcript = cls(str(value.get("id", id)), tuple(speakers), metadata=extra)
+        given = {k: str(value[k]) for k in ("id", "status", "reason", "error") if value.get(k) is not None}
+        transcript = cls(given.get("id", id), tuple(speakers), metadata=extra)
         for number, turn in enumerate(turns, 1):
             transcript.append(_turn_from_exchange(transcript.id, number, turn))
-        transcript.status = str(value.get("status", DONE))
-        transcript.reason, transcript.error = str(value.get("reason", "")), str(value.get("error", ""))
+        transcript.status = given.get("status", DONE)
+        transcript.reason, transcript.error = given.get("reason", ""), given.get("error", "")
         return transcript
 
 
@@ -127,7 +128,7 @@ def _turn_to_exchange(message: Message) -> dict[str, Any]:
     else:
         out["vector"] = message.content.tolist()
         out["text"] = " ".join(f"{x:.6g}" for x in out["vector"])
-    if message.kind != "message":
+    if message.kind != MESSAGE:
         out["kind"] = message.kind
     if message.created_at:
         out["time"] = message.created_at
@@ -147,7 +148,7 @@ def _check_turn(turn: object, number: int) -> None:
 
 
 def _turn_from_exchange(conversation: str, number: int, turn: dict[str, Any]) -> Message:
-    content: Content = turn["text"]
+    content: Content = checked_content(turn["text"], None, f"turn {number}")
     if "vector" in turn:
         import numpy as np
 
@@ -160,7 +161,7 @@ def _turn_from_exchange(conversation: str, number: int, turn: dict[str, Any]) ->
     if not isinstance(created, (int, float)) or isinstance(created, bool):
         rest["time"], created = created, 0.0  # a foreign time stamp that is no number is kept as it is
     usage = {"output_tokens": turn["tokens"]} if "tokens" in turn else {}
-    kind = str(turn.get("kind", "message"))
+    kind = str(turn.get("kind") or MESSAGE)
     return Message(
         conversation, number, turn["speaker"], content, usage=usage, metadata=rest, created_at=float(created), kind=kind
     )

@@ -151,7 +151,14 @@ def list_runs(storage: Storage = "runs", as_json: Json = False) -> None:
     from a2a_ray.interface.tables import show_runs
     from a2a_ray.runtime.store import open_run, run_names
 
-    show_runs([open_run(name) for name in run_names(storage)], storage, as_json)
+    runs = []
+    for name in run_names(storage):
+        try:
+            found = open_run(name)
+            runs.append({"run": name, "created": found.manifest["created"], **found.summary()})
+        except (A2AError, KeyError) as error:
+            say(f"{name}: damaged: {error}")
+    show_runs(runs, storage, as_json)
 
 
 @app.command()
@@ -173,9 +180,11 @@ def show(
         found = find_repetition(transcript)
         render_chat(transcript, console, spans=repeated_spans(transcript), onset=found.onset if found else None)
     if limit and len(transcripts) > limit:
-        more = len(transcripts) - limit
+        more = (
+            "1 more conversation" if len(transcripts) == limit + 1 else f"{len(transcripts) - limit} more conversations"
+        )
         say(
-            f"{more} more conversations: --limit 0 prints all; a2a-ray show {source} ID prints one. Ids run from"
+            f"{more}: --limit 0 prints all; a2a-ray show {source} ID prints one. Ids run from"
             f" {transcripts[0].id} to {transcripts[-1].id}."
         )
 

@@ -58,9 +58,8 @@ def show_estimate(what: Estimate, as_json: bool) -> None:
     print_table("Nothing was started. This run would take:", ("", ""), rows, note)
 
 
-def show_runs(runs: Sequence[Run], storage: str, as_json: bool) -> None:
-    """The runs of a storage folder."""
-    found = [{"run": r.path, "created": r.manifest["created"], **r.summary()} for r in runs]
+def show_runs(found: Sequence[dict[str, Any]], storage: str, as_json: bool) -> None:
+    """The runs of a storage folder: path, time of creation and counts of each."""
     if as_json:
         print(json.dumps({"runs": found}))
         return
@@ -76,7 +75,8 @@ def show_failures(run: Run) -> None:
     """The conversations that failed, with their errors, on standard error."""
     failed = [t for t in run.transcripts() if t.status == "failed"]
     console = Console(stderr=True, soft_wrap=True)
-    console.print(f"{len(failed)} conversations failed:", markup=False, highlight=False)
+    count = "1 conversation" if len(failed) == 1 else f"{len(failed)} conversations"
+    console.print(f"{count} failed:", markup=False, highlight=False)
     for transcript in failed[:SHOWN]:
         text = f"  {transcript.id} after {len(transcript)} turns: {transcript.error}"
         console.print(clean(text), markup=False, highlight=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import ray
 from a2a_ray.core.errors import PlacementError
 
 PLACEMENT_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
 
 
 def connect(address: str | None = None) -> bool:
@@ -21,7 +23,14 @@ def connect(address: str | None = None) -> bool:
     address cannot be reached.
     """
     if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if address not in (None, "auto", "local", here):
+            raise PlacementError(
+                f"address {address!r}: this process is connected to {here!r} already; ray.shutdown() first"
+            )
         return False
+    if address is not None:
+        _answers(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of a change to come without it
     try:
         if address is not None:
@@ -33,6 +42,18 @@ def connect(address: str | None = None) -> bool:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PlacementError(f"address {address!r}: no Ray cluster answers there: {reason}") from None
     return True
+
+
+def _answers(address: str) -> None:
+    """Raises PlacementError where nothing listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PlacementError(f"address {address!r}: nothing answers there ({reason}); is the cluster up?") from None
 
 
 def started_locally() -> bool:

@@ -131,4 +131,4 @@ def unpack(columns: tuple[list[Any], ...]) -> tuple[Message, ...]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else repr(v))
+    return json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else repr(v), skipkeys=True)

@@ -36,7 +36,8 @@ def estimate(experiment: Experiment) -> Estimate:
         talks = len(cell.opening_contents) * cell.repeats
         answers = [_answer(spec, assumed) for spec in cell.agents]
         opening = max((_length(o) for o in cell.opening_contents), default=0)
-        bids = len(cell.agents) if cell.protocol == {"kind": "adaptive"} or cell.protocol.get("by") == "bid" else 0
+        by_bid = cell.protocol["kind"] == "adaptive" and cell.protocol.get("by", "bid") == "bid"
+        bids = len(cell.agents) if by_bid else 0
         calls += talks * cell.limit * (1 + bids)
         for turn in range(cell.limit):
             who = turn % len(cell.agents)

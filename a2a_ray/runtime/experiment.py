@@ -22,7 +22,8 @@ from pydantic import (
 )
 
 from a2a_ray.core.conversation import DEFAULT_ROUNDS, check_names
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import BadAnswer, BadInput, unknown
+from a2a_ray.core.message import checked_content
 from a2a_ray.core.registry import agents as agent_kinds
 from a2a_ray.core.registry import detectors, expected, protocols, stops
 from a2a_ray.core.seeds import conversation_seed
@@ -77,14 +78,19 @@ class AgentSpec(BaseModel):
         must = agent_kinds.keys(self.kind)  # what the agent cannot be made without stays with it
         return {k: v for k, v in self.settings.items() if k in allowed and not must.get(k)}
 
-    def pool_key(self) -> str:
-        """Equal for two specifications that one pool of actors can serve."""
+    @property
+    def pool_settings(self) -> dict[str, Any]:
+        """The settings that do not go with each message."""
         turn = self.turn_settings()
-        rest = {k: v for k, v in self.settings.items() if k not in turn}
-        place = self.model_dump(
-            include={"replicas", "num_cpus", "num_gpus", "max_batch", "scheduling_strategy", "runtime_env"}
-        )
-        return json.dumps([rest, place], sort_keys=True, default=plain)
+        return {k: v for k, v in self.settings.items() if k not in turn}
+
+    def key(self) -> str:
+        """Equal for specifications that one agent, or one pool of actors, can serve. For this process only: functions
+        go by identity, since two lambdas have one name."""
+        if not self.heavy:
+            return json.dumps(self.settings, sort_keys=True, default=_identity)
+        keys = {"replicas", "num_cpus", "num_gpus", "max_batch", "scheduling_strategy", "runtime_env"}
+        return json.dumps([self.pool_settings, self.model_dump(include=keys)], sort_keys=True, default=_identity)
 
 
 Settings = Annotated[dict[str, Any], BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]
@@ -136,7 +142,9 @@ class Experiment(BaseModel):
             if key not in cls.model_fields:
                 raise BadInput(f"{where}: " + unknown("key", key, cls.model_fields))
         try:
-            return cls.model_validate(dict(value))
+            experiment = cls.model_validate(dict(value))
+            experiment._source = where
+            return experiment
         except ValidationError as error:
             raise BadInput(f"{where}: {explain(error)}") from None
 
@@ -158,9 +166,7 @@ class Experiment(BaseModel):
             raise BadInput(f"{path}{line}: not YAML: {reason}") from None
         if isinstance(value, dict) and isinstance(value.get("openings"), dict) and "file" in value["openings"]:
             value["openings"]["file"] = str(path.parent / str(value["openings"]["file"]))
-        experiment = cls.parse(value, str(path))
-        experiment._source = str(path)
-        return experiment
+        return cls.parse(value, str(path))
 
     @cached_property
     def cells(self) -> list[Experiment]:
@@ -196,11 +202,12 @@ class Experiment(BaseModel):
         """The openings themselves: texts, or float64 arrays of shape (d,). Raises BadInput."""
         spec = self.openings
         if isinstance(spec, list):
-            import numpy as np
-
             if not spec:
                 raise BadInput("openings: []; expected at least one, or leave the key out for the default openings")
-            return [o if isinstance(o, str) else np.asarray(o, dtype=np.float64) for o in spec]
+            try:
+                return [checked_content(o, None, f"openings.{i}") for i, o in enumerate(spec)]
+            except BadAnswer as error:
+                raise BadInput(str(error)) from None
         return read_openings({} if spec == "default" else dict(spec))
 
     def check(self) -> None:
@@ -215,22 +222,25 @@ class Experiment(BaseModel):
 
     def _check_parts(self, seen: set[str]) -> None:
         """The parts of one cell; agents that were seen before are left out."""
-        protocols.build(self.protocol, "protocol")
+        protocols.build(self.protocol, "protocol").check(tuple(spec.name for spec in self.agents))
         for i, stop in enumerate(self.stop):
             stops.build(stop, f"stop.{i}")
         for i, observer in enumerate(self.observers):
             detectors.build(observer, f"observers.{i}")
         _ = self.opening_contents
         for i, spec in enumerate(self.agents):
-            key = json.dumps(spec.settings, sort_keys=True, default=plain)
-            if key not in seen:
-                agent = spec.build(f"agents.{i}")
-                if hasattr(agent, "check"):
-                    try:
-                        agent.check()
-                    except BadInput as error:
-                        raise BadInput(f"agents.{i}: {error}") from None
-                seen.add(key)
+            key = json.dumps(spec.settings, sort_keys=True, default=_identity)
+            if key in seen:
+                continue
+            seen.add(key)
+            agent = spec.build(f"agents.{i}")
+            if hasattr(agent, "check"):
+                try:
+                    agent.check()
+                except BadInput as error:
+                    raise BadInput(f"agents.{i}: {error}") from None
+                except Exception as error:
+                    raise BadInput(f"agents.{i}: its check failed: {type(error).__name__}: {error}") from error
 
     def tasks(self) -> Iterator[Task]:
         """Every conversation, in order of its id."""
@@ -284,6 +294,10 @@ def _in_words(changes: Mapping[str, Any]) -> str:
     return ", ".join(
         k if isinstance(v, (dict, list)) or k.rpartition(".")[2] in hidden else f"{k}: {v}" for k, v in changes.items()
     )
+
+
+def _identity(value: Any) -> Any:
+    return f"{plain(value)}#{id(value)}" if callable(value) else plain(value)
 
 
 def plain(value: Any) -> Any:

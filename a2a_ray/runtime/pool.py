@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 
 from a2a_ray.core import errors
 from a2a_ray.core.errors import A2AError, AgentError, BadInput, PlacementError
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.cluster import await_placed, connect
 from a2a_ray.runtime.columns import pack, unpack
+
+log = logging.getLogger(__name__)
 
 
 class AgentHost:
@@ -34,7 +38,7 @@ class AgentHost:
             self._agent = await asyncio.to_thread(self._make)
         except A2AError:
             raise
-        except Exception as error:  # a foreign error may not survive the way between processes
+        except (Exception, SystemExit) as error:  # a foreign error may not survive the way between processes
             raise AgentError(f"an agent could not be set up: {type(error).__name__}: {error}") from None
         agent = self._agent
         return {
@@ -47,7 +51,9 @@ class AgentHost:
         """The answers to packed messages by `step` or `bid`, and per failed index the error's class and sentence."""
         messages = unpack(columns)
         answers = await self._batch(messages) if method == "step" else None
-        if answers is None:
+        if answers is None and inspect.iscoroutinefunction(getattr(self._agent, method)):
+            answers = list(await asyncio.gather(*(self._one(method, m) for m in messages)))
+        elif answers is None:
             answers = [await self._one(method, m) for m in messages]
         failed = {
             i: (type(a).__name__ if isinstance(a, A2AError) else "", _sentence(self._agent.name, messages[i].turn, a))
@@ -74,7 +80,8 @@ class AgentHost:
         try:
             answers = batch(messages)
             answers = list(await answers if inspect.isawaitable(answers) else answers)
-        except Exception:
+        except (Exception, SystemExit) as error:
+            log.warning("agent %r: its step_batch failed, so it is asked one by one: %r", self._agent.name, error)
             return None
         return answers if len(answers) == len(messages) else None
 
@@ -82,8 +89,10 @@ class AgentHost:
         try:
             answer = getattr(self._agent, method)(message)
             return await answer if inspect.isawaitable(answer) else answer
-        except Exception as error:
+        except A2AError as error:
             return error
+        except (Exception, SystemExit) as error:
+            return AgentError(_sentence(self._agent.name, message.turn, error))
 
 
 class RemoteAgent:
@@ -100,7 +109,7 @@ class RemoteAgent:
         self._replicas, self._max_batch, self._overlaps = replicas, max_batch, overlaps
         self._free = deque(replicas)
         self._waiting: dict[str, deque[tuple[Message, asyncio.Future[Any]]]] = {"step": deque(), "bid": deque()}
-        self._scheduled = False
+        self._scheduled: asyncio.AbstractEventLoop | None = None
         self._calls: set[asyncio.Task[None]] = set()
         if bids:
             self.bid = self._bid
@@ -118,18 +127,23 @@ class RemoteAgent:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting[method].append((message, future))
-        if not self._scheduled:
+        if self._scheduled is not loop:
             # At the end of this turn of the event loop: conversations that are ready now go together.
-            self._scheduled = True
+            self._scheduled = loop
             loop.call_soon(self._send)
         return future
 
     def _send(self) -> None:
-        self._scheduled = False
+        self._scheduled = None
         for method, waiting in self._waiting.items():
+            while waiting and not self._replicas:
+                _settle([waiting.popleft()], [AgentError(f"agent {self.name!r}: all of its processes have died")])
             while waiting and self._free:
-                replica = self._free.popleft()
                 batch = [waiting.popleft() for _ in range(min(len(waiting), self._max_batch))]
+                batch = [(m, f) for m, f in batch if not f.done()]  # of a conversation that was cut off
+                if not batch:
+                    continue
+                replica = self._free.popleft()
                 call = asyncio.ensure_future(self._call(replica, method, batch))
                 self._calls.add(call)
                 call.add_done_callback(self._calls.discard)
@@ -137,23 +151,25 @@ class RemoteAgent:
                     self._free.append(replica)
 
     async def _call(self, replica: Any, method: str, batch: list[tuple[Message, asyncio.Future[Any]]]) -> None:
+        results: list[Any] = []
         try:
             answers, failed = await replica.call.remote(method, pack([m for m, _ in batch]))
             good = iter(unpack(answers) if isinstance(answers, tuple) else answers)
             results = [_error(*failed[i]) if i in failed else next(good) for i in range(len(batch))]
+        except RayActorError as error:
+            # It is not asked again; what waits goes to the others.
+            self._replicas = [r for r in self._replicas if r is not replica]
+            self._free = deque(r for r in self._free if r is not replica)
+            reason = str(error).strip().splitlines()[0]
+            results = [AgentError(f"agent {self.name!r}: its process died: {reason}")] * len(batch)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             results = [AgentError(f"agent {self.name!r}: its process failed: {reason}")] * len(batch)
-        if not self._overlaps:
-            self._free.append(replica)
-        for (_, future), result in zip(batch, results, strict=True):
-            if future.done():
-                continue
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-        if not self._scheduled:
+        finally:  # also where the conversation was cut off while it waited
+            if not self._overlaps and replica in self._replicas:
+                self._free.append(replica)
+        _settle(batch, results)
+        if self._scheduled is None:
             self._send()
 
 
@@ -189,8 +205,6 @@ class Pool:
 
     def facts(self) -> dict[str, Any]:
         """Waits for placement and set-up; what callers must know of the agent. Raises PlacementError or AgentError."""
-        from ray.exceptions import RayActorError, RayTaskError
-
         try:
             await_placed(self._placed, [self._demand] * len(self.hosts), self._what)
             facts: dict[str, Any] = ray.get(self._setups)[0]
@@ -226,6 +240,16 @@ def remote(
     pool = Pool("the remote agent", agent_factory, replicas, num_cpus, num_gpus, scheduling_strategy, runtime_env)
     facts = pool.facts()
     return RemoteAgent(facts["name"], pool.hosts, facts["overlaps"], facts["bids"], max_batch)
+
+
+def _settle(batch: list[tuple[Message, asyncio.Future[Any]]], results: list[Any]) -> None:
+    for (_, future), result in zip(batch, results, strict=True):
+        if future.done():
+            continue
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
 
 
 def _sentence(name: str, turn: int, error: object) -> str:

@@ -94,6 +94,7 @@ class Recording:
         self._number = 0
         self._pending: set[asyncio.Future[None]] = set()
         self._unanswered = unanswered
+        self._error: BaseException | None = None
 
     def add(self, row: Message) -> bool:
         """Keeps the row; True when it is time to `send`."""
@@ -104,8 +105,9 @@ class Recording:
         """Sends what was collected; waits only while too many batches are unanswered. Raises StorageError."""
         if self._rows:
             rows, self._rows = self._rows, []
+            batch = to_batch(rows)  # before the number is taken: the recorder waits for every number
             number, self._number = self._number, self._number + 1
-            call = self._recorder.append.remote(self._worker, number, to_batch(rows))
+            call = self._recorder.append.remote(self._worker, number, batch)
             self._pending.add(asyncio.ensure_future(_answer(call)))
         if len(self._pending) >= self._unanswered:
             await asyncio.wait(self._pending, return_when=asyncio.FIRST_COMPLETED)
@@ -122,7 +124,9 @@ class Recording:
         done = {f for f in self._pending if f.done()}
         self._pending -= done
         for future in done:
-            future.result()
+            self._error = self._error or future.exception()
+        if self._error is not None:  # once failed, for good: whoever sends or flushes next must know
+            raise self._error
 
 
 async def _answer(call: Any) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
+from collections import Counter as Occurrences
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +31,8 @@ LIGHT_IN_FLIGHT = 2048
 """The same where they are light: larger groups to commit at once."""
 CHUNKS = 4
 """Parts in which a worker gets what it may hold at once; it is given the next when it is done with one."""
+UNREACHABLE = re.compile(r"^__main__:|<lambda>|<locals>")
+"""Names of functions and classes that cannot be imported by name elsewhere."""
 WATCH_SECONDS = 0.5
 """Between two looks at the progress."""
 
@@ -93,10 +99,15 @@ def resume(
     Raises as `run_many`.
     """
     run = open_run(run.path if isinstance(run, Run) else run)
+    here = [f for f in re.findall(r'"([\w.]+:[^"]*)"', json.dumps(run.manifest["experiment"])) if UNREACHABLE.search(f)]
+    if here and experiment is None:
+        raise BadInput(
+            f"{run.path}: it was started with {here[0]}, which only the program that defines it has;"
+            " resume it from there: resume(path, experiment=the same specification)"
+        )
     given = run.experiment if experiment is None else Experiment.parse(experiment)
     if experiment is not None and given.to_dict() != run.experiment.to_dict():
         raise BadInput(f"{run.path}: was started with another specification; resume it with the one in its manifest")
-    given.check()
     if given.openings_digest() != run.manifest["openings_sha256"]:
         raise BadInput(f"{run.path}: its openings have changed since it was started; put the old ones back")
     _check_workers(workers)
@@ -108,7 +119,10 @@ def resume(
         else:
             earlier[transcript.id] = transcript
     tasks = [t for t in given.tasks() if t.id not in ended]
-    return _hold(run, given, tasks, earlier, workers, address, progress) if tasks else run
+    if not tasks:
+        return run
+    given.check()
+    return _hold(run, given, tasks, earlier, workers, address, progress)
 
 
 def _check_workers(workers: int | None) -> None:
@@ -125,9 +139,9 @@ def _hold(
     address: str | None,
     progress: Watch | bool,
 ) -> Run:
-    own = connect(address)
-    session = None
+    own, session = False, None
     try:
+        own = connect(address)
         session = Session(run.path, experiment, tasks, workers)
         with _watching(run, progress) as watch:
             session.hold(tasks, earlier, watch)
@@ -150,20 +164,23 @@ class Session:
         self._experiment = experiment
         self._actors: list[Any] = []
         self._workers: list[Any] = []
-        heavy = {s.pool_key(): s for cell in experiment.cells for s in cell.agents if s.heavy}
+        keys = [[spec.key() for spec in cell.agents] for cell in experiment.cells]
+        specs = dict(zip(chain(*keys), chain(*(cell.agents for cell in experiment.cells)), strict=True))
+        heavy = {key: spec for key, spec in specs.items() if spec.heavy}
+        talks = Occurrences(key for task in tasks for key in keys[task.cell])
         self._in_flight = IN_FLIGHT if heavy else LIGHT_IN_FLIGHT
         local = started_locally()
         try:
             actor: Any = ray.remote  # its types know neither these options nor the methods of what it makes
             self._recorder = actor(Recorder).options(num_cpus=0, max_task_retries=0).remote(table_uri(path))
             self._actors.append(self._recorder)
-            pools = self._start_pools(heavy, tasks, local)
+            pools = self._start_pools(heavy, talks, local)
             fitting = 1 if heavy else max(1, int(ray.available_resources().get("CPU", 1)))
             count = max(1, min(workers or fitting, len(tasks)))
             # A light worker computes, so it takes a CPU; one that only waits for heavy agents takes none.
             cpus = 0 if heavy or local else 1
             kind = actor(concurrency_groups={CONTROL: 1})(Worker).options(num_cpus=cpus, max_task_retries=0)
-            self._workers = [kind.remote(f"worker-{i}", experiment, self._recorder, pools) for i in range(count)]
+            self._workers = [kind.remote(f"worker-{i}", experiment, self._recorder, pools, keys) for i in range(count)]
             self._actors += self._workers
             await_placed([self._recorder.ready.remote()], [{}], "recorder")
             ready = [worker.ready.remote() for worker in self._workers]
@@ -173,23 +190,20 @@ class Session:
             raise
 
     def _start_pools(
-        self, heavy: Mapping[str, AgentSpec], tasks: Sequence[Task], local: bool
+        self, heavy: Mapping[str, AgentSpec], talks: Mapping[str, int], local: bool
     ) -> dict[str, tuple[Any, ...]]:
         """Starts all pools at once, then waits for each."""
         pools = {}
         for key, spec in heavy.items():
             cpus = spec.num_cpus if spec.num_cpus is not None else (0 if local else 1)
-            settings = {k: v for k, v in spec.settings.items() if k not in spec.turn_settings()}
             where = (spec.replicas, cpus, spec.num_gpus, spec.scheduling_strategy, spec.runtime_env)
-            pools[key] = Pool(f"agent {spec.name!r}", _Factory(settings), *where)
+            pools[key] = Pool(f"agent {spec.name!r}", _Factory(spec.pool_settings), *where)
             self._actors += pools[key].hosts
         out = {}
         for key, spec in heavy.items():
             facts = pools[key].facts()
             # At most half of an agent's talks in a call: while it works on one half, the others have the second.
-            cells = {i for i, cell in enumerate(self._experiment.cells) if key in {s.pool_key() for s in cell.agents}}
-            talks = sum(task.cell in cells for task in tasks)
-            most = min(spec.max_batch, -(-talks // 2) or 1)
+            most = min(spec.max_batch, -(-talks[key] // 2) or 1)
             out[key] = (spec.name, pools[key].hosts, facts["overlaps"], facts["bids"], most)
         return out
 

@@ -38,14 +38,21 @@ class Outcome(NamedTuple):
 
 
 class Worker:
-    """Actor. `pools` gives, per pool key, what `RemoteAgent` needs to reach a heavy agent."""
+    """Actor. `keys` names the agents of each cell; `pools` gives what `RemoteAgent` needs for each heavy one."""
 
-    def __init__(self, name: str, experiment: Experiment, recorder: Any, pools: Mapping[str, tuple[Any, ...]]) -> None:
+    def __init__(
+        self,
+        name: str,
+        experiment: Experiment,
+        recorder: Any,
+        pools: Mapping[str, tuple[Any, ...]],
+        keys: Sequence[Sequence[str]],
+    ) -> None:
         # Transcripts are many small objects without cycles: Python's default of a collection every 700 of them takes a
         # quarter of a light turn.
         gc.freeze()
         gc.set_threshold(100_000, 10, 10)
-        self._cells = experiment.cells
+        self._cells, self._keys = experiment.cells, keys
         self._recording = Recording(recorder, name)
         self._remote = {key: RemoteAgent(*parts) for key, parts in pools.items()}
         self._parts: dict[int, tuple[list[Any], Any, StopCondition | None, dict[str, Any]]] = {}
@@ -80,7 +87,10 @@ class Worker:
         return outcomes
 
     async def _hold(self, task: Task, earlier: Sequence[Message]) -> Outcome:
-        conversation = self._conversation(task, earlier)
+        try:
+            conversation = self._conversation(task, earlier)
+        except (Exception, SystemExit) as error:  # an observer's first look, or an agent's set-up
+            return await self._never_begun(task, f"{type(error).__name__}: {error}")
         transcript = conversation.transcript
         recording = self._recording
         if not earlier and not self._stopped and recording.add(opening_row(transcript)):
@@ -102,6 +112,14 @@ class Worker:
         new = len(transcript) - len(earlier)
         return Outcome(task.id, transcript.status, transcript.error, new, len(transcript.messages))
 
+    async def _never_begun(self, task: Task, sentence: str) -> Outcome:
+        names = tuple(spec.name for spec in self._cells[task.cell].agents)
+        transcript = Transcript(task.id, names, seed=task.seed)
+        transcript.status, transcript.error = FAILED, sentence
+        if self._recording.add(end_row(transcript, time.time())):
+            await self._recording.send()
+        return Outcome(task.id, FAILED, sentence, 0, 0)
+
     def _conversation(self, task: Task, earlier: Sequence[Message]) -> Conversation:
         cell = self._cells[task.cell]
         agents, protocol, stop, options = self._parts_of(task.cell)
@@ -119,15 +137,16 @@ class Worker:
         if index not in self._parts:
             cell = self._cells[index]
             agents, options = [], {}
-            for spec in cell.agents:
+            for spec, key in zip(cell.agents, self._keys[index], strict=True):
                 if spec.heavy:
-                    agents.append(self._remote[spec.pool_key()])
+                    agents.append(self._remote[key])
                     options[spec.name] = spec.turn_settings()
-                else:
-                    key = repr(sorted(spec.settings.items(), key=lambda item: item[0]))
-                    if key not in self._light:
-                        self._light[key] = spec.build()
-                    agents.append(self._light[key])
+                    continue
+                if key not in self._light:
+                    self._light[key] = spec.build()
+                    if hasattr(self._light[key], "setup"):
+                        self._light[key].setup()
+                agents.append(self._light[key])
             stop: StopCondition | None = None
             for each in cell.stop:
                 condition = stops.build(each, "stop")
