@@ -1,0 +1,499 @@
+"""What people get wrong, and what breaks while a run is under way: one clear sentence, never a traceback; nothing
+that was acknowledged is lost, nothing secret is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from a2a_ray.core.message import Message
+from a2a_ray.runtime.run import run_many
+from a2a_ray.runtime.store import Run, open_run, run_names
+from tests.command_line import Done, call, finish, start, write_spec
+
+ECHO = {"name": "ann", "kind": "echo"}
+HF = {"name": "ann", "kind": "hf", "model": "tiny-llama"}
+OPENAI = {"name": "ann", "kind": "openai", "model": "m"}
+SECRET = "sk-planted-7f3a9c51"
+
+
+class Steady:
+    """Says something that follows from the seed alone, after a while; `answer` says what goes wrong from turn 2 on."""
+
+    placement = "worker"
+
+    def __init__(self, name: str, answer: str = "", wait: float = 0.0, size: int = 20) -> None:
+        self.name, self.answer, self.wait, self.size = name, answer, wait, size
+
+    def step(self, message: Message) -> Any:
+        time.sleep(self.wait)
+        content: Any = message.content
+        match self.answer if message.turn > 1 else "":
+            case "raise":
+                raise ZeroDivisionError("by zero")
+            case "none":
+                return None
+            case "shape":
+                return message.reply(np.zeros(2), self.name)
+            case "nan":
+                return message.reply(content * np.nan, self.name)
+        if isinstance(content, str):
+            content = np.random.default_rng(message.seed).bytes(self.size).hex()
+        return message.reply(content, self.name)
+
+
+STEADY = "tests.test_bad_input:Steady"
+
+
+def one_sentence(done: Done) -> str:
+    """That a command ended as one that was given bad input must; its sentence."""
+    assert done.status == 2, done.err
+    assert done.out == ""
+    assert done.err.startswith("Error: ")
+    assert done.err.count("\n") == 1, done.err
+    return done.err
+
+
+def said(run: Run | str | Path) -> dict[str, Any]:
+    """Everything but time stamps."""
+    run = run if isinstance(run, Run) else open_run(run)
+    return {t.id: [(m.turn, m.sender, m.content, m.seed) for m in t] + [t.status, t.reason] for t in run.transcripts()}
+
+
+# --- bad input: status 2, nothing started ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"agents": [{"name": "a", "kind": "ech"}]}, "agents.0.kind: unknown agent kind 'ech'. Did you mean 'echo'?"),
+        ({"agents": [{"name": "a", "kind": "no_such:Agent"}]}, "cannot import 'no_such'"),
+        ({"agents": [{"name": "a", "kind": "tests.test_cli:Agent"}]}, "has no 'Agent'"),
+        ({"agents": [{"kind": "echo"}]}, "key 'agents.0.name' is missing"),
+        ({"agents": [{"name": "a b", "kind": "echo"}]}, "agent name 'a b'; expected a Python identifier"),
+        ({"agents": [ECHO, ECHO]}, "agent name 'ann' is given twice"),
+        ({"agents": ECHO}, "agents: {'name': 'ann', 'kind': 'echo'}; expected a list"),
+        ({"agents": []}, "agents: []; expected at least 1"),
+        ({"agents": [{**ECHO, "prefx": "x"}]}, "unknown key 'prefx'. Did you mean 'prefix'?"),
+        ({"agents": [{**ECHO, "replicas": 0}]}, "agents.0.replicas: 0; expected at least 1"),
+        ({"agents": [{**ECHO, "placement": "gpu"}]}, "agents.0.placement: 'gpu'; expected 'worker' or 'actor'"),
+        ({"agents": [{**ECHO, "price": {"inpt": 1}}]}, "unknown key 'inpt'. Did you mean 'input'?"),
+        ({"agents": [{**HF, "model": "/no/such"}]}, "agents.0: model: '/no/such'; no such folder"),
+        ({"agents": [{**HF, "model": "tiny-lama"}]}, "an embedded model (tiny-llama, tiny-neox)"),
+        ({"agents": [{**HF, "model": "./bare"}]}, "agents.0: model: './bare'; no *.safetensors in it"),
+        ({"agents": [{**HF, "temperature": "hot"}]}, "agents.0.temperature: 'hot'; expected a number"),
+        ({"agents": [{**HF, "max_new_tokens": 512}]}, "max_new_tokens: 512; the context of 'tiny-llama' has 512"),
+        ({"agents": [OPENAI]}, "agents.0: api_key_env: 'OPENAI_API_KEY'; this environment variable is not set"),
+        ({"agents": [{**OPENAI, "base_url": "localhost:1"}]}, "base_url: 'localhost:1'; expected an address such as"),
+        ({"roundz": 3}, "unknown key 'roundz'. Did you mean 'rounds'?"),
+        ({"rounds": "three"}, "rounds: 'three'; expected a whole number"),
+        ({"rounds": 0}, "rounds: 0; expected at least 1"),
+        ({"rounds": None, "turns": 0}, "turns: 0; expected at least 1"),
+        ({"turns": 4}, "rounds: 3 and turns: 4; give one of them"),
+        ({"name": "my run"}, "name: 'my run'; expected letters"),
+        ({"protocol": "round_robin"}, "unknown protocol kind 'round_robin'. There is: adaptive, alternating"),
+        ({"protocol": {"kind": "alternating", "show": "lst"}}, "show: 'lst'; expected last, all"),
+        ({"openings": []}, "openings: []; expected at least one"),
+        ({"openings": [1]}, "openings.0: 1; expected text or a list"),
+        ({"openings": "defualt"}, "openings: 'defualt'; expected a list or 'default'"),
+        ({"openings": {"file": "none.txt"}}, "none.txt: No such file or directory"),
+        ({"observers": ["loops"]}, "unknown detector kind 'loops'. There is: exact_repetition"),
+        ({"stop": ["say"]}, "unknown stop kind 'say'. Did you mean 'says'?"),
+        ({"sweep": {"agents.*.prefx": ["x"]}}, "unknown key 'prefx'. Did you mean 'prefix'?"),
+    ],
+)
+def test_a_wrong_specification_is_told_in_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spec: dict[str, Any],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text("{}")
+    path = write_spec(tmp_path, **spec)
+    error = one_sentence(call(capsys, "run", path))
+    assert str(path) in error
+    assert sentence in error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("agents: [{name: a\n  b: ]\n", "spec.yaml, line 2, column 4: not YAML: expected ',' or '}', but got ':'"),
+        ("agents:\n\t- x\n", "line 2, column 1: not YAML: found character '\\t'"),
+        (b"\xff\xfe\x00", "spec.yaml: not YAML: "),
+        ("", "spec.yaml: empty; expected keys such as agents and rounds (a2a-ray new writes an example)"),
+        ("just text\n", "str 'just text'; expected keys such as agents"),
+        ("rounds: 3\n", "key 'agents' is missing"),
+    ],
+)
+def test_a_file_that_is_no_specification(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | bytes, sentence: str
+) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert sentence in one_sentence(call(capsys, "run", path))
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [
+        {**OPENAI, "api_key": SECRET},
+        {**OPENAI, "api_key_env": SECRET},
+        {**OPENAI, "extra_body": {"api_key": SECRET}},
+        {**OPENAI, "extra_body": {"headers": {"Authorization": f"Bearer {SECRET}"}}},
+        {**OPENAI, "base_url": f"http://user:{SECRET}@127.0.0.1/v1"},
+        {**ECHO, "runtime_env": {"env_vars": {"OPENAI_API_KEY": SECRET, "HF_TOKEN": SECRET}}},
+    ],
+)
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_key_in_the_specification_is_refused_and_not_repeated(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: Any, dry: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    path = write_spec(tmp_path, agents=[agent])
+    assert SECRET not in one_sentence(call(capsys, "run", path, *["--dry-run"] * dry))
+    swept = write_spec(tmp_path, sweep={f"agents.*.{key}": [value] for key, value in agent.items() if key != "name"})
+    assert SECRET not in one_sentence(call(capsys, "run", swept, *["--dry-run"] * dry))
+    assert [p.name for p in tmp_path.iterdir()] == ["spec.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["rum", "spec.yaml"], "No such command 'rum'. Did you mean 'run'"),
+        (["run", "spec.yaml", "--worker", "2"], "No such option: --worker"),
+        (["run", "spec.yaml", "--workers", "0"], "'--workers': expected at least 1"),
+        (["run", "spec.yaml", "--workers", "two"], "'--workers': expected a whole number"),
+        (["run"], "Missing argument 'SPEC.yaml' (help: "),
+        (["run", "none.yaml"], "none.yaml: No such file or directory; expected a YAML specification"),
+        (["run", "folder"], "folder: Is a directory"),
+        (["run", "spec.yaml", "--storage", "file"], "storage: file: cannot write there: "),
+        (["run", "spec.yaml", "--storage", "file/inside"], "storage: file/inside: cannot write there: "),
+        (["run", "spec.yaml", "--storage", "s4://x/y"], "storage: s4://x/y: cannot write there: Unrecognized"),
+        (["resume", "folder"], "folder: not a run (no readable manifest.json in it"),
+        (["resume", "none"], "none: there is no such run or file"),
+        (["resume", "fake"], "fake: not a run (no readable manifest.json in it: it is no manifest of a run)"),
+        (["export", "talks.jsonl"], "talks.jsonl: not a run"),
+        (["show", "none.jsonl"], "none.jsonl: there is no such run or file"),
+        (["show", "talks.jsonl", "c9"], "talks.jsonl: unknown conversation 'c9'. There is: c1."),
+        (["show", "talks.jsonl", "--limit", "-1"], "'--limit': expected at least 0"),
+        (["analyze", "file"], "file: no conversation in it (line 1: not JSON, or cut off: "),
+        (["analyze", "empty"], "empty: no conversation in it (it is empty); expected one JSON object a line"),
+        (["analyze", "talks.jsonl", "--embedder", "./none"], "embedder './none'"),
+        (["report", "talks.jsonl", "-o", "none/report.html"], "there is no folder none; make it first"),
+        (["report", "talks.jsonl", "-o", "folder"], "folder: is a folder"),
+        (["export", "none", "-o", "none/x.jsonl"], "there is no folder none"),
+        (["new", "none/x.yaml"], "there is no folder none"),
+        (["new", "file"], "file: is there already; choose another name, or --force to overwrite it"),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_spec(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "manifest.json").write_text("{}")
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "empty").touch()
+    (tmp_path / "talks.jsonl").write_text('{"id": "c1", "turns": [{"speaker": "ann", "text": "Hello."}]}\n')
+    before = sorted(tmp_path.rglob("*"))
+    assert sentence in one_sentence(call(capsys, *arguments))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unknown_conversation_of_a_run(
+    ray_cluster: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = run_many({"agents": [ECHO], "openings": ["x", "y"], "rounds": 2}, storage=tmp_path, progress=False)
+    assert "unknown conversation '9'. There is: 0-0-0, 0-1-0." in one_sentence(call(capsys, "show", run.path, "9"))
+    assert f"There is: {run.path}." in one_sentence(call(capsys, "report", tmp_path, "-o", tmp_path / "r.html"))
+
+
+def test_a_gpu_that_is_not_there(ray_cluster: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, agents=[{**ECHO, "placement": "actor", "num_gpus": 64}])
+    started = time.monotonic()
+    error = one_sentence(call(capsys, "run", spec, "--storage", tmp_path / "runs"))
+    assert time.monotonic() - started < 15
+    assert "agent 'ann'" in error
+    assert "64 more GPU (0 in the cluster" in error
+    assert "ask for less" in error
+    assert run_names(tmp_path / "runs") == []
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
+    write_spec(tmp_path)
+    started = time.monotonic()
+    done = finish(start("run", "spec.yaml", "--address", "127.0.0.1:9", cwd=tmp_path))
+    assert time.monotonic() - started < 15
+    assert "127.0.0.1:9" in one_sentence(done)
+    assert run_names(tmp_path / "runs") == []
+
+
+LINES = """{"id": "whole", "turns": [{"speaker": "ann", "text": "Hello."}, {"speaker": "bob", "text": "Yes."}]}
+[1, 2]
+{"id": "no turns"}
+
+{"id": "bad turn", "turns": [{"speaker": "ann", "text": 5}]}
+{"id": "last", "turns": [{"speaker": "ann", "text": "Bye."}]}
+{"id": "cut", "turns": [{"speaker": "ann", "te"""
+
+
+def test_damaged_lines_are_told_and_the_rest_is_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "talks.jsonl"
+    file.write_bytes(LINES.encode() + b"\n\xff\xfe\n")
+    for arguments in (["analyze", file, "--embedder", "none", "--json"], ["show", file]):
+        status, out, err = call(capsys, *arguments)
+        assert status == 0
+        assert [line.split(":")[0] for line in err.splitlines()] == [f"{file}, line {n}" for n in (2, 3, 5, 7, 8)]
+        assert "whole" in out
+        assert "last" in out
+        if "--json" in arguments:
+            assert json.loads(out)["problems"] == err.splitlines()
+
+
+# --- faults of single conversations: status 1 -----------------------------------------------------------------------
+
+
+def test_faults_are_listed_and_the_conversations_kept(
+    ray_cluster: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    bob = {"name": "bob", "kind": STEADY}
+
+    def cell(label: str, **more: Any) -> dict[str, Any]:
+        return {"label": label, "agents": [{"name": "ann", "kind": STEADY}, {**bob, "answer": label}], **more}
+
+    vectors = {"openings": {"zeros": 3}}
+    server = {"kind": "openai", "model": "m", "api_key_env": None, "base_url": "http://127.0.0.1:9/v1"}
+    quick = {"max_attempts": 2, "backoff": 0.01, "timeout": 5}
+    cells = [
+        cell("fine"),
+        cell("raise"),
+        cell("none"),
+        cell("shape", **vectors),
+        cell("nan", **vectors),
+        {"label": "server", "agents": [{"name": "ann", "kind": STEADY}, {"name": "bob", **server, **quick}]},
+        {"label": "context", "agents": [{"name": "ann", "kind": STEADY, "size": 2000}, {**HF, "name": "bob"}]},
+    ]
+    spec = write_spec(tmp_path, openings=["x"], rounds=2, sweep=cells)
+    done = call(capsys, "run", spec, "--storage", tmp_path / "runs", "--json")
+    assert done.status == 1
+    assert "Traceback" not in done.err
+    assert {**done.json, "run": ""} == {"run": "", "conversations": 7, "done": 1, "failed": 6, "turns": 4 + 6}
+    errors = {
+        "1-0-0": "agent 'bob' failed at turn 2: ZeroDivisionError: by zero",
+        "2-0-0": "agent 'bob' returned None at turn 2; expected a Message",
+        "3-0-0": "agent 'bob' at turn 2: content has shape (2,); expected (3,), the shape it was shown",
+        "4-0-0": "agent 'bob' at turn 2: content has NaN or infinite values (3 of 3)",
+        "5-0-0": "agent 'bob' at turn 2: no connection to http://127.0.0.1:9/v1 after 2 attempts",
+        "6-0-0": "agent 'bob' at turn 2: ",
+    }
+    assert "6 conversations failed:" in done.err
+    assert "--retry-failed" in done.err
+    for transcript in open_run(done.json["run"]).transcripts():
+        if transcript.id in errors:
+            assert transcript.status == "failed"
+            assert transcript.error.startswith(errors[transcript.id])
+            assert [m.sender for m in transcript] == ["ann"]
+            assert f"  {transcript.id} after 1 turns: {errors[transcript.id]}" in done.err
+    assert "'tiny-llama' has 512" in done.err
+    again = call(capsys, "resume", done.json["run"], "--json")
+    assert (again.status, again.json) == (1, done.json)
+
+
+# --- interrupted, or out of space: what was acknowledged is kept, and it goes on -------------------------------------
+
+
+def slow(folder: Path, wait: float, talks: int, turns: int, **more: Any) -> Path:
+    agents = [{"name": "ann", "kind": STEADY, "wait": wait, **more}, {"name": "bob", "kind": STEADY, **more}]
+    return write_spec(folder, name="slow", agents=agents, openings={"first": talks}, rounds=None, turns=turns)
+
+
+def undisturbed(spec: Path, storage: Path) -> dict[str, Any]:
+    return said(run_many(spec, storage=storage, progress=False))
+
+
+def wait_for_turns(storage: Path, least: int) -> str:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (names := run_names(storage)) and len(open_run(names[0]).turns) >= least:
+            return names[0]
+        time.sleep(0.1)
+    raise AssertionError(f"no {least} turns within 60 s")
+
+
+def processes_with(mark: str) -> list[str]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("A2A_TEST_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline())[:100])
+    return found
+
+
+@pytest.mark.chaos
+def test_ctrl_c_leaves_a_run_that_goes_on(ray_cluster: None, tmp_path: Path) -> None:
+    spec = slow(tmp_path, 0.01, 6, 60)
+    calm = undisturbed(spec, tmp_path / "calm")
+    mark = str(tmp_path)
+    process = start("run", spec, "--storage", "cut", "--json", cwd=tmp_path, A2A_TEST_MARK=mark)
+    wait_for_turns(tmp_path / "cut", 30)
+    assert processes_with(mark)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
+    done = finish(process, 60)
+    (path,) = run_names(tmp_path / "cut")
+    name = f"cut/{Path(path).name}"
+    assert (done.status, done.out) == (130, "")
+    assert done.err == f"Interrupted. What was said is kept; go on with: a2a-ray resume {name}\n"
+    deadline = time.monotonic() + 10
+    while (left := processes_with(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
+    cut = said(path)
+    assert any(turns[-2] == "running" for turns in cut.values()), "it was to be interrupted in its middle"
+    for id, turns in cut.items():
+        assert calm[id][: len(turns) - 2] == turns[:-2]
+    again = finish(start("resume", name, "--json", cwd=tmp_path))
+    assert again.status == 0, again.err
+    assert again.json == {"run": name, "conversations": 6, "done": 6, "failed": 0, "turns": 360}
+    assert said(path) == calm
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small file system cannot be mounted here: {error}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.chaos
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
+    ray_cluster: None, small_disk: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    spec = slow(tmp_path, 0.002, 4, 400, size=1000)  # about 3 MB of text that cannot be compressed
+    calm = undisturbed(spec, tmp_path / "calm")
+    done = call(capsys, "run", spec, "--storage", small_disk, "--json")
+    assert (done.status, done.out) == (1, "")
+    assert done.err.count("\n") == 1
+    (path,) = run_names(small_disk)
+    assert done.err.startswith(f"Error: {path}: the turns cannot be written: ")
+    assert "No space left" in done.err
+    assert "resume" in done.err
+    cut = said(path)
+    assert 0 < sum(len(turns) - 2 for turns in cut.values()) < 1600
+    for id, turns in cut.items():
+        assert calm[id][: len(turns) - 2] == turns[:-2]
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert call(capsys, "resume", path).status == 0
+    assert said(path) == calm
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers chat completions; to those who say so it complains, and repeats the key in its complaint."""
+
+    seen: list[str]
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        key = self.headers["Authorization"]
+        self.seen.append(key)
+        said = request["messages"][-1]["content"]
+        status, answer = (
+            200,
+            {"choices": [{"message": {"content": f"You said: {said[-40:]}"}, "finish_reason": "stop"}]},
+        )
+        if "complain" in said:
+            status, answer = 401, {"error": {"message": f"the header {key!r} is not welcome", "code": key}}
+        body = json.dumps({"id": "1", "model": "m", "object": "chat.completion", **answer}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str]]]:
+    """A server on the loopback: its address, and the Authorization headers that it saw."""
+    seen: list[str] = []
+    handler = type("Handler", (Server,), {"seen": seen})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_address[1]}/v1", seen
+        served.shutdown()
+
+
+def files_with(secret: str, *folders: Path) -> list[Path]:
+    wanted = secret.encode()
+    return [f for folder in folders for f in folder.rglob("*") if f.is_file() and wanted in f.read_bytes()]
+
+
+def test_a_planted_key_is_nowhere_on_disk(server: tuple[str, list[str]], tmp_path: Path) -> None:
+    url, seen = server
+    agent = {"kind": "openai", "model": "m", "base_url": url, "api_key_env": "PLANTED_KEY", "max_attempts": 2}
+    agents = [{"name": "ann", **agent}, {"name": "bob", **agent, "price": {"input": 1.0}}]
+    write_spec(tmp_path, agents=agents, openings=["Good day.", "Please complain."], rounds=2)
+    sessions = Path(tempfile.mkdtemp(prefix="a2a-", dir="/tmp"))  # short: sockets have paths of at most 107 bytes
+    try:
+        environment = {"PLANTED_KEY": SECRET, "RAY_TMPDIR": str(sessions)}
+        done = finish(start("run", "spec.yaml", "--json", cwd=tmp_path, **environment))
+        assert done.status == 1, done.err
+        assert seen.count(f"Bearer {SECRET}") == 4 + 1
+        path = done.json["run"]
+        assert "0-1-0 after 0 turns: agent 'ann' at turn 1" in done.err
+        assert "[key]" in done.err
+        for arguments in (["report", path, "--embedder", "none"], ["export", path], ["show", path]):
+            later = finish(start(*arguments, cwd=tmp_path, **environment))
+            assert later.status == 0, later.err
+            assert SECRET not in later.out + later.err
+        assert SECRET not in done.out + done.err
+        assert any(sessions.rglob("raylet*")), "Ray was to keep its logs here"
+        assert {"manifest.json", "report.html", "run.jsonl"} <= {p.name for p in tmp_path.rglob("*")}
+        assert files_with("You said", tmp_path), "the search must be able to find something"
+        assert files_with(SECRET, tmp_path, sessions) == []
+    finally:
+        shutil.rmtree(sessions, ignore_errors=True)
+    manifest = yaml.safe_load((tmp_path / path / "manifest.json").read_text())
+    assert manifest["experiment"]["agents"][0]["api_key_env"] == "PLANTED_KEY"
