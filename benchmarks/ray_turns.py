@@ -20,7 +20,7 @@ import ray
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.cluster import connect
 from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.run import Session
+from a2a_ray.runtime.session import Session
 from a2a_ray.runtime.store import create_run, open_run
 
 
