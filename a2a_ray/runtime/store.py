@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from a2a_ray.core.contracts import Verdict
@@ -233,10 +234,15 @@ def _read(path: str) -> pa.Table:
 
     try:
         table: DeltaTable = DeltaTable(table_uri(path))
-        return pa.table(table.to_pyarrow_table()).cast(SCHEMA)
+        names = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
+        fs, root = filesystem(path)
+        # Not by the table's own reader: its file system is a Python object, which Arrow's threads may still let go of
+        # when the interpreter has ended; the process is aborted then.
+        files = [f"{root}/turns/{name}" for name in names]
+        return pads.dataset(files, SCHEMA, "parquet", fs).to_table() if files else SCHEMA.empty_table()
     except TableNotFoundError:
         return SCHEMA.empty_table()
-    except (DeltaError, OSError) as error:
+    except (DeltaError, OSError, pa.ArrowInvalid) as error:
         raise StorageError(f"{path}: cannot read its turns: {_reason(error)}") from error
 
 
