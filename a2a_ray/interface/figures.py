@@ -1,8 +1,4 @@
-"""The report's figures as plotly JSON, built as plain dictionaries: importing plotly's classes takes a second.
-
-Colours are named, not given: "var(--agent-1)" is resolved by the page from its style sheet, which knows light and dark.
-Whatever comes from outside goes through `label`, because plotly reads a subset of HTML in every text.
-"""
+"""The report's figures, as plotly JSON (see drawing.py)."""
 
 from __future__ import annotations
 
@@ -10,13 +6,24 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from statistics import fmean
-from typing import Any, TypeAlias
+from typing import Any
 
-from a2a_ray.interface.hostile import clean_line
+from a2a_ray.interface.drawing import (
+    SYMBOLS,
+    Figure,
+    Trace,
+    agent_colour,
+    axis,
+    bare_axis,
+    dash_style,
+    label,
+    line_trace,
+    make_figure,
+    marker_trace,
+    number,
+    numbers,
+)
 from a2a_ray.interface.report_data import ConversationItem, ErrorSeries, PlateauPoint, TrajectoryPoint
-
-Figure: TypeAlias = "dict[str, Any]"
-Trace: TypeAlias = "dict[str, Any]"
 
 TITLES = {
     "cosine": "cosine of embeddings",
@@ -35,16 +42,7 @@ SMALLEST = 1e-17
 NO_PLATEAU = 1e-12
 """A predicted plateau below this share of the largest error is zero but for rounding, and is not drawn."""
 
-_AGENT_COLOURS = 4
 _DISTANCE_COLOURS = 5
-_SYMBOLS = ("circle", "diamond", "square", "triangle-up")
-_DASHES = ("solid", "dash", "dot", "dashdot")
-
-
-def label(text: str, limit: int = 60) -> str:
-    """Outside text for a plotly name, title or hover: one line, cleaned, cut, and none of it read as HTML."""
-    line = clean_line(text, limit)
-    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def agents_of(parts: Iterable[PlateauPoint | ErrorSeries]) -> list[str]:
@@ -62,13 +60,15 @@ def plateau(points: Sequence[PlateauPoint]) -> Figure | None:
         own = sorted((p for p in pairs if p.agent == name), key=lambda p: p.angle_degrees)
         angles = [p.angle_degrees for p in own]
         traces.append(
-            _line(angles, [p.predicted for p in own], f"{label(name)}, predicted", _agent(place), _dash(place))
+            line_trace(
+                angles, [p.predicted for p in own], f"{label(name)}, predicted", agent_colour(place), dash_style(place)
+            )
         )
-        traces.append(_markers(angles, [p.measured for p in own], f"{label(name)}, measured", place))
-    return _figure(
+        traces.append(marker_trace(angles, [p.measured for p in own], f"{label(name)}, measured", place))
+    return make_figure(
         traces,
-        x=_axis("angle between objectives (degrees)", range=[-6, 186], dtick=30),
-        y=_axis("distance from own objective", range=_from_zero(points)),
+        x=axis("angle between objectives (degrees)", range=[-6, 186], dtick=30),
+        y=axis("distance from own objective", range=_from_zero(points)),
     )
 
 
@@ -83,24 +83,24 @@ def special_pairs(points: Sequence[PlateauPoint]) -> Figure | None:
         own = [p for p in points if p.kind != "pair" and p.agent == name]
         shift = 0.32 * (place - (len(names) - 1) / 2)
         x = [groups.index((p.kind, p.angle_degrees)) + shift for p in own]
-        predicted = _markers(x, [p.predicted for p in own], f"{label(name)}, predicted", place)
+        predicted = marker_trace(x, [p.predicted for p in own], f"{label(name)}, predicted", place)
         predicted["marker"] = {
             "symbol": "line-ew-open",
             "size": 30,
-            "line": {"width": 3, "color": _agent(place)},
-            "color": _agent(place),
+            "line": {"width": 3, "color": agent_colour(place)},
+            "color": agent_colour(place),
         }
-        traces += [predicted, _markers(x, [p.measured for p in own], f"{label(name)}, measured", place)]
+        traces += [predicted, marker_trace(x, [p.measured for p in own], f"{label(name)}, measured", place)]
     ticks = [f"{kind}, {angle:.4g}°" for kind, angle in groups]
-    return _figure(
+    return make_figure(
         traces,
-        x=_axis(
+        x=axis(
             "pair, angle between its objectives",
             range=[-0.6, len(groups) - 0.4],
             tickvals=list(range(len(groups))),
             ticktext=ticks,
         ),
-        y=_axis("distance from own objective", range=_from_zero(points)),
+        y=axis("distance from own objective", range=_from_zero(points)),
     )
 
 
@@ -118,20 +118,20 @@ def error_per_round(series: Sequence[ErrorSeries]) -> list[tuple[str, Figure]]:
             rounds = list(range(1, len(s.errors) + 1))
             if s.predicted is not None and s.predicted >= NO_PLATEAU * 10**high and rounds:
                 traces.append(
-                    _line(
+                    line_trace(
                         [1, len(rounds)],
                         [s.predicted] * 2,
                         f"{label(s.agent)}, predicted",
-                        _agent(place),
-                        _dash(place),
+                        agent_colour(place),
+                        dash_style(place),
                     )
                 )
             errors = [e if e >= SMALLEST else None for e in s.errors]
-            traces.append(_markers(rounds, errors, f"{label(s.agent)}, measured", place, size=5))
-        figure = _figure(
+            traces.append(marker_trace(rounds, errors, f"{label(s.agent)}, measured", place, size=5))
+        figure = make_figure(
             traces,
-            x=_axis("round"),
-            y=_axis("distance from own objective", type="log", range=[low - room, high + room], exponentformat="power"),
+            x=axis("round"),
+            y=axis("distance from own objective", type="log", range=[low - room, high + room], exponentformat="power"),
             height=300,
         )
         figures.append((pair, figure))
@@ -144,11 +144,11 @@ def conversation_series(item: ConversationItem, names: Sequence[str]) -> dict[st
     series: y of its traces. step: x between two turns, so that the last turn of round 3 is at 3. onset: where and what
     the mark of the loop says, if there is one.
     """
-    series = [_numbers(item.distances.get(name, ())) for name in names]
+    series = [numbers(item.distances.get(name, ())) for name in names]
     step = 1 / max(len(item.transcript.agents), 1)
-    out: dict[str, Any] = {"series": [*series, _numbers(item.drift)], "step": _number(step)}
+    out: dict[str, Any] = {"series": [*series, numbers(item.drift)], "step": number(step)}
     if item.onset is not None:
-        out["onset"] = {"x": _number(item.round_of(item.onset)), "text": f"loop begins: turn {item.onset}"}
+        out["onset"] = {"x": number(item.round_of(item.onset)), "text": f"loop begins: turn {item.onset}"}
     return out
 
 
@@ -156,17 +156,17 @@ def conversation_template(names: Sequence[str]) -> Figure:
     """The empty figure of one conversation: a trace for each distance, and one for the drift from the opening."""
     traces = []
     for place, name in enumerate(names):
-        trace = _line([], [], label(TITLES.get(name, name)), _distance(place))
+        trace = line_trace([], [], label(TITLES.get(name, name)), _distance(place))
         trace |= {"mode": "lines+markers", "x0": 1, "dx": 1}
-        trace["marker"] = {"size": 6, "symbol": _SYMBOLS[place % len(_SYMBOLS)]}
+        trace["marker"] = {"size": 6, "symbol": SYMBOLS[place % len(SYMBOLS)]}
         traces.append(trace)
-    traces.append(_line([], [], "drift from the opening", "var(--muted-color)", "dot"))
+    traces.append(line_trace([], [], "drift from the opening", "var(--muted-color)", "dot"))
     for trace in traces:
         del trace["x"]
-    return _figure(
+    return make_figure(
         traces,
-        x=_axis("round", rangemode="tozero"),
-        y=_axis("distance", rangemode="tozero"),
+        x=axis("round", rangemode="tozero"),
+        y=axis("distance", rangemode="tozero"),
         height=340,
     )
 
@@ -186,13 +186,13 @@ def mean_distances(items: Sequence[ConversationItem], cells: Sequence[str]) -> l
             means = _means([item.distances[name] for item in items if item.cell == cell and name in item.distances])
             if any(value is not None for value in means):
                 rounds = list(range(1, len(means) + 1))
-                color, dash = f"var(--cell-{place % CELL_COLOURS + 1})", _dash(place // 3)
-                traces.append(_line(rounds, means, label(cell), color, dash))
+                color, dash = f"var(--cell-{place % CELL_COLOURS + 1})", dash_style(place // 3)
+                traces.append(line_trace(rounds, means, label(cell), color, dash))
         if traces:
-            figure = _figure(
+            figure = make_figure(
                 traces,
-                x=_axis("round", rangemode="tozero"),
-                y=_axis("mean distance", rangemode="tozero"),
+                x=axis("round", rangemode="tozero"),
+                y=axis("mean distance", rangemode="tozero"),
                 height=260,
             )
             figures.append((TITLES.get(name, name), figure))
@@ -213,7 +213,11 @@ def trajectory(points: Sequence[TrajectoryPoint]) -> list[tuple[str, Figure]]:
                 talks.setdefault(point.conversation, []).append(point)
         if talks:
             figure = _map(talks, min(turns), max(turns))
-            figure["layout"] |= {"meta": looped, "xaxis": _bare("t-SNE axis 1", x), "yaxis": _bare("t-SNE axis 2", y)}
+            figure["layout"] |= {
+                "meta": looped,
+                "xaxis": bare_axis("t-SNE axis 1", x),
+                "yaxis": bare_axis("t-SNE axis 2", y),
+            }
             figures.append((f"{title} ({len(talks)})", figure))
     return figures
 
@@ -223,8 +227,8 @@ def positions(points: Sequence[TrajectoryPoint], numbers: Mapping[str, int]) -> 
     out: dict[int, dict[str, Any]] = {}
     for point in sorted(points, key=lambda p: p.turn):
         way = out.setdefault(numbers[point.conversation], {"x": [], "y": [], "looped": point.looped})
-        way["x"].append(_number(point.x))
-        way["y"].append(_number(point.y))
+        way["x"].append(number(point.x))
+        way["y"].append(number(point.y))
     return out
 
 
@@ -234,18 +238,18 @@ def _map(talks: Mapping[str, list[TrajectoryPoint]], first: int, last: int) -> F
     said: list[TrajectoryPoint] = []
     for talk in talks.values():
         talk.sort(key=lambda p: p.turn)
-        line_x += [*(_number(p.x) for p in talk), None]
-        line_y += [*(_number(p.y) for p in talk), None]
+        line_x += [*(number(p.x) for p in talk), None]
+        line_y += [*(number(p.y) for p in talk), None]
         said += talk
-    lines = _line(line_x, line_y, "conversation", "var(--muted-color)") | {"hoverinfo": "skip"}
+    lines = line_trace(line_x, line_y, "conversation", "var(--muted-color)") | {"hoverinfo": "skip"}
     lines["line"]["width"], lines["opacity"] = 0.7, 0.35
     names = {talk: label(talk, 40) for talk in talks}
     markers: Trace = {
         "type": "scatter",
         "mode": "markers",
         "name": "turn",
-        "x": [_number(p.x) for p in said],
-        "y": [_number(p.y) for p in said],
+        "x": [number(p.x) for p in said],
+        "y": [number(p.y) for p in said],
         "text": [f"{names[p.conversation]}, turn {p.turn}" for p in said],
         "hoverinfo": "text",
         "marker": {
@@ -265,66 +269,13 @@ def _map(talks: Mapping[str, list[TrajectoryPoint]], first: int, last: int) -> F
             },
         },
     }
-    chosen = _line([], [], "chosen conversation", "var(--ink-color)") | {"mode": "lines+markers", "hoverinfo": "skip"}
+    chosen = line_trace([], [], "chosen conversation", "var(--ink-color)") | {
+        "mode": "lines+markers",
+        "hoverinfo": "skip",
+    }
     chosen["marker"] = {"size": 9, "symbol": "circle-open"}
     chosen["line"]["width"] = 1.3
-    return _figure([lines, markers, chosen], x={}, y={}, height=460)
-
-
-def _figure(
-    traces: list[Trace], x: dict[str, Any], y: dict[str, Any], height: int = 400, legend: bool = True
-) -> Figure:
-    layout = {
-        "height": height,
-        "margin": {"l": 56, "r": 12, "t": 24, "b": 52},
-        "xaxis": x,
-        "yaxis": y,
-        "showlegend": False,  # the page has its own legends: plotly's squeeze the figure on a phone
-        "hovermode": "closest",
-        "dragmode": False,
-    }
-    return {"data": traces, "layout": layout}
-
-
-def _axis(title: str, **more: Any) -> dict[str, Any]:
-    titled = {"text": title, "standoff": 10, "font": {"size": 13}}
-    return {"title": titled, "automargin": True, "zeroline": False, **more}
-
-
-def _bare(title: str, span: list[float]) -> dict[str, Any]:
-    """An axis without numbers: distances on such a map have no unit."""
-    return _axis(title, range=span, showticklabels=False, showgrid=False)
-
-
-def _line(x: Sequence[Any], y: Sequence[Any], name: str, color: str, dash: str = "solid") -> Trace:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": list(x),
-        "y": [_number(v) for v in y],
-        "line": {"color": color, "width": 2, "dash": dash},
-    }
-
-
-def _markers(x: Sequence[Any], y: Sequence[float | None], name: str, place: int, size: int = 9) -> Trace:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": name,
-        "x": [_number(v) for v in x],
-        "y": [_number(v) for v in y],
-        "marker": {"color": _agent(place), "size": size, "symbol": _SYMBOLS[place % len(_SYMBOLS)]},
-    }
-
-
-def _agent(place: int) -> str:
-    return f"var(--agent-{place % _AGENT_COLOURS + 1})"
-
-
-def _dash(place: int) -> str:
-    """Two agents of equal plateau lie on one line: a dashed second one lets the first be seen."""
-    return _DASHES[place % len(_DASHES)]
+    return make_figure([lines, markers, chosen], x={}, y={}, height=460)
 
 
 def _distance(place: int) -> str:
@@ -349,12 +300,3 @@ def _means(series: Sequence[Sequence[float]]) -> list[float | None]:
         there = [float(v) for v in at if math.isfinite(v)]
         out.append(fmean(there) if there else None)
     return out
-
-
-def _numbers(values: Iterable[float]) -> list[float | None]:
-    return [_number(v) for v in values]
-
-
-def _number(value: float | None) -> float | None:
-    """JSON number with six significant digits; None for what is not finite."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")

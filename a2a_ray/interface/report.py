@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import hashlib
 import random
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import Message
 from a2a_ray.interface import figures
 from a2a_ray.interface.chat import ending, is_blank, segments, speaker_places, vector_text
-from a2a_ray.interface.hostile import clean, clean_line
+from a2a_ray.interface.drawing import Figure
+from a2a_ray.interface.page import render_page, write_page
 from a2a_ray.interface.report_data import ConversationItem, ReportData, Table
 
 SHOWN_LOOPED = 200
@@ -39,9 +35,6 @@ BUBBLE_BYTES = 220
 
 LISTED_FAILURES = 500
 """At most so many failed conversations are listed."""
-
-
-_FIGURES = re.compile(r"[\d.,%°×±/ e–-]+|[\d.,]+ ?%? (to|of) [\d.,]+ ?%?")
 
 
 class Piece(NamedTuple):
@@ -77,55 +70,25 @@ class Chat:
 
 def write_report(path: str | Path, data: ReportData) -> Path:
     """Writes the report, all or nothing, and gives its path. Raises BadInput where it cannot be written."""
-    path = Path(path)
-    page = render_report(data).encode("utf-8", errors="replace")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(page)
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise BadInput(f"{path}: {error.strerror or error}; choose another file with -o") from error
-    return path
+    return write_page(path, render_report(data))
 
 
 def render_report(data: ReportData) -> str:
     """The report as one HTML page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    templates = Environment(
-        loader=PackageLoader("a2a_ray.interface"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    templates.tests["figure"] = _is_figure
-    templates.filters |= {"clean": clean, "line": clean_line, "cell": _cell, "setting": _setting}
-    # A script runs only where its hash is listed: should anything ever slip through the escaping, it stays dead text.
-    scripts = [get_plotlyjs(), (Path(__file__).parent / "templates" / "report.js").read_text(encoding="utf-8")]
     shown = choose(data.conversations)
-    chats = [_chat(number, item) for number, item in enumerate(shown)]
-    page = templates.get_template("report.html.j2").render(
+    found = _figures(data, shown)
+    return render_page(
+        "report.html.j2",
+        {key: found[key] for key in ("figures", "series", "positions")},
         data=data,
-        scripts=[Markup(script) for script in scripts],
-        script_hashes=[_hash(script) for script in scripts],
-        css=Markup((Path(__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")),
-        chats=chats,
+        chats=[_chat(number, item) for number, item in enumerate(shown)],
         shown=shown_in_words(data.conversations, shown),
         loops=loops_by_cell(data.conversations),
         failures=[item for item in data.conversations if item.failed],
         listed_failures=LISTED_FAILURES,
         numbers={item.id: number for number, item in enumerate(shown)},
-        **_figures(data, shown),
+        **found,
     )
-    return page.lstrip()
 
 
 def choose(items: Sequence[ConversationItem]) -> list[ConversationItem]:
@@ -205,9 +168,9 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
 
 def _figures(data: ReportData, shown: Sequence[ConversationItem]) -> dict[str, Any]:
     """The figures for the template, and `figures`: anchor on the page -> plotly JSON."""
-    page: dict[str, figures.Figure] = {}
+    page: dict[str, Figure] = {}
 
-    def put(anchor: str, named: Sequence[tuple[str, figures.Figure]]) -> list[tuple[str, str]]:
+    def put(anchor: str, named: Sequence[tuple[str, Figure]]) -> list[tuple[str, str]]:
         page.update((f"{anchor}-{i}", figure) for i, (_, figure) in enumerate(named))
         return [(f"{anchor}-{i}", title) for i, (title, _) in enumerate(named)]
 
@@ -274,27 +237,3 @@ def _page_bytes(item: ConversationItem) -> int:
 
     texts = [m.content[:TEXT_LIMIT] if isinstance(m.content, str) else "" for m in item.transcript.messages]
     return sum(len(escape(text).encode("utf-8", "replace")) + BUBBLE_BYTES for text in texts)
-
-
-def _hash(script: str) -> str:
-    """The script as the page's security policy names it."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _cell(value: str | int | float | None) -> str:
-    """A cell of a table as text."""
-    if value is None or value != value:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else clean(value)
-
-
-def _is_figure(value: str | int | float | None) -> bool:
-    """Whether a cell is set to the right: a number, or a text of numbers."""
-    return not isinstance(value, str) or _FIGURES.fullmatch(value) is not None
-
-
-def _setting(value: object) -> str:
-    """The value of an agent's setting on one line."""
-    return clean_line(value if isinstance(value, str) else str(value), 300)
