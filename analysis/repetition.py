@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.errors import BadInput
-from a2a_ray.core.message import BID, COMBINE, Message
+from a2a_ray.core.message import ASIDE, Message
 from a2a_ray.core.transcript import Transcript
 
 PHRASE_CHARACTERS = 200
@@ -84,7 +84,7 @@ class ExactRepetition:
 
     def update(self, message: Message) -> Verdict:
         """The verdict after this message; bids, combinations and vectors are passed over."""
-        if message.kind in (BID, COMBINE) or not isinstance(message.content, str):
+        if message.kind in ASIDE or not isinstance(message.content, str):
             return NOTHING
         here = len(self._said)
         self._turn.append(message.turn)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from a2a_ray.core.contracts import Next, Say, TurnProtocol, View
 from a2a_ray.core.errors import BadInput
-from a2a_ray.core.message import COMBINE, Message
+from a2a_ray.core.message import COMBINE, NUDGE, Message
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.protocols.windows import Show, window
 
@@ -29,7 +29,8 @@ class Simultaneous(TurnProtocol):
     def speakers(self, transcript: Transcript) -> Next:
         size, said = len(transcript.agents), len(transcript.messages)
         done = said % size
-        if done or not said or self._combine is None or transcript.turns[-1].kind == COMBINE:
+        newest = next((m.kind for m in reversed(transcript.turns) if m.kind != NUDGE), "")
+        if done or not said or self._combine is None or newest == COMBINE:
             return transcript.agents[done:]  # the rest of a round that was cut off, or a whole one
         return Say("all", _combined(transcript.messages[-size:], self._combine))
 

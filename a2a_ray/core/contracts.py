@@ -81,6 +81,14 @@ class TurnProtocol(ABC):
     def check(self, agents: Sequence[str]) -> None:  # noqa: B027  (most protocols lead any agents)
         """Raises BadInput, before anything starts, where the protocol cannot lead agents of these names."""
 
+    def nudge(self, transcript: Transcript, verdict: Verdict) -> Say | None:
+        """What an observer's call for a nudge (`verdict.action == "nudge"`) puts on record before the next turn.
+
+        Its kind becomes "nudge": it counts for no limit and in no order of turns. Whether and how agents are shown it
+        is for `view` to decide (it stands in `transcript.turns`). By default None: a protocol does not intervene.
+        """
+        return None
+
     @abstractmethod
     def view(self, transcript: Transcript, speaker: str) -> View:
         """What `speaker` is shown for the turn that `speakers` gave it."""
@@ -91,7 +99,7 @@ class Verdict:
     """What an observer says after a message.
 
     status: "none", "warn", "loop", "recovered", or an observer's own word.
-    action: "record", "nudge" (for protocols that intervene) or "stop".
+    action: "record", "nudge" (the protocol is asked what to do: `TurnProtocol.nudge`) or "stop".
     reason: one sentence for people; required with "stop".
     scores: how much each agent should get the next turn (adaptive protocols can follow it).
     evidence: what a person can check; JSON.

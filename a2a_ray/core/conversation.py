@@ -10,7 +10,7 @@ from typing import Any
 
 from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol
 from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, BadInput
-from a2a_ray.core.message import BID, EMPTY, Content, Message, checked_answer, checked_content
+from a2a_ray.core.message import BID, EMPTY, NUDGE, Content, Message, checked_answer, checked_content
 from a2a_ray.core.registry import protocols
 from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.stop import MaxTurns, StopCondition
@@ -79,11 +79,14 @@ class Conversation:
     async def __aiter__(self) -> AsyncIterator[Message]:
         """Every record as it is made, bids and combinations included."""
         transcript = self.transcript
+        newest = len(transcript)
         try:
             if transcript.status == RUNNING and self._over():
                 return
             while transcript.status == RUNNING:
-                for answer in await self._next():
+                answers = self._nudge(newest) if transcript.verdicts else ()
+                newest = len(transcript) + 1
+                for answer in answers or await self._next():
                     transcript.append(answer)
                     if self.observers:
                         self._observe(answer)
@@ -132,6 +135,25 @@ class Conversation:
             transcript.status, transcript.reason = DONE, reason
         return reason is not None
 
+    def _nudge(self, newest: int) -> Sequence[Message]:
+        """What the protocol says where an observer called for a nudge in turn `newest` or later; mostly nothing."""
+        transcript = self.transcript
+        for turn, _, verdict in reversed(transcript.verdicts):
+            if turn < newest:
+                break
+            if verdict.action == "nudge":
+                said = self.protocol.nudge(transcript, verdict)
+                return () if said is None else (self._say(said, NUDGE),)
+        return ()
+
+    def _say(self, said: Say, kind: str) -> Message:
+        """What the protocol itself puts on record."""
+        transcript = self.transcript
+        turn = len(transcript) + 1
+        content = checked_content(said.content, None, f"the protocol at turn {turn}")
+        asked = Message(transcript.id, turn, "", "", seed=turn_seed(transcript.seed, turn))
+        return asked.reply(content, said.sender, kind=kind)
+
     async def _next(self) -> Sequence[Message]:
         """The next record, or records where several speak at once; none where the protocol stops."""
         transcript = self.transcript
@@ -146,9 +168,7 @@ class Conversation:
             transcript.status, transcript.reason = DONE, chosen.reason
             return ()
         if isinstance(chosen, Say):
-            seed = turn_seed(transcript.seed, turn)
-            content = checked_content(chosen.content, None, f"the protocol at turn {turn}")
-            return (Message(transcript.id, turn, "", "", seed=seed).reply(content, chosen.sender, kind=chosen.kind),)
+            return (self._say(chosen, chosen.kind),)
         if isinstance(chosen, Bids):
             calls = [self._call(name, self._ask(name, turn + i), BID) for i, name in enumerate(chosen.speakers)]
         else:

@@ -32,10 +32,12 @@ class _Empty(dict[str, Any]):
 
 EMPTY: Mapping[str, Any] = _Empty()
 
-MESSAGE, BID, COMBINE = "message", "bid", "combine"
+MESSAGE, BID, COMBINE, NUDGE = "message", "bid", "combine", "nudge"
 """Kinds of record that we write: an agent's turn; how much an agent wants the turn; the protocol's combination of
-simultaneous turns. Transcripts of others may carry more (`action`, `result`)."""
-RESERVED = frozenset({BID, COMBINE, "opening", "end"})
+simultaneous turns; the protocol's intervention. Transcripts of others may carry more (`action`, `result`)."""
+ASIDE = frozenset({BID, COMBINE, NUDGE})
+"""Kinds that no agent says: they are on record, but count for no limit and in no order of turns."""
+RESERVED = ASIDE | {"opening", "end"}
 """Kinds that no agent's answer may have: they are the protocol's and the store's."""
 
 
@@ -53,7 +55,7 @@ class Message:
     usage: what the answer cost, e.g. input_tokens, output_tokens, requests, cost.
     metadata: anything else worth keeping with the answer; must be JSON.
     created_at: seconds since the epoch.
-    kind: "message", "bid" or "combine"; transcripts of others may carry "action", "result", ...
+    kind: "message", "bid", "combine" or "nudge"; transcripts of others may carry "action", "result", ...
     """
 
     conversation: str

@@ -8,7 +8,7 @@ from typing import Any
 
 from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.errors import BadInput
-from a2a_ray.core.message import BID, COMBINE, MESSAGE, Content, Message, checked_content
+from a2a_ray.core.message import ASIDE, MESSAGE, Content, Message, checked_content
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
@@ -18,8 +18,8 @@ class Transcript:
 
     id, agents: of the conversation; `agents` in the order of speaking where the protocol has one.
     seed: the conversation's seed.
-    turns: every record, bids and combinations included; `turns[i].turn == i + 1`.
-    messages: what agents said: `turns` without bids and combinations.
+    turns: every record, bids, combinations and nudges included; `turns[i].turn == i + 1`.
+    messages: what agents said: `turns` without bids, combinations and nudges.
     status: "running", "done" or "failed"; `reason` says why it ended, `error` what failed.
     verdicts: (turn, observer, verdict) of every verdict that said something.
     metadata: of the conversation (cell of a sweep, labels, unknown keys of a foreign file).
@@ -62,7 +62,7 @@ class Transcript:
         if message.turn != len(self.turns) + 1:
             raise ValueError(f"turn {message.turn} cannot follow turn {len(self.turns)} of conversation {self.id!r}")
         self.turns.append(message)
-        if message.kind != BID and message.kind != COMBINE:
+        if message.kind == MESSAGE or message.kind not in ASIDE:
             self.messages.append(message)
 
     @property
@@ -84,7 +84,8 @@ class Transcript:
     def to_exchange(self) -> dict[str, Any]:
         """One line of the exchange format: id, turns (speaker, text, and kind, time, tokens where known), and metadata.
 
-        The opening, bids and combinations are left out. A vector is written as `vector` beside a readable `text`.
+        The opening, bids, combinations and nudges are left out. A vector is written as `vector`
+        beside a readable `text`.
         """
         out: dict[str, Any] = {"id": self.id}
         out.update((k, v) for k, v in self.metadata.items() if k not in ("id", "turns"))

@@ -81,9 +81,21 @@ def end_row(transcript: Transcript, time: float) -> Message:
     if transcript.error:
         how["error"] = transcript.error
     if transcript.verdicts:
-        how["verdicts"] = [[turn, name, verdict_to_dict(v)] for turn, name, v in transcript.verdicts]
+        how["verdicts"] = [[turn, name, verdict_to_dict(v)] for turn, name, v in _changes(transcript)]
     turn = len(transcript) + 1
     return Message(transcript.id, turn, "", transcript.reason, metadata=how, created_at=time, kind=END)
+
+
+def _changes(transcript: Transcript) -> Iterable[tuple[int, str, Verdict]]:
+    """The verdicts worth keeping: those that ask for something, and of a row of equal ones the first and the last."""
+    by_name: dict[str, list[tuple[int, str, Verdict]]] = {}
+    for entry in transcript.verdicts:
+        row = by_name.setdefault(entry[1], [])
+        same = [e[2].status == entry[2].status and e[2].action == "record" for e in row[-2:]]
+        if len(same) == 2 and all(same):
+            row.pop()
+        row.append(entry)
+    return sorted((entry for row in by_name.values() for entry in row), key=lambda entry: entry[0])
 
 
 def verdict_to_dict(verdict: Verdict) -> dict[str, Any]:

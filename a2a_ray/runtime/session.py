@@ -27,6 +27,8 @@ LIGHT_IN_FLIGHT = 2048
 """The same where they are light: larger groups to commit at once."""
 CHUNKS = 4
 """Parts in which a worker gets what it may hold at once; it is given the next when it is done with one."""
+WAITING = 2
+"""Parts more that wait in the worker, so that a talk that ends early makes room for another at once."""
 WATCH_SECONDS = 0.5
 """Between two looks at the progress."""
 
@@ -68,7 +70,10 @@ class Session:
             # A light worker computes, so it takes a CPU; one that only waits for heavy agents takes none.
             cpus = 0 if heavy or local else 1
             kind = actor(concurrency_groups={CONTROL: 1})(Worker).options(num_cpus=cpus, max_task_retries=0)
-            self._workers = [kind.remote(f"worker-{i}", experiment, self._recorder, pools, keys) for i in range(count)]
+            self._workers = [
+                kind.remote(f"worker-{i}", experiment, self._recorder, pools, keys, self._in_flight)
+                for i in range(count)
+            ]
             self._actors += self._workers
             await_placed([self._recorder.ready.remote()], [{}], "recorder")
             ready = [worker.ready.remote() for worker in self._workers]
@@ -104,7 +109,7 @@ class Session:
         pending: dict[Any, Any] = {}
         said = _Polls(self._workers)
         try:
-            for worker in self._workers * CHUNKS:
+            for worker in self._workers * (CHUNKS + WAITING):
                 self._give(worker, chunks, earlier, pending)
             while pending:
                 done, _ = ray.wait([*pending, *said.calls()], timeout=WATCH_SECONDS)

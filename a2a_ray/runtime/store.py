@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 
 from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.errors import BadInput, StorageError, unknown
-from a2a_ray.core.message import BID, COMBINE, Message
+from a2a_ray.core.message import ASIDE, Message
 from a2a_ray.core.transcript import RUNNING, Transcript
 from a2a_ray.runtime.columns import END, OPENING, SCHEMA, from_table
 from a2a_ray.runtime.experiment import Experiment, Task
@@ -59,7 +59,7 @@ class Run:
 
     @cached_property
     def turns(self) -> pa.Table:
-        """What was said (bids and combinations included), sorted by conversation and turn; columns as in SCHEMA."""
+        """What was said (bids, combinations and nudges included), by conversation and turn; columns as in SCHEMA."""
         kind = self.rows.column("kind")
         return self.rows.filter(pc.and_(pc.not_equal(kind, OPENING), pc.not_equal(kind, END)))
 
@@ -84,10 +84,10 @@ class Run:
         return self._transcript(rows)
 
     def summary(self) -> dict[str, int]:
-        """Counts: conversations planned, done, failed, and turns said (bids and combinations are none)."""
+        """Counts: conversations planned, done, failed, and turns said (bids, combinations and nudges are none)."""
         how = [json.loads(m)["status"] for m in self._ends().column("metadata").to_pylist()]
         done, failed = how.count("done"), how.count("failed")
-        said = pc.sum(pc.invert(pc.is_in(self.turns.column("kind"), pa.array([BID, COMBINE])))).as_py() or 0
+        said = pc.sum(pc.invert(pc.is_in(self.turns.column("kind"), pa.array(sorted(ASIDE))))).as_py() or 0
         return {"conversations": len(self.tasks), "done": done, "failed": failed, "turns": said}
 
     def _ends(self) -> pa.Table:

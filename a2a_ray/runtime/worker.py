@@ -38,7 +38,10 @@ class Outcome(NamedTuple):
 
 
 class Worker:
-    """Actor. `keys` names the agents of each cell; `pools` gives what `RemoteAgent` needs for each heavy one."""
+    """Actor. `keys` names the agents of each cell; `pools` gives what `RemoteAgent` needs for each heavy one.
+
+    At most `slots` conversations are under way at once; where one ends, the next that waits begins.
+    """
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Worker:
         recorder: Any,
         pools: Mapping[str, tuple[Any, ...]],
         keys: Sequence[Sequence[str]],
+        slots: int,
     ) -> None:
         # Transcripts are many small objects without cycles: Python's default of a collection every 700 of them takes a
         # quarter of a light turn.
@@ -57,6 +61,7 @@ class Worker:
         self._remote = {key: RemoteAgent(*parts) for key, parts in pools.items()}
         self._parts: dict[int, tuple[list[Any], Any, StopCondition | None, dict[str, Any]]] = {}
         self._light: dict[str, Any] = {}
+        self._slots = asyncio.Semaphore(slots)
         self._stopped = False
         self._said = 0
         self._sender: asyncio.Task[None] | None = None
@@ -87,6 +92,10 @@ class Worker:
         return outcomes
 
     async def _hold(self, task: Task, earlier: Sequence[Message]) -> Outcome:
+        async with self._slots:
+            return await self._held(task, earlier)
+
+    async def _held(self, task: Task, earlier: Sequence[Message]) -> Outcome:
         try:
             conversation = self._conversation(task, earlier)
         except (Exception, SystemExit) as error:  # an observer's first look, or an agent's set-up
