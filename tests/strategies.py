@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from a2a_ray.analysis.affine import LinearAgents, linear_agents
 from a2a_ray.core.message import BID, COMBINE, MESSAGE, Content, Message
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
 
@@ -101,3 +102,73 @@ def exchange_objects(draw: st.DrawFn) -> dict[str, Any]:
         turns.append(turn)
     value: dict[str, Any] = {k: v for k, v in draw(extra).items() if k not in _KEYS}
     return {**value, "id": draw(texts), "turns": turns}
+
+
+# --- negotiations
+
+
+@st.composite
+def games(draw: st.DrawFn, most: int = 14) -> Transcript:
+    """Games of two to four parties on up to three issues of three choices; whole offers, parts of one, and none."""
+    issues = "ABC"[: draw(st.integers(1, 3))]
+    parties = ("ann", "bob", "cid", "dan")[: draw(st.integers(2, 4))]
+    transcript = Transcript("game", parties)
+    for number in range(1, draw(st.integers(0, most)) + 1):
+        named = issues if draw(st.integers(0, 5)) else draw(st.sampled_from(["", issues[:1]]))
+        deal = [f"{issue}{draw(st.integers(1, 3))}" for issue in named]
+        sender = draw(st.sampled_from(parties))
+        transcript.append(Message("game", number, sender, "I offer.", metadata={"deal": deal} if deal else {}))
+    return transcript
+
+
+# --- agents with affine turns
+
+
+def random_covariance(rng: np.random.Generator, d: int, rank: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """(d, d), of that rank, eigenvalues from 0.05 to 1, the largest 1, eigenvectors drawn uniformly."""
+    q = np.linalg.qr(rng.normal(size=(d, d)))[0][:, :rank]
+    return np.asarray((q * np.append(rng.uniform(0.05, 1, size=rank - 1), 1.0)) @ q.T)
+
+
+@st.composite
+def linear_teams(
+    draw: st.DrawFn, agents: tuple[int, int] = (2, 5), dims: tuple[int, int] = (1, 8), singular: bool = False
+) -> LinearAgents:
+    """Agents with random geometries, objectives, steps below 2 / lambda_max and one to three inner steps.
+
+    Some teams take small steps all, and settle slowly. singular: each geometry of any rank from 1 on, so that some
+    share a null space.
+    """
+    n, d = draw(st.integers(*agents)), draw(st.integers(*dims))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    ranks = rng.integers(1, d + 1, n) if singular else np.full(n, d)
+    steps = draw(st.sampled_from([1.0, 0.3, 0.1])) * np.exp(rng.uniform(np.log(0.05), np.log(1.95), n))
+    inner = draw(st.lists(st.integers(1, 3), min_size=n, max_size=n))
+    covariances = np.stack([random_covariance(rng, d, int(r)) for r in ranks])
+    return linear_agents(covariances, rng.normal(size=(n, d)), steps, inner)
+
+
+# Calibration of detectors
+
+rates = st.sampled_from([0.01, 0.03, 0.05, 0.1, 0.25, 1 / 3, 0.5])
+tied_scores = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.5]) | st.floats(0, 5), min_size=1, max_size=8)
+"""What the scores of turns are drawn from, with replacement: few values, hence ties, in any proportion."""
+
+
+@st.composite
+def calibrations(draw: st.DrawFn) -> Any:
+    """Calibrations with every part that they can have."""
+    from a2a_ray.analysis.calibration import Calibration, Rate
+
+    runs = draw(st.integers(1, 999))
+    return Calibration(
+        threshold=draw(finite),
+        rate=draw(rates),
+        horizon=draw(st.integers(1, 99)),
+        runs=runs,
+        shorter=draw(st.integers(0, runs)),
+        confidence=draw(st.none() | st.just(0.95)),
+        clusters=draw(st.none() | st.integers(1, runs)),
+        achieved=draw(st.none() | st.integers(0, runs).map(lambda alarms: Rate.of(alarms, runs))),
+        score=draw(texts),
+    )
