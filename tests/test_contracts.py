@@ -17,6 +17,7 @@ from a2a_ray.agents.function import FunctionAgent
 from a2a_ray.agents.hf import HFAgent
 from a2a_ray.agents.lsa import LSAAgent
 from a2a_ray.agents.openai import OpenAIAgent
+from a2a_ray.agents.regression import RegressionAgent
 from a2a_ray.agents.replay import ReplayAgent
 from a2a_ray.analysis.repetition import ExactRepetition
 from a2a_ray.core import registry
@@ -29,6 +30,7 @@ from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.protocols.helper import Helper
 from a2a_ray.protocols.simultaneous import Simultaneous
 from a2a_ray.testing import check_agent, check_detector, check_protocol
+from tests.rounding_server import gradient_step
 
 LSA = {"objective": {"angle": 40, "seed": 3}, "dim": 4, "geometry": {"condition": 10}, "step_size": 0.5}
 W = np.array([1.0, -2.0, 0.5, 3.0])
@@ -46,6 +48,18 @@ class OpenAIOnPaper(OpenAIAgent):
             return httpx2.Response(200, json={"id": "r", "model": "m", "choices": [choice]})
 
         return httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
+
+
+class Calculator:
+    """Takes the step that a prompt asks for, to three digits; no language model. One ask in four it chatters."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def step(self, message: Message) -> Message:
+        digest = hashlib.blake2b(f"{message.seed} {message.content}".encode(), digest_size=1).digest()[0]
+        text = "Let me think." if digest < 64 else str(gradient_step(str(message.content)).round(3).tolist())
+        return message.reply(text, self.name)
 
 
 def seeded(message: Message) -> str:
@@ -67,6 +81,12 @@ AGENTS: list[tuple[str, Callable[[], Any], Content, dict[str, Any]]] = [
     ("replay", lambda: ReplayAgent("ann", {1: "One.", 2: "Two.", 4: "Four."}), "Hello.", {}),
     ("lsa", lambda: LSAAgent("ann", **LSA), W, {"objective": [0.0, 1.0, 0.0, 0.0]}),
     ("lsa", lambda: LSAAgent("ann", **LSA, dtype="float32", inner_steps=3), W, {"objective": {"angle": 5}}),
+    (
+        "regression",
+        lambda: RegressionAgent("ann", **LSA, model_agent=Calculator("cal")),
+        W,
+        {"objective": {"angle": 5}},
+    ),
     ("hf", lambda: HFAgent("ann", "tiny-llama", dtype="float64", max_new_tokens=8), "The value", {"temperature": 0.0}),
     ("hf", lambda: HFAgent("ann", "tiny-neox", dtype="float64", max_new_tokens=8), "The value", {"top_p": 0.5}),
     ("openai", lambda: OpenAIOnPaper("ann", "m", base_url="http://server.test/v1", api_key_env=None), "Hi.", {}),

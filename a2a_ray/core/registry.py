@@ -175,6 +175,7 @@ agents = Registry(
         "lsa": "a2a_ray.agents.lsa:LSAAgent",
         "hf": "a2a_ray.agents.hf:HFAgent",
         "openai": "a2a_ray.agents.openai:OpenAIAgent",
+        "regression": "a2a_ray.agents.regression:RegressionAgent",
     },
 )
 protocols = Registry(
@@ -190,6 +191,7 @@ detectors = Registry(
     "a2a_ray.detectors",
     {
         "exact_repetition": "a2a_ray.analysis.repetition:ExactRepetition",
+        "loops": "a2a_ray.analysis.loops:LoopDetector",
     },
 )
 stops = Registry(

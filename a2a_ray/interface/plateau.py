@@ -104,10 +104,8 @@ def pairs_of(run: Run, transcripts: list[Transcript]) -> list[Pair]:
 
 
 def _is_pair(cell: Experiment) -> bool:
-    kinds = [spec.kind for spec in cell.agents]
-    return (
-        kinds == ["lsa", "lsa"] and cell.protocol["kind"] in ("alternating", "helper") and "order" not in cell.protocol
-    )
+    known = len(cell.agents) == 2 and all(spec.kind in ("lsa", "regression") for spec in cell.agents)
+    return known and cell.protocol["kind"] in ("alternating", "helper") and "order" not in cell.protocol
 
 
 def _pair(transcript: Transcript, label: str, helped: bool, w: Any, u: Any) -> Pair:

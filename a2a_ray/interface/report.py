@@ -180,6 +180,7 @@ def _figures(data: ReportData, shown: Sequence[ConversationItem]) -> dict[str, A
     ):
         if figure is not None:
             page[anchor] = figure
+    page.update((panel.name, panel.figure) for section in data.sections for panel in section.panels)
     measured = [i for i in data.conversations if i.distances]
     cells = list(dict.fromkeys(i.cell for i in measured))
     names = figures.distance_names(measured)

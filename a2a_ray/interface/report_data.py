@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from a2a_ray.core.transcript import FAILED, Transcript
 from a2a_ray.interface.chat import Spans
+
+if TYPE_CHECKING:
+    from a2a_ray.interface.study import Section
 
 Cell: TypeAlias = "str | int | float | None"
 PairKind: TypeAlias = Literal["pair", "adversary", "helper"]
@@ -126,7 +129,7 @@ class AgentEntry:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Everything that a report shows; a section without data is left out.
+    """Everything that a report shows; a section without data is left out. sections: further ones, ready made.
 
     headline: sentences that say what came out. run: what was run (path, created, versions, git commit, seed, protocol,
     rounds, openings, repeats, sweep), name -> value. specification: as YAML.
@@ -140,6 +143,7 @@ class ReportData:
     errors: Sequence[ErrorSeries] = ()
     conversations: Sequence[ConversationItem] = ()
     trajectory: Sequence[TrajectoryPoint] = ()
+    sections: Sequence[Section] = ()
     run: Mapping[str, str] = field(default_factory=dict)
     agents: Sequence[AgentEntry] = ()
     specification: str = ""

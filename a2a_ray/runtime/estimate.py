@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from a2a_ray.agents.regression import ASKS
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
 
 CHARACTERS_PER_TOKEN = 4
@@ -34,7 +35,12 @@ def estimate(experiment: Experiment) -> Estimate:
     assumed: set[str] = set()
     for cell in experiment.cells:
         talks = len(cell.opening_contents) * cell.repeats
-        answers = [_answer(spec, assumed) for spec in cell.agents]
+        models = [_model(spec) for spec in cell.agents]
+        answers = [_answer(spec, assumed) for spec in models]
+        prompts = [
+            None if model is spec else len(spec.build().prompt()) // CHARACTERS_PER_TOKEN
+            for spec, model in zip(cell.agents, models, strict=True)
+        ]
         opening = max((_length(o) for o in cell.opening_contents), default=0)
         by_bid = cell.protocol["kind"] == "adaptive" and cell.protocol.get("by", "bid") == "bid"
         bids = len(cell.agents) if by_bid else 0
@@ -43,16 +49,25 @@ def estimate(experiment: Experiment) -> Estimate:
             who = turn % len(cell.agents)
             if answers[who] == 0:
                 continue
-            shown = _shown(cell.protocol.get("show", "last"), turn, max(answers), opening) + _instructions(
-                cell.agents[who]
-            )
-            tokens_in += talks * shown
-            tokens_out += talks * answers[who]
-            price = cell.agents[who].price
-            if price is not None:
-                cost = (cost or 0.0) + talks * (shown * price.input + answers[who] * price.output) / 1e6
+            spec, shown, asks = models[who], prompts[who], talks
+            if shown is None:
+                shown = _shown(cell.protocol.get("show", "last"), turn, max(answers), opening)
+            else:  # the prompt of an agent that may ask again
+                asks = ASKS * talks
+                calls += asks - talks
+            shown += _instructions(spec)
+            tokens_in += asks * shown
+            tokens_out += asks * answers[who]
+            if spec.price is not None:
+                cost = (cost or 0.0) + asks * (shown * spec.price.input + answers[who] * spec.price.output) / 1e6
     conversations, turns = experiment.size()
     return Estimate(conversations, turns, calls, tokens_in, tokens_out, cost, sorted(assumed))
+
+
+def _model(spec: AgentSpec) -> AgentSpec:
+    """The language model that answers for an agent: the one that its `model_agent` describes, or itself."""
+    inner = spec.settings.get("model_agent")
+    return AgentSpec(**{"name": spec.name, **inner}) if isinstance(inner, dict) else spec
 
 
 def _answer(spec: AgentSpec, assumed: set[str]) -> int:
