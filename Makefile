@@ -26,7 +26,7 @@ fi; \
 "$$python" -m venv --clear $(1) || { echo "$$python cannot make a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
 endef
 
-.PHONY: help setup demo test lint bench bench-setup tiny-models clean
+.PHONY: help setup demo test lint bench bench-setup lsa-weights tiny-models clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -66,6 +66,9 @@ $(BENCH_STAMP): benchmarks/constraints-bench.txt pyproject.toml
 	$(BENCH)/python -m pip install -c benchmarks/constraints-bench.txt "langgraph==1.2.*" "autogen-agentchat==0.7.5" "autogen-core==0.7.5" pydantic
 	$(BENCH)/python -m pip install --no-deps -e .
 	@touch $@
+
+lsa-weights: setup  ## trains the linear-self-attention layers anew (a minute)
+	$(BIN)/python scripts/train_lsa.py $(ARGS)
 
 tiny-models: setup  ## trains the two embedded language models anew (some minutes)
 	$(BIN)/python scripts/tiny_models.py $(ARGS)

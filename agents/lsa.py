@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -35,9 +37,11 @@ class LSAAgent:
     step_size: eta, below 2 / lambda_max(S).
     dtype: in which it computes and answers.
     inner_steps: gradient steps (passes of the same layer) in a turn.
+    weights: of the layer: "analytic", the step to rounding for any d and eta; or "trained", what training made of
+        random weights: the step to about 1e-6 of it, for d = 2, 5, 10 and 20 (docs/trained_lsa.md).
 
     Raises BadInput for settings that do not fit together. Attributes, float64: `objective` (d,), `covariance` (d, d),
-    `examples` (n, d), `step_size`, `inner_steps`.
+    `examples` (n, d), `step_size`, `inner_steps`; and `weights`.
     """
 
     placement = "worker"
@@ -54,13 +58,19 @@ class LSAAgent:
         step_size: float = 0.1,
         dtype: Literal["float64", "float32"] = "float64",
         inner_steps: int = 1,
+        weights: Literal["analytic", "trained"] = "analytic",
     ) -> None:
         if dtype not in ("float64", "float32"):
             raise BadInput(f"dtype: {dtype!r}; expected float64 or float32")
+        if weights not in ("analytic", "trained"):
+            raise BadInput(f"weights: {weights!r}; expected analytic or trained")
         prompt = make_prompt(objective, dim, examples, geometry, step_size, inner_steps)
         self.name = name
         self.objective, self.covariance, self.examples = prompt.objective, prompt.covariance, prompt.examples
         self.step_size, self.inner_steps = prompt.step_size, prompt.inner_steps
+        if weights == "trained":
+            trained_weights(len(self.objective))  # so that a missing file is told before anything runs
+        self.weights = weights
         self._dtype = np.dtype(dtype)
         self._tokens = self._tokens_for(self.objective)
 
@@ -70,12 +80,13 @@ class LSAAgent:
 
     @cached_property
     def module(self) -> LSAModule:
-        """The layer, with its analytic weights."""
+        """The layer, with the weights of the settings."""
         import torch
 
         from a2a_ray.agents.lsa_module import LSAModule
 
-        return LSAModule(len(self.objective), self.step_size, getattr(torch, self._dtype.name))
+        make = LSAModule.trained if self.weights == "trained" else LSAModule
+        return make(len(self.objective), self.step_size, getattr(torch, self._dtype.name))
 
     def step(self, message: Message) -> Message:
         """The next iterate, shape (d,), in the agent's dtype. Raises AgentError for text or another shape."""
@@ -133,6 +144,21 @@ class LSAAgent:
         tokens[:, :d] = self.examples
         tokens[:, d] = _product(self.examples, objective)
         return tokens
+
+
+def trained_weights(dim: int) -> dict[str, Array]:
+    """What scripts/train_lsa.py found: `query_key` and `value`, shape (dim + 1, dim + 1), float64.
+
+    With them the `step_size` they take and the `seed` they were trained from. Raises BadInput where there are none for
+    `dim`.
+    """
+    folder = Path(str(files("a2a_ray"))) / "data" / "lsa"
+    path = folder / f"d{dim}.npz"
+    if not path.is_file():
+        known = ", ".join(map(str, sorted(int(other.stem[1:]) for other in folder.glob("d*.npz"))))
+        raise BadInput(f"weights: none were trained for {dim} dimensions; expected analytic weights, or one of {known}")
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def _product(matrix: Array, vector: Array) -> Array:

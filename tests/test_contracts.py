@@ -82,6 +82,12 @@ AGENTS: list[tuple[str, Callable[[], Any], Content, dict[str, Any]]] = [
     ("lsa", lambda: LSAAgent("ann", **LSA), W, {"objective": [0.0, 1.0, 0.0, 0.0]}),
     ("lsa", lambda: LSAAgent("ann", **LSA, dtype="float32", inner_steps=3), W, {"objective": {"angle": 5}}),
     (
+        "lsa",
+        lambda: LSAAgent("ann", **(LSA | {"dim": 5}), weights="trained"),
+        np.append(W, 0.5),
+        {"objective": {"angle": 5}},
+    ),
+    (
         "regression",
         lambda: RegressionAgent("ann", **LSA, model_agent=Calculator("cal")),
         W,
