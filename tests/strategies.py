@@ -172,3 +172,88 @@ def calibrations(draw: st.DrawFn) -> Any:
         achieved=draw(st.none() | st.integers(0, runs).map(lambda alarms: Rate.of(alarms, runs))),
         score=draw(texts),
     )
+
+
+# Inference from trajectories
+
+
+@st.composite
+def settling_rounds(draw: st.DrawFn, dims: tuple[int, int] = (1, 5), fastest: float = 0.1) -> Any:
+    """(A, x*, start) of a round x -> x* + A (x - x*): A (d, d), not normal, of spectral radius `fastest` to 0.95."""
+    d = draw(st.integers(*dims))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    basis = np.linalg.qr(rng.normal(size=(d, d)))[0] + 0.2 * rng.normal(size=(d, d)) / d
+    eigenvalues = np.append(draw(st.floats(fastest, 0.95)), rng.uniform(-1, 1, d - 1))
+    eigenvalues[1:] *= eigenvalues[0]
+    return basis @ np.diag(eigenvalues) @ np.linalg.inv(basis), rng.normal(size=d), 3 * rng.normal(size=d)
+
+
+# --- populations
+
+
+@st.composite
+def populations(draw: st.DrawFn, pairs: int = 3, **settings: Any) -> Any:
+    """Populations of drawn or given pairs with any steps below 2 / lambda_max and one to three inner steps.
+
+    Given geometries have any rank from 1 on. settings: of the Population, in place of those that are drawn.
+    """
+    from a2a_ray.analysis.geometry import DrawnPairs, GivenPairs
+    from a2a_ray.analysis.population import Population
+
+    d, rng = draw(st.integers(2, 8)), np.random.default_rng(draw(st.integers(0, 10**6)))
+    source: Any
+    if draw(st.booleans()):
+        condition, angle = draw(st.floats(1, 20)), draw(st.floats(0, 180))
+        kind = draw(st.sampled_from(["own", "pair", "all"]))
+        seed, first = draw(st.integers(0, 10**6)), draw(st.integers(0, 600))
+        source = DrawnPairs(
+            pairs, d, seed, (condition, 3.0), eigenvectors=kind, angles=(0.0, angle), norms=(1.0, 2.0), first=first
+        )
+    else:
+        covariances = [
+            np.stack([random_covariance(rng, d, int(rng.integers(1, d + 1))) for _ in range(pairs)]) for _ in "wu"
+        ]
+        source = GivenPairs(*covariances, rng.normal(size=(pairs, d)), rng.normal(size=d))
+    drawn = {
+        "step_w": draw(st.floats(0.05, 1.9)),
+        "step_u": rng.uniform(0.05, 1.9, pairs),
+        "inner_steps_w": draw(st.integers(1, 3)),
+        "inner_steps_u": draw(st.integers(1, 3)),
+        "start": draw(st.sampled_from([None, rng.normal(size=d), rng.normal(size=(pairs, d))])),
+    }
+    return Population(source, **{**drawn, **settings})
+
+
+# --- loops
+
+_VOCABULARY = ["".join(np.random.default_rng(i).choice(list("abcdefghiklmnoprstuvw"), 3 + i % 6)) for i in range(2000)]
+
+
+@st.composite
+def planted_cycles(draw: st.DrawFn) -> tuple[list[str], int, int]:
+    """Turns that begin with news and then go round four times; the turn (from 1) of the cycle's first, and its period.
+
+    Any period from 1 to 12, noise in up to a tenth of the words of each turn. A cycle of one turn has 40 words or more:
+    a shorter one with so much noise is not told from a template until its fifth round.
+    """
+    period, rng = draw(st.integers(1, 12)), np.random.default_rng(draw(st.integers(0, 10**6)))
+    words = draw(st.integers(40 if period == 1 else 15, 60))
+    noise = draw(st.floats(0, 0.1))
+
+    def turn() -> list[str]:
+        return list(rng.choice(_VOCABULARY, words))
+
+    def noisy(said: list[str]) -> str:
+        changed = list(said)
+        for place in rng.choice(words, int(noise * words), replace=False):
+            changed[place] = str(rng.choice(_VOCABULARY))
+        return " ".join(changed)
+
+    lead, cycle = [turn() for _ in range(draw(st.integers(0, 6)))], [turn() for _ in range(period)]
+    return [" ".join(t) for t in lead] + [noisy(t) for _ in range(4) for t in cycle], len(lead) + 1, period
+
+
+def random_talk(rng: np.random.Generator, turns: int, words: int = 20) -> list[str]:
+    """Turns of words drawn as often as they come in a language (Zipf's law), from a vocabulary of 2 000."""
+    share = 1 / np.arange(3, len(_VOCABULARY) + 3)
+    return [" ".join(rng.choice(_VOCABULARY, rng.integers(1, 2 * words), p=share / share.sum())) for _ in range(turns)]
