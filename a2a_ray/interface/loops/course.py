@@ -1,0 +1,62 @@
+"""How talks run: the published distances and drift round by round, and their way through embedding space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from a2a_ray.interface.drawing import axis, line_trace, make_figure
+from a2a_ray.interface.figures import mean_distances, trajectory
+from a2a_ray.interface.loops.factors import PUBLISHED_TOKENS
+from a2a_ray.interface.loops.measured import Cell, by_tokens
+from a2a_ray.interface.results import Results, report_item, trajectory_points
+from a2a_ray.interface.study import Panel, Section
+
+
+def course_sections(results: Results, cells: Sequence[Cell]) -> list[Section]:
+    """Mean distances, drift and trajectories in the published setting and in its opposite."""
+    names = {
+        next(c for c in group if c.setting.tokens == PUBLISHED_TOKENS).setting.label: name
+        for name, group in by_tokens(cells).items()
+    }
+    by_id = {t.id: t for t in results.transcripts}
+    chosen = [a for a in results.texts if results.labels[a.id] in names]
+    items = [report_item(by_id[a.id], a, names[results.labels[a.id]]) for a in chosen]
+    shown = list(names.values())
+    panels = [Panel(f"distance-{place}", f, title) for place, (title, f) in enumerate(mean_distances(items, shown))]
+    if results.embedder is not None:
+        traces = []
+        for place, name in enumerate(shown):
+            drifts = [a.drift for a in chosen if names[results.labels[a.id]] == name]
+            length = min(len(d) for d in drifts)
+            mean = np.mean([d[:length] for d in drifts], axis=0)
+            traces.append(line_trace(list(range(1, length + 1)), mean.tolist(), name, f"var(--cell-{place + 1})"))
+        figure = make_figure(traces, axis("turn"), axis("mean drift", rangemode="tozero"), height=260)
+        panels.append(Panel("drift", figure, "drift from the opening"))
+    sections = [
+        Section(
+            "Distances and drift, round by round",
+            "The four published distances between the two outputs of a round, and how far a turn is from the opening.",
+            panels,
+            [(name, f"cell-{place + 1}") for place, name in enumerate(shown)],
+            "Means over all talks of a setting. A loop shows as a distance that falls to zero and stays there.",
+        )
+    ]
+    looped = [a for a in chosen if a.loop]
+    maps = trajectory(
+        trajectory_points(Results(results.source, results.run, results.transcripts, chosen, [], results.embedder))
+    )
+    if maps:
+        sections.append(
+            Section(
+                "Trajectories",
+                f"Every turn on one t-SNE map of its embedding, a line a talk; {len(looped)} of {len(chosen)} talks of"
+                " the two settings repeat by the published rule or word for word.",
+                [Panel(f"trajectory-{place}", figure, title) for place, (title, figure) in enumerate(maps)],
+                (),
+                "Turns that say alike lie close. Colour: from the first turn (dark) to the last (light). A loop"
+                " shows as a trajectory that collapses into a few points.",
+            )
+        )
+    return sections

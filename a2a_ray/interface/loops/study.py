@@ -1,0 +1,171 @@
+"""`a2a-ray reproduce loops`: runs the published experiment with its open factors, and shows what came out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from a2a_ray.analysis.embedding import Embedder, load_embedder
+from a2a_ray.analysis.text import TextAnalysis, analyze_texts
+from a2a_ray.core.errors import BadInput
+from a2a_ray.core.exchange import read_jsonl
+from a2a_ray.core.transcript import DONE, Transcript
+from a2a_ray.interface.loops.course import course_sections
+from a2a_ray.interface.loops.factors import PUBLISHED_TOKENS, Setting, experiment, settings
+from a2a_ray.interface.loops.measured import PUBLISHED_RATE, Cell, Rate, by_tokens, cell
+from a2a_ray.interface.loops.sections import in_words, rate_sections
+from a2a_ray.interface.loops.thresholds import grid_section, threshold_sections, write_sweep
+from a2a_ray.interface.main import say
+from a2a_ray.interface.report_data import BigNumber
+from a2a_ray.interface.results import Results, with_progress
+from a2a_ray.interface.study import Section, Study, write_study
+from a2a_ray.runtime.run import run_many
+from a2a_ray.runtime.store import Run
+
+
+def reproduce_loops(
+    models: Sequence[str],
+    tokens: Sequence[int],
+    temperatures: Sequence[float],
+    openings: int,
+    rounds: int,
+    seed: int,
+    embedder_name: str,
+    labelled: Path | None,
+    out: Path,
+) -> dict[str, Any]:
+    """Runs every cell, writes out/report.html, results.json, sweep.csv and figures, and gives results.json's value.
+
+    models: the first two are the main pair. labelled: transcripts with labels, for ROC and precision-recall curves.
+    Raises BadInput before anything is started.
+    """
+    cells = settings(models, tokens, temperatures)
+    spec = experiment(cells, openings, rounds, seed)
+    spec.check()
+    known = read_labelled(labelled) if labelled is not None else None
+    embedder = load_embedder(embedder_name, out / "embeddings.parquet", dtype="auto")
+    count, turns = spec.size()
+    say(f"{len(cells)} settings, {count} talks, {turns:,} turns of {', '.join(dict.fromkeys(models))}...")
+    run = run_many(spec, storage=out)
+    talks = [t for t in run.transcripts() if t.status == DONE]
+    say("Measuring distances and looking for loops...")
+    analyses = _analyzed(talks, embedder)
+    measured = _measured(cells, talks, analyses, embedder)
+    sections = rate_sections(measured, {model: _parameters(model) for model in dict.fromkeys(models)})
+    sections += course_sections(Results(run.path, run, talks, analyses, [], embedder), measured)
+    sections += threshold_sections(analyses, None, "this run")
+    if known is not None and labelled is not None:
+        talks, looped = known
+        of_labelled = _analyzed(talks, embedder)
+        sections += threshold_sections(of_labelled, looped, labelled.name)[1:]
+        sections.append(grid_section(write_sweep(out / "sweep.csv", of_labelled, looped), "sweep.csv"))
+    else:
+        write_sweep(out / "sweep.csv", analyses, None)
+    if embedder is not None:
+        embedder.save()
+    return _written(out, run, measured, sections)
+
+
+def read_labelled(path: Path) -> tuple[list[Transcript], list[bool]]:
+    """Transcripts with labels: `loop: true`, or `labels: {reader: {loop: true}}` where all readers agree.
+
+    Those on which readers disagree are left out. Raises BadInput where no talk has a label.
+    """
+    talks, problems = read_jsonl(path)
+    for problem in problems:
+        say(problem)
+    chosen, looped = [], []
+    for talk in talks:
+        labels = talk.metadata.get("labels")
+        readers = labels.values() if isinstance(labels, dict) else [talk.metadata]
+        said = {bool(r["loop"]) for r in readers if isinstance(r, dict) and "loop" in r}
+        if len(said) == 1:
+            chosen.append(talk)
+            looped.append(said.pop())
+    if not chosen:
+        raise BadInput(
+            f'{path}: no talk has a label; expected "loop": true, or "labels": {{"reader": {{"loop": true}}}}'
+        )
+    return chosen, looped
+
+
+def _analyzed(talks: Sequence[Transcript], embedder: Embedder | None) -> list[TextAnalysis]:
+    return with_progress(list(talks), embedder) if embedder is not None else analyze_texts(talks, None)
+
+
+def _measured(
+    cells: Sequence[Setting], talks: Sequence[Transcript], analyses: Sequence[TextAnalysis], embedder: Embedder | None
+) -> list[Cell]:
+    from a2a_ray.analysis.loops import scan_many
+
+    scans = scan_many(talks, embedder)
+    out = []
+    for index, group in groupby(
+        zip(talks, analyses, scans, strict=True), key=lambda each: int(each[0].metadata["cell"])
+    ):
+        mine = list(group)
+        out.append(cell(cells[index], [a for _, a, _ in mine], [s for _, _, s in mine]))
+    return out
+
+
+def _written(out: Path, run: Run, cells: Sequence[Cell], sections: Sequence[Section]) -> dict[str, Any]:
+    published, opposite = (
+        next(c for c in group if c.setting.tokens == PUBLISHED_TOKENS) for group in by_tokens(cells).values()
+    )
+    hits, of = PUBLISHED_RATE
+    headline = [
+        f"In the published setting (last output shown, temperature 0.7, 50 tokens) {in_words(published.detector)} of"
+        f" the talks loop; the publication reports {hits} of {of}, {in_words(Rate(hits, of))}.",
+        f"Shown the last 400 characters, at temperature {opposite.setting.temperature:g},"
+        f" {in_words(opposite.detector)} do.",
+    ]
+    study = Study(
+        "Repetitive loops",
+        headline,
+        [
+            BigNumber(f"{published.detector.share:.0%}", "loop in the published setting"),
+            BigNumber(f"{opposite.detector.share:.0%}", "loop when shown 400 characters, coldest"),
+            BigNumber(f"{sum(c.detector.talks for c in cells):,}", "talks"),
+        ],
+        sections,
+        {"command": shlex.join(_command()), "run": run.path, "seed": str(run.experiment.seed)},
+    )
+    figures = write_study(out, study)
+    result = {
+        "cells": [c.to_dict() for c in cells],
+        "published_setting": published.detector.to_dict(),
+        "failed": run.summary()["failed"],
+        "run": run.path,
+        "report": str(out / "report.html"),
+        "figures": [str(path) for path in figures],
+    }
+    (out / "results.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return result
+
+
+def _command() -> list[str]:
+    import sys
+
+    return ["a2a-ray", *sys.argv[1:]]
+
+
+def _parameters(model: str) -> str:
+    """How many parameters a model has, from the headers of its files; "?" where it is not on this machine."""
+    import math
+
+    from safetensors import safe_open
+
+    from a2a_ray.agents.hf_source import local_folder
+
+    folder = local_folder(model)
+    if folder is None:
+        return "?"
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(str(path), "np") as file:
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return f"{total / 1e6:.2f} million"

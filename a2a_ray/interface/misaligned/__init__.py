@@ -1,0 +1,1 @@
+"""The experiments of `a2a-ray reproduce misaligned`: one module each, put together in `study.py`."""
