@@ -159,10 +159,10 @@ def noise_free(frame: Frame, found: AffineFit, level: float) -> NoiseFree:
 
     There is none where these send it further away than the trajectory ever went. The errors have a fixed seed.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit  # quantiles of Student's t
 
     r, steps = frame.dim, found.inverse.shape[1]
-    factor = CAUTION * float(t.ppf((1 + level) / 2, max(1, steps - r - 1)))
+    factor = CAUTION * float(stdtrit(max(1, steps - r - 1), (1 + level) / 2))
     values, vectors = np.linalg.eigh(found.covariance + frame.rounding_errors())
     normal = np.random.default_rng(0).standard_normal((REFITS, steps, r))
     changes = found.inverse @ (normal * np.sqrt(values.clip(0))) @ vectors.T

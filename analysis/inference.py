@@ -111,8 +111,7 @@ def fit(positions: Any, *, axes: Any = None, level: float = 0.95, draws: int = 3
     """
     x = check_positions(positions)
     rows = check_axes(np.eye(x.shape[1]) if axes is None else axes, x.shape[1])
-    if not 0.5 < level < 1:
-        raise BadInput(f"level: {level!r}; expected a number above 0.5 and below 1")
+    check_level(level)
     check_count(draws, "draws", least=math.ceil(1 / (1 - level) - 1 - 1e-9))
     check_count(seed, "seed", least=0)
     frame = Frame(x)
@@ -218,6 +217,12 @@ def check_positions(positions: Any, name: str = "positions") -> Array:
     if np.abs(x).max() > LARGEST:
         raise BadInput(f"{name}: {float(np.abs(x).max()):.3g} among them; expected numbers up to {LARGEST:.0g}")
     return x
+
+
+def check_level(level: float) -> None:
+    """Raises BadInput for what is no level of an interval."""
+    if not 0.5 < level < 1:
+        raise BadInput(f"level: {level!r}; expected a number above 0.5 and below 1")
 
 
 def check_axes(axes: Any, dim: int, name: str = "axes") -> Array:

@@ -132,7 +132,7 @@ def test_diverging(rate: float, noise: float) -> None:
 
 def test_growth_beyond_all_numbers_diverges() -> None:
     assert one([10.0**k for k in range(0, 309, 4)] + [np.inf, -np.inf, np.nan]).status == "diverging"
-    assert one([1.0, 2.0, np.inf, 3.0, 1.0]).status == "undetermined"
+    assert one([1.0, 2.0, 3.0, 4.0, np.inf, 5.0]).status == "undetermined"
 
 
 def test_random_walks_seldom_diverge() -> None:
@@ -244,6 +244,7 @@ def test_real_pairs() -> None:
         ({"ann": [1.0, 2.0]}, None, 0.1, "objectives: NoneType; expected a mapping"),
         ({"ann": np.ones(9)}, {"ann": 1.0}, 0.0, "margin: 0; expected a number above 0"),
         ({"ann": np.ones(9)}, {"ann": 1.0}, "wide", "margin: wide; expected numbers"),
+        ({"ann": np.ones(9)}, {"ann": 1e200}, 0.1, r"ann: objective: \[1e\+200\]; expected numbers up to 1e\+100"),
         ({"ann": np.ones(9)}, {"bob": 1.0}, 0.1, "ann: objectives: none of 'ann'; there are 'bob'"),
         ({"ann": np.ones((9, 2))}, {"ann": 1.0}, 0.1, r"ann: objective: shape \(1,\); expected \(2,\)"),
         ({"ann": [1.0, np.nan, 1, 1, 1]}, {"ann": 1.0}, 0.1, r"ann: positions\[1\]: nan"),
@@ -256,6 +257,14 @@ def test_bad_input_is_undetermined_with_the_reason(positions: Any, objectives: A
     with pytest.raises(AssertionError, match=words):
         raise AssertionError(outcome.reason)
     json.dumps(outcome.to_dict(), allow_nan=False)
+
+
+def test_bad_options_are_undetermined_too() -> None:
+    states = {"ann": swings(0.5)}
+    for options, words in (({"level": 1.0}, "level: 1.0; expected"), ({"axes": "far"}, "axes: 'far'; expected")):
+        outcome = verdict(states, {"ann": np.int64(1)}, 0.1, **options)
+        assert outcome.status == "undetermined"
+        assert words in outcome.reason
 
 
 numbers = st.floats() | st.sampled_from([0.0, 1.0, 2.0, 1e-300, 1e300, 5e-324])
