@@ -15,11 +15,17 @@ if _TYPE_CHECKING:
     from a2a_ray.agents.hf import HFAgent as HFAgent
     from a2a_ray.agents.lsa import LSAAgent as LSAAgent
     from a2a_ray.agents.openai import OpenAIAgent as OpenAIAgent
+    from a2a_ray.agents.regression import RegressionAgent as RegressionAgent
     from a2a_ray.agents.replay import ReplayAgent as ReplayAgent
     from a2a_ray.analysis.embedding import load_embedder as load_embedder
+    from a2a_ray.analysis.inference import fit as fit
+    from a2a_ray.analysis.loops import LoopDetector as LoopDetector
+    from a2a_ray.analysis.population import Population as Population
+    from a2a_ray.analysis.population import simulate as simulate
     from a2a_ray.analysis.published import PublishedRule as PublishedRule
     from a2a_ray.analysis.repetition import ExactRepetition as ExactRepetition
     from a2a_ray.analysis.text import analyze_texts as analyze_texts
+    from a2a_ray.analysis.verdicts import verdict as verdict
     from a2a_ray.core.contracts import Agent as Agent
     from a2a_ray.core.contracts import Bids as Bids
     from a2a_ray.core.contracts import Observer as Observer
@@ -52,6 +58,7 @@ if _TYPE_CHECKING:
     from a2a_ray.protocols.simultaneous import Simultaneous as Simultaneous
     from a2a_ray.runtime.experiment import Experiment as Experiment
     from a2a_ray.runtime.pool import remote as remote
+    from a2a_ray.runtime.population import run_population as run_population
     from a2a_ray.runtime.run import resume as resume
     from a2a_ray.runtime.run import run_many as run_many
     from a2a_ray.runtime.store import Run as Run
@@ -63,11 +70,16 @@ _NAMES_OF_MODULE = {
     "agents.hf": "HFAgent",
     "agents.lsa": "LSAAgent",
     "agents.openai": "OpenAIAgent",
+    "agents.regression": "RegressionAgent",
     "agents.replay": "ReplayAgent",
     "analysis.embedding": "load_embedder",
+    "analysis.inference": "fit",
+    "analysis.loops": "LoopDetector",
+    "analysis.population": "Population simulate",
     "analysis.published": "PublishedRule",
     "analysis.repetition": "ExactRepetition",
     "analysis.text": "analyze_texts",
+    "analysis.verdicts": "verdict",
     "core.contracts": "Agent Bids Observer Say Stop TurnProtocol Verdict View",
     "core.conversation": "Conversation",
     "core.errors": "A2AError AgentError BadAnswer BadInput ContextTooSmall MissingExtra PlacementError StorageError",
@@ -81,6 +93,7 @@ _NAMES_OF_MODULE = {
     "protocols.simultaneous": "Simultaneous",
     "runtime.experiment": "Experiment",
     "runtime.pool": "remote",
+    "runtime.population": "run_population",
     "runtime.run": "resume run_many",
     "runtime.store": "Run open_run",
 }

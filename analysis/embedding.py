@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -147,9 +148,20 @@ class Embedder:
                 row[:] = cast("NDArray[np.float32]", self.cache.get(text))
         return rows
 
+    def vector(self, text: str) -> NDArray[np.float32]:
+        """The unit vector of one text, shape (d,), zero for a blank one. Kept nowhere: for streams without end."""
+        known = self.cache.get(text)
+        if known is not None:
+            return known
+        return self._embed([text])[0] if text.strip() else np.zeros(self.dim, dtype=np.float32)
+
     def save(self) -> None:
         """Writes the cache to its file, if it has one. Raises StorageError."""
         self.cache.save()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickled copy knows the model, not its weights or vectors; all copies in a process are one."""
+        return _again, (self.name, self.folder, self.cache.model, self.dtype)
 
     def _embed(self, texts: list[str]) -> NDArray[np.float32]:
         rows = self._loaded().encode(texts, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True)
@@ -170,6 +182,12 @@ class Embedder:
                     model_kwargs={"dtype": getattr(torch, self.dtype), "use_safetensors": True},
                 )
         return self._model
+
+
+@functools.cache
+def _again(name: str, folder: Path, model: str, dtype: str) -> Embedder:
+    """The embedder of a pickle; see `Embedder.__reduce__`."""
+    return Embedder(name, folder, EmbeddingCache(model), dtype)
 
 
 def load_embedder(

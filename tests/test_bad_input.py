@@ -113,7 +113,7 @@ def said(run: Run | str | Path) -> dict[str, Any]:
         ({"openings": [1]}, "openings.0: 1; expected text or a list"),
         ({"openings": "defualt"}, "openings: 'defualt'; expected a list or 'default'"),
         ({"openings": {"file": "none.txt"}}, "none.txt: No such file or directory"),
-        ({"observers": ["loops"]}, "unknown detector kind 'loops'. There is: exact_repetition"),
+        ({"observers": ["loop"]}, "unknown detector kind 'loop'. Did you mean 'loops'?"),
         ({"stop": ["say"]}, "unknown stop kind 'say'. Did you mean 'says'?"),
         ({"sweep": {"agents.*.prefx": ["x"]}}, "unknown key 'prefx'. Did you mean 'prefix'?"),
     ],

@@ -188,7 +188,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert a2a_ray.__version__ in call(capsys, "--version").out
     status, out, err = call(capsys, "--help")
     assert (status, err) == (0, "")
-    for command in ("demo", "new", "run", "resume", "ls", "show", "analyze", "report", "export"):
+    for command in ("demo", "new", "run", "resume", "ls", "show", "analyze", "report", "export", "detect", "reproduce"):
         assert re.search(rf"^  {command} ", out, re.M)
         assert call(capsys, command, "--help").status == 0
     status, out, err = call(capsys)

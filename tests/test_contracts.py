@@ -19,6 +19,7 @@ from a2a_ray.agents.lsa import LSAAgent
 from a2a_ray.agents.openai import OpenAIAgent
 from a2a_ray.agents.regression import RegressionAgent
 from a2a_ray.agents.replay import ReplayAgent
+from a2a_ray.analysis.loops import LoopDetector
 from a2a_ray.analysis.repetition import ExactRepetition
 from a2a_ray.core import registry
 from a2a_ray.core.contracts import Bids, Next, Say, Stop, Verdict, View
@@ -145,6 +146,9 @@ def test_protocols(kind: str, protocol: Any, opening: Content, number: int) -> N
 DETECTORS: list[tuple[str, Callable[[], Any]]] = [
     ("exact_repetition", ExactRepetition),
     ("exact_repetition", lambda: ExactRepetition(1, "stop")),
+    ("loops", LoopDetector),
+    ("loops", lambda: LoopDetector(loop=2.5, action="stop")),
+    ("loops", lambda: LoopDetector(action="nudge", cooldown=2)),
 ]
 
 

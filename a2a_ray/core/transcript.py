@@ -81,6 +81,18 @@ class Transcript:
         size = max(len(self.agents), 1)
         return [self.messages[i : i + size] for i in range(0, len(self.messages), size)]
 
+    def until(self, turn: int) -> Transcript:
+        """The talk up to this turn, for a conversation to go on from, e.g. from the last turn before a loop.
+
+        Raises BadInput where there is no such turn.
+        """
+        if not 0 <= turn <= len(self.turns):
+            raise BadInput(f"turn: {turn}; expected 0 to {len(self.turns)}, the turns of conversation {self.id!r}")
+        start = Transcript(self.id, self.agents, self.opening.content, self.seed, self.metadata)
+        for message in self.turns[:turn]:
+            start.append(message)
+        return start
+
     def to_exchange(self) -> dict[str, Any]:
         """One line of the exchange format: id, turns (speaker, text, and kind, time, tokens where known), and metadata.
 

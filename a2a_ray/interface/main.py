@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from a2a_ray.core.errors import A2AError, AgentError, BadInput, PlacementError, plainer
+from a2a_ray.interface import reproduce
 
 if TYPE_CHECKING:
     from a2a_ray.runtime.store import Run
@@ -27,14 +28,17 @@ app = typer.Typer(
 
     \b
     Start with:  a2a-ray demo       both phenomena, no key, no download
+    Published:   a2a-ray reproduce misaligned | loops
     Your own:    a2a-ray new && a2a-ray run experiment.yaml
-    Then:        a2a-ray ls, show, analyze, report, export
+    Then:        a2a-ray ls, show, analyze, detect, report, export
                  (resume goes on where a run stopped)
 
     \b
     Exit status: 0 all done; 1 some conversations failed;
                  2 bad input, nothing started; 130 interrupted (resumable)""",
 )
+
+app.add_typer(reproduce.app, name="reproduce")
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="Specification; `a2a-ray new` writes one.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URI of a run; `a2a-ray ls` lists them.")]
@@ -199,6 +203,39 @@ def analyze(source: Source, embedder: EmbedderName = DEFAULT_EMBEDDER, as_json: 
 
 
 @app.command()
+def detect(
+    source: Source,
+    alarms: Annotated[
+        Path | None, typer.Option(metavar="OUT.jsonl", help="Write id and alarm of each conversation, a line each.")
+    ] = None,
+    embedder: EmbedderName = DEFAULT_EMBEDDER,
+    threshold: Annotated[
+        str | None,
+        typer.Option(metavar="X|FILE.json", help="Alarm above this score; or a calibration on talks of your own."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find loops turn by turn, as if the talks were going on: when the alarm came, where the loop began, what it cost.
+
+    \b
+    An alarm is written as the index, from 0, of the turn after whose arrival
+    the detector first said "loop": among the turns in the file, or among the
+    turns of the run that `a2a-ray export` would write. null: it never did.
+    """
+    from a2a_ray.interface.detect import detect_source, show_detection
+
+    if alarms is not None:
+        check_folder(alarms)
+        if Path(source).exists() and alarms.exists() and alarms.samefile(source):
+            raise BadInput(f"{alarms}: holds the transcripts; choose another file for the alarms")
+    found = detect_source(source, embedder, threshold)
+    if alarms is not None:
+        found.write_alarms(alarms)
+        say(f"Wrote {len(found.talks)} alarms to {alarms}")
+    show_detection(found, as_json)
+
+
+@app.command()
 def report(
     source: Source,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="HTML file to write.")] = Path("report.html"),
@@ -260,6 +297,15 @@ def check_folder(out: Path) -> None:
         raise BadInput(f"{out}: there is no folder {out.parent}; make it first, or choose another file")
     if out.is_dir():
         raise BadInput(f"{out}: is a folder; expected the name of a file to write")
+    new = not out.exists()
+    if not new and not out.is_file():  # a pipe or a device: opening it would be seen at its other end
+        return
+    try:
+        out.open("ab").close()
+    except OSError as error:
+        raise BadInput(f"{out}: cannot be written: {error.strerror or error}; choose another file") from None
+    if new:
+        out.unlink()
 
 
 def say(sentence: str) -> None:

@@ -69,7 +69,7 @@ class ConversationItem:
     cell: label of the setting it belongs to. rule, onset, phrase: of its loop, if it looped: which rule saw it, the
     first turn that repeats, what is repeated. distances: name -> shape (n_rounds,), between the outputs of a round,
     NaN where undefined. drift: from the opening, shape (n_turns,). spans: for each of `transcript.messages`, the
-    passages that were said before.
+    passages that were said before. stopped: the turn after which an observer ended it, if one did.
     """
 
     transcript: Transcript
@@ -80,6 +80,7 @@ class ConversationItem:
     distances: Mapping[str, Sequence[float]] = field(default_factory=dict)
     drift: Sequence[float] = ()
     spans: Sequence[Spans] = ()
+    stopped: int | None = None
 
     @property
     def id(self) -> str:

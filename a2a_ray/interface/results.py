@@ -13,24 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from a2a_ray.analysis.embedding import Embedder, load_embedder
+from a2a_ray.analysis.negotiation import Negotiation, has_offers, negotiation
 from a2a_ray.analysis.repetition import repeated_spans
-from a2a_ray.analysis.text import TextAnalysis, analyze_texts, is_text
+from a2a_ray.analysis.text import Loop, TextAnalysis, analyze_texts, is_text
 from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.exchange import read_jsonl
 from a2a_ray.core.transcript import FAILED, Transcript
+from a2a_ray.interface.negotiation_figure import NEGOTIATIONS, negotiation_section, outcome_table
 from a2a_ray.interface.plateau import Pair, pairs_of
 from a2a_ray.interface.report_data import AgentEntry, BigNumber, ConversationItem, ReportData, Table, TrajectoryPoint
+from a2a_ray.interface.stopped import StoppedTalk, observed_loop, stopped_after, stopped_talk
 from a2a_ray.runtime.store import MANIFEST, Run, open_run
 
 LOOPS = "Loops per setting"
 """Title of the table that says how many conversations looped."""
+STOPPED = "Stopped by an observer"
+"""Title of the table that says what observers saved."""
 TRAJECTORIES = 40
 """Most conversations on the t-SNE map: more cannot be told apart."""
 
 
 @dataclass
 class Results:
-    """What was found: `texts` per text conversation, `pairs` per LSA pair; `run` is None for a file."""
+    """What was found: `texts` per text conversation, `pairs` per LSA pair, `negotiations` per conversation where turns
+    carry offers; `run` is None for a file."""
 
     source: str
     run: Run | None
@@ -39,6 +45,7 @@ class Results:
     pairs: list[Pair]
     embedder: Embedder | None
     problems: list[str] = field(default_factory=list)
+    negotiations: list[Negotiation] = field(default_factory=list)
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -49,11 +56,36 @@ class Results:
         return {t.id: names[t.metadata["cell"]] for t in self.transcripts}
 
     @cached_property
+    def observed(self) -> dict[str, Loop]:
+        """The earliest loop that an observer saw in each conversation, where one did; by id."""
+        found = {t.id: observed_loop(t) for t in self.transcripts if t.verdicts}
+        return {id: loop for id, loop in found.items() if loop is not None}
+
+    @cached_property
+    def loops(self) -> dict[str, Loop]:
+        """The earliest loop of each conversation that has one, found by the analysis or by an observer; by id."""
+        found = {a.id: earliest(a.loop, self.observed.get(a.id)) for a in self.texts}
+        return {id: loop for id, loop in found.items() if loop is not None}
+
+    @cached_property
+    def stopped(self) -> list[StoppedTalk]:
+        """The conversations of a run that an observer ended early."""
+        if self.run is None:
+            return []
+        cells = self.run.experiment.cells
+        found = (stopped_talk(t, cells[t.metadata["cell"]].limit) for t in self.transcripts if t.verdicts)
+        return [each for each in found if each is not None]
+
+    @cached_property
     def tables(self) -> list[Table]:
-        """Summary tables: loops per setting, and pairs measured against predicted."""
+        """Summary tables: loops, talks stopped early, negotiations, and pairs measured against predicted."""
         out = []
         if self.texts:
             out.append(self._loop_table())
+        if self.stopped:
+            out.append(self._stopped_table())
+        if self.negotiations:
+            out.append(outcome_table(self.negotiations))
         if self.pairs:
             rows = [
                 (
@@ -80,14 +112,32 @@ class Results:
             groups.setdefault(self.labels[analysis.id], []).append(analysis)
         rows = []
         for label, group in groups.items():
-            onsets = [a.loop.onset for a in group if a.loop]
+            onsets = [self.loops[a.id].onset for a in group if a.id in self.loops]
             exact = sum(a.exact is not None for a in group)
             published = sum(a.published is not None for a in group)
             onset = statistics.median(onsets) if onsets else None
-            rows.append((label or "all", len(group), len(onsets), len(onsets) / len(group), exact, published, onset))
-        columns = ("setting", "talks", "looped", "rate", "exact", "published", "onset")
-        note = "A talk looped if exact repetition or the published rule says so. Onset: median turn."
+            observed = sum(a.id in self.observed for a in group)
+            counts = (exact, published, observed) if self.observed else (exact, published)
+            rows.append((label or "all", len(group), len(onsets), len(onsets) / len(group), *counts, onset))
+        kinds = ("exact", "published", "observed") if self.observed else ("exact", "published")
+        columns = ("setting", "talks", "looped", "rate", *kinds, "onset")
+        note = "A talk looped if exact repetition, the published rule or an observer says so. Onset: median turn."
         return Table(LOOPS, columns, rows, note)
+
+    def _stopped_table(self) -> Table:
+        rows = []
+        for label in dict.fromkeys(self.labels.values()):
+            talks = sum(each == label for each in self.labels.values())
+            mine = [s for s in self.stopped if self.labels[s.id] == label]
+            wasted, saved = (sum(getattr(s, n) for s in mine) for n in ("tokens_since_onset", "tokens_saved"))
+            rows.append((label or "all", talks, len(mine), sum(s.turns_left for s in mine), wasted, saved))
+        columns = ("setting", "talks", "stopped", "turns left", "tokens since onset", "tokens saved, about")
+        counted = "as the agents report them" if all(s.counted for s in self.stopped) else "words times 4/3"
+        note = (
+            "Tokens saved: the turns left to the limit times the mean tokens of a message of that talk; an estimate of"
+            f" what was not spent, had the talk gone on. Tokens: {counted}."
+        )
+        return Table(STOPPED, columns, rows, note)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON value of everything found."""
@@ -95,11 +145,23 @@ class Results:
             "source": self.source,
             "conversations": len(self.transcripts),
             "failed": sum(t.status == FAILED for t in self.transcripts),
-            "looped": sum(a.loop is not None for a in self.texts),
+            "looped": len(self.loops),
+            "stopped": {
+                "conversations": len(self.stopped),
+                "turns_left": sum(s.turns_left for s in self.stopped),
+                "tokens_since_onset": sum(s.tokens_since_onset for s in self.stopped),
+                "tokens_saved": sum(s.tokens_saved for s in self.stopped),
+                "talks": [s.to_dict() for s in self.stopped],
+            },
             "problems": self.problems,
             "embedder": self.embedder.name if self.embedder else None,
             "pairs": [p.to_dict() for p in self.pairs],
-            "texts": [{"setting": self.labels[a.id], **a.to_dict()} for a in self.texts],
+            "negotiations": [g.to_dict() for g in self.negotiations],
+            "texts": [
+                {"setting": self.labels[a.id], **a.to_dict(), "loop": loop._asdict() if loop else None}
+                for a in self.texts
+                for loop in (self.loops.get(a.id),)
+            ],
         }
 
 
@@ -137,11 +199,12 @@ def analyze(source: str, run: Run | None, transcripts: list[Transcript], embedde
     if texts:
         folder = Path(run.path) if run is not None and "://" not in run.path else None
         embedder = load_embedder(embedder_name, folder / "embeddings.parquet" if folder else None, dtype="auto")
-    found = _with_progress(texts, embedder) if embedder else analyze_texts(texts, None)
+    found = with_progress(texts, embedder) if embedder else analyze_texts(texts, None)
     if embedder is not None:
         embedder.save()
     pairs = pairs_of(run, transcripts) if run is not None else []
-    return Results(source, run, transcripts, found, pairs, embedder)
+    games = [negotiation(t) for t in transcripts] if any(map(has_offers, transcripts)) else []
+    return Results(source, run, transcripts, found, pairs, embedder, negotiations=games)
 
 
 def report_data(
@@ -153,25 +216,32 @@ def report_data(
     by_id = {a.id: a for a in results.texts}
     run = results.run
     shown = [t for t in results.transcripts if t.id in by_id or t.status == FAILED or not results.pairs]
-    looped = sum(a.loop is not None for a in results.texts)
+    looped, stopped = len(results.loops), len(results.stopped)
     failed = sum(t.status == FAILED for t in results.transcripts)
     if not headline and results.texts:
         headline = [f"{looped} of {len(results.texts)} conversations converged into a loop."]
+        if stopped:
+            saved = sum(s.tokens_saved for s in results.stopped)
+            headline.append(f"Observers stopped {stopped} of them early, which saved about {saved:,} tokens.")
     if not numbers:
         numbers = [BigNumber(f"{len(results.transcripts):,}", "conversations")]
         if results.texts:
             numbers.append(BigNumber(f"{looped} of {len(results.texts)}", "looped"))
+        if stopped:
+            numbers.append(BigNumber(str(stopped), "stopped early"))
         if failed:
             numbers.append(BigNumber(str(failed), "failed"))
     return ReportData(
         title=title or (Path(run.path).name if run else Path(results.source).name),
         headline=headline,
         numbers=numbers,
-        tables=[t for t in results.tables if t.title != LOOPS],  # the report makes its own table of loops
+        # the report makes its own table of loops, and a section has that of negotiations
+        tables=[t for t in results.tables if t.title not in (LOOPS, NEGOTIATIONS)],
+        sections=[negotiation_section(results.negotiations)] if results.negotiations else [],
         plateau=[point for p in results.pairs for point in p.points()],
         errors=[series for p in results.pairs for series in p.series()],
-        conversations=[_item(t, by_id.get(t.id), results.labels[t.id]) for t in shown],
-        trajectory=_trajectory(results),
+        conversations=[report_item(t, by_id.get(t.id), results.labels[t.id]) for t in shown],
+        trajectory=trajectory_points(results),
         run=_facts(run) if run else {"file": results.source},
         agents=[AgentEntry(a.name, str(a.kind), a.model_extra or {}) for a in run.experiment.agents] if run else [],
         specification=yaml.safe_dump(run.manifest["experiment"], sort_keys=False, allow_unicode=True) if run else "",
@@ -185,10 +255,16 @@ def cell_label(changes: dict[str, Any]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in changes.items())
 
 
-def _item(transcript: Transcript, analysis: TextAnalysis | None, label: str) -> ConversationItem:
+def earliest(*loops: Loop | None) -> Loop | None:
+    """The loop with the earliest onset; of equals the first."""
+    return min((loop for loop in loops if loop is not None), key=lambda loop: loop.onset, default=None)
+
+
+def report_item(transcript: Transcript, analysis: TextAnalysis | None, label: str) -> ConversationItem:
+    """One conversation as the report shows it."""
     if analysis is None:
         return ConversationItem(transcript, label)
-    loop = analysis.loop
+    loop = earliest(analysis.loop, observed_loop(transcript))
     return ConversationItem(
         transcript,
         label,
@@ -198,10 +274,11 @@ def _item(transcript: Transcript, analysis: TextAnalysis | None, label: str) -> 
         distances={name: values.tolist() for name, values in analysis.rounds.items()},
         drift=analysis.drift.tolist(),
         spans=repeated_spans(transcript),
+        stopped=stopped_after(transcript),
     )
 
 
-def _trajectory(results: Results) -> list[TrajectoryPoint]:
+def trajectory_points(results: Results) -> list[TrajectoryPoint]:
     """The t-SNE map of the outputs of up to TRAJECTORIES conversations, looped ones first."""
     if results.embedder is None or not results.texts:
         return []
@@ -209,7 +286,7 @@ def _trajectory(results: Results) -> list[TrajectoryPoint]:
 
     from a2a_ray.analysis.trajectory import even_sample, tsne
 
-    chosen = sorted(results.texts, key=lambda a: a.loop is None)[:TRAJECTORIES]
+    chosen = sorted(results.texts, key=lambda a: a.id not in results.loops)[:TRAJECTORIES]
     by_id = {t.id: t for t in results.transcripts}
     places = [(m, a) for a in chosen for m in by_id[a.id].messages if str(m.content).strip()]
     if len(places) < 3:
@@ -217,7 +294,7 @@ def _trajectory(results: Results) -> list[TrajectoryPoint]:
     places = [places[i] for i in even_sample(len(places))]
     points = tsne(np.asarray(results.embedder.encode([str(m.content) for m, _ in places])))
     return [
-        TrajectoryPoint(float(x), float(y), message.turn, analysis.id, analysis.loop is not None)
+        TrajectoryPoint(float(x), float(y), message.turn, analysis.id, analysis.id in results.loops)
         for (x, y), (message, analysis) in zip(points, places, strict=True)
     ]
 
@@ -240,18 +317,19 @@ def _facts(run: Run) -> dict[str, str]:
     }
 
 
-def _with_progress(texts: list[Transcript], embedder: Embedder) -> list[TextAnalysis]:
+def with_progress(texts: list[Transcript], embedder: Embedder) -> list[TextAnalysis]:
+    """`analyze_texts` with a bar on a terminal, on half of the cores."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with _half_the_cores(), Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+    with half_the_cores(), Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("embedding", total=None)
         return analyze_texts(texts, embedder, progress=lambda n, total: bar.update(task, completed=n, total=total))
 
 
 @contextmanager
-def _half_the_cores() -> Iterator[None]:
+def half_the_cores() -> Iterator[None]:
     """Torch works on half of the cores: with all of them taken it is five times slower once anything else runs."""
     import torch
 

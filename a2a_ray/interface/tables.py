@@ -93,10 +93,9 @@ def show_results(results: Results, as_json: bool) -> None:
         return
     for table in results.tables:
         print_table(table.title, table.columns, table.rows, table.note)
-    looped = [a for a in results.texts if a.loop]
-    rows = [(a.id, a.loop.rule, a.loop.onset, a.loop.phrase[:70]) for a in looped[:SHOWN] if a.loop]
+    rows = [(id, loop.rule, loop.onset, loop.phrase[:70]) for id, loop in list(results.loops.items())[:SHOWN]]
     if rows:
-        more = f"{len(looped) - SHOWN} more: --json lists all." if len(looped) > SHOWN else ""
+        more = f"{len(results.loops) - SHOWN} more: --json lists all." if len(results.loops) > SHOWN else ""
         print_table("Loops found", ("conversation", "rule", "onset", "phrase"), rows, more)
 
 

@@ -1,0 +1,307 @@
+"""The streaming detector: one object watches one conversation."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from typing import Any, Literal, NamedTuple
+
+from a2a_ray.analysis.embedding import Embedder
+from a2a_ray.analysis.loops.actions import ACTION, KINDS, ROUNDS, Calls, Rounds
+from a2a_ray.analysis.loops.evidence import MOST, Repeat, Run, sentence
+from a2a_ray.analysis.loops.lexical import Copied, Recall
+from a2a_ray.analysis.loops.semantic import REACH, Meaning, loaded, named, scale_of
+from a2a_ray.analysis.loops.signs import Voice, of_courtesy, of_words
+from a2a_ray.analysis.loops.words import quoted, words
+from a2a_ray.core.contracts import NOTHING, Verdict
+from a2a_ray.core.errors import BadInput
+from a2a_ray.core.message import ASIDE, NUDGE, Message
+
+SCORE = "loops 1"
+"""Version of the score: raised with every change of what it is made of."""
+
+LEAST = 2.0
+"""The default threshold is never below this, however rarely normal talks come near it: two turns that repeat are no
+loop yet."""
+
+ALONE = 0.6
+"""What one speaker alone repeats weighs so much of what the whole talk repeats."""
+
+SHORT = 2
+"""A turn of so many words weighs half of a long one."""
+
+NEWS, ANSWERED = 0.6, 0.5
+"""From this novelty on, a turn of somebody else takes away from what one speaker repeats: so much, if all is new."""
+
+SWAPPED = 0.12
+"""Share of new words above which what is copied is called a template."""
+
+SILENT = 3
+"""So many empty turns in a row are a loop."""
+
+WARNING, RELEASE = 0.6, 0.5
+"""Above the one share of the threshold a warning is given, below the other an alarm is withdrawn."""
+
+TOKENS_PER_WORD = 4 / 3
+"""Of a message that does not say how many tokens it took."""
+
+EMBEDDED = 4000
+"""So many characters of a turn are embedded; the default model reads about 1 200."""
+
+_SPEAKERS = 64
+_QUOTED = 200
+
+
+class Found(NamedTuple):
+    """How far a turn speaks for a loop (-1 to 1), by its words, meaning or courtesy; how many turns back it points."""
+
+    sign: float
+    by: str
+    back: int
+    similarity: float
+
+
+class LoopDetector:
+    """Observer: says after every message whether the conversation repeats itself.
+
+    embedder: None or "none" for the words alone; "default", another name or folder (see `embedding.load_embedder`), or
+        an Embedder, to find what is said again in other words too. A name is loaded once in a process.
+    loop: threshold on `score` above which the status becomes "loop"; by default the one that was fitted on normal talks
+        (`calibration.shipped`). warn: the same for "warn"; by default 0.6 of it.
+    action: what the verdicts of a loop ask for: "record", "stop", or "nudge" (on the first one, and again whenever the
+        loop has gone on for `cooldown` turns more).
+
+    score: of the newest turn, 0 to MOST, in turns' worth of repetition in a row: the largest over all kinds of loop. It
+        depends on the messages and the embedder alone: a run ever alarms exactly if its largest score is above `loop`.
+
+    An alarm is withdrawn ("recovered", once) when the score has fallen below half of the threshold. Bids, combinations,
+    vectors and nudges (kind "nudge", or `metadata["nudge"]`) are passed over. The state pickles, with the embedder by
+    name. Raises BadInput for thresholds that no score can be above, or that all are.
+    """
+
+    def __init__(
+        self,
+        embedder: str | Embedder | None = None,
+        loop: float | None = None,
+        warn: float | None = None,
+        action: Literal["record", "nudge", "stop"] = "record",
+        cooldown: int = 8,
+    ) -> None:
+        self._embedder = named(embedder)
+        if self._embedder is not None:
+            loaded(self._embedder)  # what is nowhere is said now; the weights are loaded with the first text
+        if loop is None:
+            from a2a_ray.analysis.calibration import shipped
+
+            loop = max(LEAST, shipped("lexical" if self._embedder is None else "semantic").threshold)
+        warn = WARNING * loop if warn is None else warn
+        if not 0 < warn <= loop < MOST:
+            raise BadInput(f"warn: {warn}, loop: {loop}; expected 0 < warn <= loop < {MOST:g}, the largest score")
+        if action not in ("record", "nudge", "stop"):
+            raise BadInput(f"action: {action!r}; expected 'record', 'nudge' or 'stop'")
+        if cooldown < 1:
+            raise BadInput(f"cooldown: {cooldown}; expected at least 1")
+        self.loop, self.warn, self.action, self.cooldown = loop, warn, action, cooldown
+        self.score = 0.0
+        self._recall = Recall()
+        self._meaning = Meaning()
+        self._speakers: dict[str, int] = {}
+        self._talk, self._voices = Voice(), dict[int, Voice]()
+        self._starts: list[int] = []  # where turns begin, in words of the talk, as far back as `_recall` reaches
+        self._turns: list[int] = []  # and their numbers
+        self._quotes: deque[str] = deque(maxlen=REACH + 1)
+        self._calls = Calls()
+        self._round: Rounds | None = None  # the newest call, where it goes round
+        self._silent: list[int] = []  # the empty turns at the end, the first of them at most SILENT
+        self._spent = 0  # tokens so far
+        self._before_round = 0  # tokens before the call that went round first
+        self._alarm: dict[str, Any] | None = None  # evidence of the loop that goes on
+        self._since = 0  # turns since its first verdict
+
+    def update(self, message: Message) -> Verdict:
+        """The verdict after this message."""
+        text = message.content
+        if not isinstance(text, str) or passed_over(message):
+            return NOTHING
+        waiting = None
+        if message.kind in KINDS:
+            waiting = self._call(message, text)
+        else:
+            self._say(message, text)
+        return self._verdict(message.turn, waiting)
+
+    def _say(self, message: Message, text: str) -> None:
+        """Takes in what somebody said."""
+        found, numbers = words(text)
+        spent = self._spend(message, len(found))
+        if not found:
+            if len(self._silent) < SILENT:
+                self._silent.append(message.turn)
+            return
+        self._silent.clear()
+        who = self._who(message.sender)
+        voice = self._voices.get(who)
+        if voice is None:
+            voice = self._voices[who] = Voice()
+        self._starts.append(self._recall.length)
+        self._turns.append(message.turn)
+        self._quotes.append(text[:_QUOTED])
+        copied = self._recall.read(found, numbers)
+        weight = copied.words / (copied.words + SHORT)
+        back = len(self._starts) - bisect_right(self._starts, copied.source) if copied.length else 0
+        by_words = Found(of_words(copied), "words", back, 1 - copied.novelty)
+        both = (by_words, by_words)
+        if self._embedder is not None:
+            both = self._compare(text, who, copied.novelty, weight, by_words)
+        for run, one in zip((self._talk.run, voice.run), both, strict=True):
+            if one.sign > 0:
+                run.add(self._repeat(message, text, copied, weight, one), spent)
+            else:
+                run.lose(-one.sign * weight, message.turn)
+        if copied.novelty > NEWS:
+            for other in self._voices.values():
+                if other is not voice:
+                    other.run.lose(ANSWERED * weight * (copied.novelty - NEWS) / (1 - NEWS), message.turn)
+        if self._starts[0] < self._recall.first:
+            gone = bisect_right(self._starts, self._recall.first)
+            del self._starts[:gone], self._turns[:gone]
+
+    def _compare(self, text: str, who: int, novelty: float, weight: float, by_words: Found) -> tuple[Found, Found]:
+        """The stronger sign, of the words or of the meaning: for the whole talk, and for the speaker alone."""
+        embedder = loaded(self._embedder)
+        scale = scale_of(embedder)
+        if not scale.reads(text):
+            self._meaning.skip(who, scale.courtesies.shape[1])
+            return by_words, by_words
+        likeness = self._meaning.read(embedder.vector(text[:EMBEDDED]), who, scale)
+        courtesy = Found(of_courtesy(likeness.courtesy), "courtesy", 1, likeness.courtesy)
+        both = []
+        for voice, like, back in (
+            (self._talk, likeness.talk, likeness.period),
+            (self._voices[who], likeness.own, likeness.own_period),
+        ):
+            voice.hear(novelty, weight)
+            both.append(max(by_words, Found(voice.of_likeness(like), "meaning", back, like), courtesy))
+        return both[0], both[1]
+
+    def _repeat(self, message: Message, text: str, copied: Copied, weight: float, found: Found) -> Repeat:
+        """One turn that repeats, with what it repeats."""
+        back = min(found.back, len(self._turns) - 1)
+        if found.by == "words":
+            kind = "template" if copied.changed or copied.new > SWAPPED * copied.words else "verbatim"
+            span = quoted(text, copied.start, copied.length)[:_QUOTED]
+            before = self._recall.passage(copied.source, min(copied.length, _QUOTED))[:_QUOTED]
+        else:
+            kind, span, before = "semantic", text[:_QUOTED], self._quotes[-1 - min(back, len(self._quotes) - 1)]
+        earlier = self._turns[-1 - back]
+        similarity = min(1.0, max(0.0, found.similarity))
+        return Repeat(message.turn, message.sender, found.sign, weight, kind, back, earlier, span, before, similarity)
+
+    def _call(self, message: Message, text: str) -> Verdict | None:
+        """Takes an action or a result in; gives the verdict "waiting" where nothing has changed since a while ago."""
+        spent = self._spend(message, len(text[:EMBEDDED].split()))
+        self._silent.clear()
+        if message.kind == ACTION:
+            found = self._calls.act(text, self._who(message.sender), message.turn, message.created_at)
+        else:
+            found = self._calls.result(text, message.turn, message.created_at)
+        if found is None:
+            return None
+        if found.times < 2:
+            self._before_round = spent
+        self._round = found if found.times >= ROUNDS else None
+        if found.new:  # progress, whatever is said beside it
+            for voice in (self._talk, *self._voices.values()):
+                voice.run.lose(1.0, message.turn)
+        if not found.waiting:
+            return None
+        evidence = {"kind": "action", "onset": found.second, "earlier": found.first, "span": found.text}
+        reason = f"waiting: the result at turn {message.turn} is still the one of turn {found.first}"
+        return Verdict("waiting", "record", reason, evidence=evidence)
+
+    def _verdict(self, turn: int, waiting: Verdict | None) -> Verdict:
+        """The status now, with hysteresis."""
+        self.score, run = self._talk.run.level, self._talk.run
+        for voice in self._voices.values():
+            if ALONE * voice.run.level > self.score:
+                self.score, run = ALONE * voice.run.level, voice.run
+        counted = self._counted()
+        if counted is not None:
+            self.score = MOST
+        if self._alarm is None:
+            if self.score <= self.warn or (counted is None and run.onset is None):
+                return waiting or NOTHING
+        elif self.score < RELEASE * self.loop:
+            return self._recovered(turn, run)
+        evidence = counted or run.evidence(self._spent)
+        evidence["score"] = round(self.score, 3)
+        reason = sentence(evidence, turn)
+        if self._alarm is None and self.score <= self.loop:
+            return Verdict("warn", "record", reason, evidence=evidence)
+        self._since = 0 if self._alarm is None else self._since + 1
+        self._alarm = evidence
+        due = self.action != NUDGE or self._since % self.cooldown == 0
+        if self.action == "stop":
+            reason += f"; the last turn before it is {evidence['last_before']}"
+        return Verdict("loop", self.action if due else "record", reason, evidence=evidence)
+
+    def _recovered(self, turn: int, run: Run) -> Verdict:
+        evidence = {**(self._alarm or {}), "score": round(self.score, 3), "recovers_at": run.left or turn}
+        self._alarm = None
+        for voice in (self._talk, *self._voices.values()):
+            voice.run.forget()
+        reason = f"recovered: nothing repeats what was said before from turn {evidence['recovers_at']} on"
+        return Verdict("recovered", "record", reason, evidence=evidence)
+
+    def _counted(self) -> dict[str, Any] | None:
+        """Evidence of empty turns, or of calls that go round: these are counted, not weighed."""
+        if len(self._silent) == SILENT:
+            first = self._silent[0]
+            return _evidence("silent", first, 0, 1, "", 0)
+        if self._round is not None:
+            found, tokens = self._round, self._spent - self._before_round
+            return _evidence("action", found.second, found.first, found.period, found.text, tokens)
+        return None
+
+    def _who(self, sender: str) -> int:
+        """The number of a speaker, by first appearance; very late ones share the last."""
+        if sender not in self._speakers and len(self._speakers) < _SPEAKERS:
+            self._speakers[sender] = len(self._speakers)
+        return self._speakers.get(sender, _SPEAKERS - 1)
+
+    def _spend(self, message: Message, size: int) -> int:
+        """Adds the tokens of a message; gives those of the talk before it."""
+        before = self._spent
+        tokens = message.usage.get("output_tokens")
+        self._spent += tokens if isinstance(tokens, int) else round(TOKENS_PER_WORD * size)
+        return before
+
+
+def passed_over(message: Message) -> bool:
+    """Whether a message is none that somebody said or did: a bid, a combination, a nudge."""
+    return message.kind in ASIDE or bool(message.metadata.get(NUDGE))
+
+
+def embedded_text(message: Message) -> str:
+    """What is embedded of a message; empty where nothing is."""
+    text = message.content
+    if not isinstance(text, str) or message.kind in KINDS or passed_over(message) or not words(text)[0]:
+        return ""
+    return text[:EMBEDDED]
+
+
+def _evidence(kind: str, onset: int, earlier: int, period: int, span: str, tokens: int) -> dict[str, Any]:
+    """The same entries as `Run.evidence`, of what is counted."""
+    return {
+        "kind": kind,
+        "onset": onset,
+        "earlier": earlier,
+        "last_before": onset - 1,
+        "period": period,
+        "span": span,
+        "earlier_span": span,
+        "repeats": earlier,
+        "speakers": [],
+        "similarity": 1.0,
+        "tokens": tokens,
+    }

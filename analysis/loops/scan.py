@@ -1,0 +1,82 @@
+"""Whole transcripts through the detector: the same verdicts as in streaming, turn by turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from a2a_ray.analysis.embedding import Embedder
+from a2a_ray.analysis.loops.detector import LoopDetector, embedded_text
+from a2a_ray.analysis.loops.semantic import loaded, named
+from a2a_ray.core.contracts import Verdict
+from a2a_ray.core.message import ASIDE, Message
+from a2a_ray.core.transcript import Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What the detector says of one conversation.
+
+    id: of the conversation. turns: the number of every record; verdicts, scores: after each of them, same length.
+    alarm: index, from 0 among `transcript.messages`, of the message after which the status was "loop" first, or None.
+    finding: evidence of that loop as it stood when it ended, or at the end of the talk.
+    """
+
+    id: str
+    turns: list[int]
+    verdicts: list[Verdict]
+    scores: list[float]
+    alarm: int | None
+    finding: dict[str, Any] | None
+
+    @property
+    def highest(self) -> float:
+        """The largest score; 0 for an empty talk."""
+        return max(self.scores, default=0.0)
+
+
+def scan(transcript: Transcript, embedder: str | Embedder | None = None, **settings: Any) -> Scan:
+    """One conversation from its beginning. settings: of `LoopDetector`."""
+    detector = LoopDetector(embedder, **settings)
+    verdicts: list[Verdict] = []
+    scores: list[float] = []
+    alarm, finding, over, said = None, None, False, -1
+    for message in transcript.turns:
+        verdict = detector.update(message)
+        said += message.kind not in ASIDE
+        verdicts.append(verdict)
+        scores.append(detector.score)
+        if verdict.status == "loop" and not over:
+            alarm = said if alarm is None else alarm
+            finding = dict(verdict.evidence)
+        elif alarm is not None and verdict.status == "recovered" and not over:
+            finding, over = dict(verdict.evidence), True
+    return Scan(transcript.id, [m.turn for m in transcript.turns], verdicts, scores, alarm, finding)
+
+
+def to_embed(messages: Iterable[Message]) -> list[str]:
+    """The texts that the detector asks its embedder for; whoever embeds them before finds them in its cache."""
+    return [text for m in messages if (text := embedded_text(m))]
+
+
+def scan_many(
+    transcripts: Sequence[Transcript],
+    embedder: str | Embedder | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> list[Scan]:
+    """Many conversations; with an embedder all their texts are embedded first, in full batches, equal ones once.
+
+    progress: called with how many texts were embedded, and how many are to be; without an embedder with conversations.
+    """
+    chosen = named(embedder)
+    if chosen is not None:
+        loaded(chosen).encode(to_embed(m for t in transcripts for m in t.messages), progress)
+        return [scan(t, chosen, **settings) for t in transcripts]
+    scans = []
+    for done, transcript in enumerate(transcripts, 1):
+        scans.append(scan(transcript, **settings))
+        if progress is not None:
+            progress(done, len(transcripts))
+    return scans

@@ -1,0 +1,331 @@
+"""Acting on loops while talks go on: stop and nudge in one process and on Ray, and what stopping saved."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from a2a_ray.agents.echo import EchoAgent
+from a2a_ray.analysis.loops import LoopDetector
+from a2a_ray.core.contracts import Say, Verdict
+from a2a_ray.core.conversation import Conversation
+from a2a_ray.core.errors import BadInput
+from a2a_ray.core.message import Message
+from a2a_ray.core.transcript import Transcript
+from a2a_ray.interface.stopped import kind_of, observed_loop, stopped_after, stopped_talk
+from a2a_ray.protocols.alternating import Alternating
+from a2a_ray.runtime.run import run_many
+from a2a_ray.runtime.store import Run
+from tests.command_line import ROOT, call, write_spec
+from tests.test_bad_input import one_sentence
+from tests.test_detect import HEALTHY, REFRAIN, needs_model
+
+
+class Reads:
+    """Says the lines of a play one after the other; what comes after them, again and again."""
+
+    def __init__(self, name: str, lines: list[str], refrain: list[str], usage: dict[str, int] | None = None) -> None:
+        self.name, self.lines, self.refrain, self.usage = name, lines, refrain, usage or {}
+
+    def step(self, message: Message) -> Message:
+        at = message.turn - 1
+        beyond = at - len(self.lines)
+        text = self.lines[at] if beyond < 0 else self.refrain[beyond % len(self.refrain)]
+        return message.reply(text, self.name, usage=self.usage)
+
+
+def players(**more: Any) -> list[Any]:
+    return [Reads(name, HEALTHY, REFRAIN, **more) for name in ("ann", "bob")]
+
+
+# --- in one process --------------------------------------------------------------------------------------------------
+
+
+def test_stop_gives_the_reason_and_the_last_turn_before_the_onset() -> None:
+    talk = Conversation(players(), rounds=25, observers=[LoopDetector(action="stop")]).run()
+    assert talk.status == "done"
+    assert len(talk) in range(13, 20)  # the refrain is new in turns 11 and 12
+    turn, name, verdict = talk.verdicts[-1]
+    assert (turn, name, verdict.status, verdict.action) == (len(talk), "LoopDetector", "loop", "stop")
+    assert talk.reason == f"LoopDetector: {verdict.reason}"
+    before = verdict.evidence["last_before"]
+    assert before in (11, 12)
+    assert re.search(rf"\b{before}\b", talk.reason)
+
+
+def test_a_talk_goes_on_from_the_last_turn_before_the_loop() -> None:
+    talk = Conversation(players(), rounds=25, id="play", seed=3, observers=[LoopDetector(action="stop")]).run()
+    start = talk.until(talk.verdicts[-1][2].evidence["last_before"])
+    assert (start.status, start.verdicts, start.id, start.seed) == ("running", [], "play", 3)
+    kept = len(start)
+    others = [Reads(name, HEALTHY * 3, []) for name in ("ann", "bob")]
+    again = Conversation(others, turns=20, transcript=start, observers=[LoopDetector(action="stop")]).run()
+    assert again.turns[:kept] == talk.turns[:kept]
+    assert len(again) == 20 or again.verdicts
+    assert len(talk.until(0)) == 0
+    for turn in (-1, len(talk) + 1):
+        with pytest.raises(BadInput, match=f"turn: {turn}; expected 0 to {len(talk)}"):
+            talk.until(turn)
+
+
+class Moderated(Alternating):
+    """A moderator says its one sentence where a nudge is called for; nobody is moved by it."""
+
+    def nudge(self, transcript: Transcript, verdict: Verdict) -> Say | None:
+        return Say("moderator", "Please talk about something else now, you have said all of this before.")
+
+
+def test_nudges_come_again_and_are_no_repetition_themselves() -> None:
+    detector = LoopDetector(action="nudge", cooldown=6)
+    talk = Conversation(players(), Moderated(), rounds=25, observers=[detector]).run()
+    nudges = [m.turn for m in talk.turns if m.kind == "nudge"]
+    assert len(nudges) >= 3
+    assert all(6 <= b - a <= 8 for a, b in pairwise(nudges))
+    assert talk.reason == "turn limit 50"
+    silent = Conversation(players(), rounds=25, observers=[LoopDetector()]).run()
+    said = [m.turn for m in talk.turns if m.kind == "message"]
+
+    def first_loop(transcript: Transcript) -> int:
+        return next(turn for turn, _, verdict in transcript.verdicts if verdict.status == "loop")
+
+    assert said.index(first_loop(talk)) + 1 == first_loop(silent)
+    statuses = [[v.status for _, _, v in t.verdicts] for t in (talk, silent)]
+    assert statuses[0] == statuses[1]
+
+
+def test_a_resumed_talk_that_loops_already_stops_with_its_next_turn() -> None:
+    whole = Conversation(players(), turns=24).run()
+    whole.status, whole.reason = "running", ""
+    resumed = Conversation(players(), turns=50, transcript=whole, observers=[LoopDetector(action="stop")]).run()
+    assert resumed.reason.startswith("LoopDetector: ")
+    assert len(resumed) <= 25
+
+
+# --- what stopping saved ---------------------------------------------------------------------------------------------
+
+
+def stopped_at(turn: int, evidence: dict[str, Any], texts: list[str], tokens: list[int | None]) -> Transcript:
+    talk = Transcript("t", ("ann", "bob"))
+    for i, (text, count) in enumerate(zip(texts, tokens, strict=True)):
+        usage = {} if count is None else {"output_tokens": count}
+        talk.append(Message("t", i + 1, ("ann", "bob")[i % 2], text, usage=usage))
+    talk.verdicts.append((turn, "loops-1", Verdict("loop", "stop", "again", evidence=evidence)))
+    talk.status, talk.reason = "done", "loops-1: again"
+    return talk
+
+
+def test_saved_tokens_add_up_as_by_hand() -> None:
+    reported = stopped_at(4, {"onset": 3, "last_before": 2, "span": "so"}, ["a", "b", "so", "so"], [10, 20, 30, 40])
+    found = stopped_talk(reported, 10)
+    assert found is not None
+    assert found.to_dict() == {
+        "id": "t",
+        "observer": "loops",
+        "turn": 4,
+        "onset": 3,
+        "last_before": 2,
+        "turns_left": 6,
+        "tokens_since_onset": 30 + 40,
+        "tokens_saved": 6 * 25,  # a mean of 100 / 4
+        "counted": True,
+    }
+    assert observed_loop(reported) == ("loops", 3, "so")
+    assert stopped_after(reported) == 4
+
+    words = stopped_at(4, {"onset": 2, "phrase": "c d"}, ["a b c", "c d", "c d", "c d"], [None, None, None, 12])
+    found = stopped_talk(words, 6)
+    assert found is not None
+    spent = (3 + 2 + 2) * 4 / 3 + 12
+    assert (found.tokens_since_onset, found.tokens_saved) == (round(4 * 4 / 3 + 12), round(2 * spent / 4))
+    assert (found.counted, found.last_before) == (False, 1)
+    assert observed_loop(words) == ("loops", 2, "c d")
+
+
+def test_other_ends_are_no_stops_by_an_observer() -> None:
+    talk = stopped_at(2, {"onset": 1}, ["a", "b"], [1, 1])
+    talk.reason = "turn limit 2"
+    assert (stopped_talk(talk, 2), stopped_after(talk)) == (None, None)
+    talk.reason, talk.status = "loops-1: again", "failed"
+    assert stopped_talk(talk, 2) is None
+    assert observed_loop(talk) == ("loops", 1, "")
+    bare = stopped_at(2, {}, ["a", "b"], [1, 1])
+    found = stopped_talk(bare, 5)
+    assert found is not None
+    assert (found.onset, found.last_before, found.tokens_since_onset, found.tokens_saved) == (None, None, 0, 3)
+    assert observed_loop(bare) is None
+    assert [kind_of(n) for n in ("loops-0", "LoopDetector", "a:B-12", "-1", "x-y")] == [
+        "loops",
+        "LoopDetector",
+        "a:B",
+        "-1",
+        "x-y",
+    ]
+
+
+# --- on Ray, with language models that loop --------------------------------------------------------------------------
+
+OPENINGS, ROUNDS, TOKENS = 4, 15, 20
+
+
+def looping(*observers: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Greedy decoding, with the last 400 characters shown: most of these talks collapse into a few sentences."""
+    model = {"kind": "hf", "model": "tiny-llama", "temperature": 0.0, "max_new_tokens": TOKENS}
+    return {
+        "agents": [{"name": "lou", **model}, {"name": "neo", **model}],
+        "protocol": {"kind": "alternating", "show": {"characters": 400}},
+        "openings": {"first": OPENINGS},
+        "rounds": ROUNDS,
+        "observers": list(observers),
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def acted(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Each talk twice: watched only, and stopped."""
+    sweep = {"observers.0.action": ["record", "stop"]}
+    storage = tmp_path_factory.mktemp("acted")
+    return run_many(looping({"kind": "loops"}, sweep=sweep), storage=storage, progress=False)
+
+
+@pytest.mark.slow
+def test_stopped_talks_are_those_that_go_on_cut_short(acted: Run) -> None:
+    watched, stopped = ([t for t in acted.transcripts() if t.metadata["cell"] == cell] for cell in (0, 1))
+    assert acted.summary() == {
+        "conversations": 2 * OPENINGS,
+        "done": 2 * OPENINGS,
+        "failed": 0,
+        "turns": sum(len(t) for t in (*watched, *stopped)),
+    }
+    assert sum(t.reason.startswith("loops-0: ") for t in stopped) > OPENINGS / 2
+    for whole, cut in zip(watched, stopped, strict=True):
+        assert whole.reason == f"turn limit {2 * ROUNDS}"
+        assert [m.content for m in cut] == [m.content for m in whole][: len(cut)]
+        first = next((turn for turn, _, v in whole.verdicts if v.status == "loop"), None)
+        assert len(cut) == (first or 2 * ROUNDS)
+
+
+@pytest.mark.slow
+def test_analyze_tells_what_was_saved(acted: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    found = call(capsys, "analyze", acted.path, "--embedder", "none", "--json").json
+    told, talks = found["stopped"], {t.id: t for t in acted.transcripts()}
+    assert told["conversations"] == len(told["talks"]) > OPENINGS / 2
+    assert told["tokens_saved"] == sum(t["tokens_saved"] for t in told["talks"]) > 0
+    assert told["tokens_since_onset"] > 0
+    for each in told["talks"]:
+        talk = talks[each["id"]]
+        spent = [m.usage["output_tokens"] for m in talk.messages]
+        assert each["counted"]
+        assert each["turns_left"] == 2 * ROUNDS - len(spent)
+        assert each["tokens_saved"] == round(each["turns_left"] * sum(spent) / len(spent))
+        assert each["tokens_since_onset"] == sum(spent[each["onset"] - 1 :])
+        assert each["last_before"] == each["onset"] - 1
+        # The talk that went on spent about what was thought to be saved.
+        whole = sum(m.usage["output_tokens"] for m in talks["0" + each["id"][1:]].messages)
+        assert sum(spent) + each["tokens_saved"] == pytest.approx(whole, rel=0.1)
+    assert {t["loop"]["rule"] for t in found["texts"] if t["loop"]} >= {"loops"}
+    assert {t["id"] for t in found["texts"] if t["loop"]} >= {t["id"] for t in told["talks"]}
+
+
+@pytest.mark.slow
+def test_people_read_it_in_a_table_and_in_the_report(
+    acted: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    saved = call(capsys, "analyze", acted.path, "--embedder", "none", "--json").json["stopped"]
+    out = call(capsys, "analyze", acted.path, "--embedder", "none").out
+    assert "Stopped by an observer" in out
+    assert re.search(rf"observers.0.action = stop +│ +{OPENINGS} │ +{saved['conversations']} │", out)
+    assert str(saved["tokens_saved"]) in out
+    page = tmp_path / "report.html"
+    assert call(capsys, "report", acted.path, "--embedder", "none", "-o", page).status == 0
+    text = page.read_text(encoding="utf-8")
+    stopped, tokens = saved["conversations"], saved["tokens_saved"]
+    assert f"Observers stopped {stopped} of them early, which saved about {tokens:,} tokens." in text
+    assert text.count(", stopped after turn ") >= stopped
+
+
+@pytest.mark.slow
+def test_detect_finds_in_the_run_what_the_observer_found(acted: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    told = call(capsys, "detect", acted.path, "--embedder", "none", "--json").json["talks"]
+    for transcript, talk in zip(acted.transcripts(), told, strict=True):
+        first = next((turn for turn, _, v in transcript.verdicts if v.status == "loop"), None)
+        assert talk["alarm"] == (None if first is None else first - 1)
+
+
+@pytest.mark.slow
+@needs_model
+def test_a_worker_watches_with_an_embedder(ray_cluster: None, tmp_path: Path) -> None:
+    value = looping({"kind": "loops", "embedder": "default", "action": "stop"}, openings={"first": 2}, rounds=8)
+    run = run_many(value, storage=tmp_path, progress=False)
+    assert run.summary()["done"] == 2
+    assert any(t.reason.startswith("loops-0: ") for t in run.transcripts())
+
+
+# --- what a specification may say -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"action": "halt"}, "action: 'halt'; expected 'record', 'nudge' or 'stop'"),
+        ({"loop": 99}, "observers.0: warn: "),
+        ({"loop": "hot"}, "observers.0.loop: 'hot'; expected a number"),
+        ({"lop": 2}, "unknown key 'lop'. Did you mean 'loop'?"),
+        ({"cooldown": 0}, "cooldown: 0; expected at least 1"),
+        ({"embedder": "./none"}, "embedder './none': no such folder"),
+    ],
+)
+def test_a_wrong_setting_is_told_before_anything_starts(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = write_spec(tmp_path, observers=[{"kind": "loops", **settings}])
+    assert sentence in one_sentence(call(capsys, "run", spec))
+    assert not (tmp_path / "runs").exists()
+
+
+CHECKS = """
+import json, sys
+from a2a_ray.runtime.experiment import Experiment
+agents = [{"name": n, "kind": "echo"} for n in ("ann", "bob")]
+Experiment.parse({"agents": agents, "observers": [{"kind": "loops", "embedder": "default"}]}).check()
+print(json.dumps([name for name in ("torch", "transformers", "sentence_transformers") if name in sys.modules]))
+"""
+
+
+@needs_model
+def test_checking_a_specification_loads_no_model() -> None:
+    done = subprocess.run([sys.executable, "-c", CHECKS], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout) == []
+
+
+@needs_model
+def test_the_model_is_loaded_once_for_all_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sentence_transformers
+
+    loaded: list[str] = []
+
+    class Counted(sentence_transformers.SentenceTransformer):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            loaded.append("a model")
+            super().__init__(*given, **more)
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", Counted)
+    for id in ("first", "second", "third"):
+        agents = [EchoAgent("ann"), EchoAgent("bob")]
+        observers = [LoopDetector("default", action="stop")]
+        talk = Conversation(agents, opening=f"{id}: {HEALTHY[0]}", rounds=20, id=id, observers=observers).run()
+        assert talk.reason.startswith("LoopDetector: ")
+    assert len(loaded) <= 1
