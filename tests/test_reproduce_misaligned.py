@@ -75,6 +75,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return Study(tmp_path_factory.mktemp("study"))
 
 
+@pytest.mark.slow
 def test_the_last_line_is_what_was_promised(study: Study) -> None:
     status, out, err = study.done
     assert status == 0, err
@@ -95,6 +96,7 @@ def test_the_last_line_is_what_was_promised(study: Study) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_results_json_has_all_of_it(study: Study) -> None:
     kept = json.loads((study.folder / "out" / "results.json").read_text())
     printed = study.done.json
@@ -105,6 +107,7 @@ def test_results_json_has_all_of_it(study: Study) -> None:
     assert len(kept["experiments"]["plateau"]["root_mean_square"]["analytic"][0]) == 19
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_the_page_draws_every_figure(study: Study) -> None:
     seen, console = probe(study.folder / "out" / "report.html")
@@ -161,7 +164,9 @@ def test_bad_values_are_one_sentence(
 
 @pytest.mark.slow
 def test_an_interrupted_study_keeps_what_was_finished(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process has it ignored
     process = start("reproduce", "misaligned", "--d", "2", "--pairs", "4", cwd=tmp_path)
+    signal.signal(signal.SIGINT, before)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("1 of 8")
     process.send_signal(signal.SIGINT)
@@ -211,6 +216,12 @@ def test_plateau(tmp_path: Path) -> None:
     assert found.values["not_monotone"]["isotropic"] == {"W": 0.0, "U": 0.0}
     assert 0.1 < found.values["not_monotone"]["anisotropic"]["W"] < 0.9
     assert [p.name for p in found.section.panels] == ["plateau-w", "plateau-u", "counterexample"]
+
+
+def test_too_few_rounds_are_told() -> None:
+    hasty = Settings(dim=3, pairs=2, rounds=5)
+    assert plateau.run(hasty).outcome.startswith("The talks have not settled (up to 0.")
+    assert "more than 5 rounds" in defences.run(hasty).outcome
 
 
 def test_an_error_of_the_agents_would_be_seen() -> None:

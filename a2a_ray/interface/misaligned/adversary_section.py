@@ -36,9 +36,9 @@ def outcome(values: dict[str, Any]) -> str:
     ways = values["ways"]
     black = max(ways[name]["adversary_error"]["max"] for name in (SHOWN, ESTIMATED, SPANNED))
     return (
-        f"With one example in its prompt U reaches its objective to {ways[WHITE]['adversary_error']['max']:.1e} of the"
-        f" gap while W stays {ways[WHITE]['victim_error']['mean']:.2f} of the gap from its own; without knowing W three"
-        f" ways get to {black:.1e} or better, and reading off a direction at every turn stops at"
+        f"With one example in its prompt U comes within {ways[WHITE]['adversary_error']['max']:.1e} of the gap of its"
+        f" objective while W stays {ways[WHITE]['victim_error']['mean']:.2f} of the gap from its own; without knowing W"
+        f" three ways come within {black:.1e}, and reading off a direction at every turn stops at"
         f" {ways[READ]['adversary_error']['mean']:.2f}."
     )
 
@@ -63,6 +63,10 @@ def adversary_section(curves: dict[str, tuple[Array, Array]], values: dict[str, 
         Panel("adversary", _figure(curves, 1, None), "Adversary U"),
         Panel("victim", _figure(curves, 0, values["victim_error_predicted"]), "Victim W"),
     ]
+    return Section("Adversary", text, panels, legend, caption, _tables(values))
+
+
+def _tables(values: dict[str, Any]) -> list[Table]:
     ways = [
         [
             name,
@@ -96,7 +100,7 @@ def adversary_section(curves: dict[str, tuple[Array, Array]], values: dict[str, 
         for b in values["bounds"]
     ]
     arrival = f"U arrives (median): it stays within {THERE:.0%} of the gap from that round on; a dash for never."
-    tables = [
+    return [
         Table(
             "Ways to attack, shares of the gap",
             [
@@ -125,7 +129,6 @@ def adversary_section(curves: dict[str, tuple[Array, Array]], values: dict[str, 
             " limit.",
         ),
     ]
-    return Section("Adversary", text, panels, legend, caption, tables)
 
 
 def _figure(curves: dict[str, tuple[Array, Array]], agent: int, level: float | None) -> Figure:

@@ -23,14 +23,19 @@ INFORMED = "prompt re-drawn, U along the gap"
 
 
 def outcome(values: dict[str, Any]) -> str:
-    attacked, honest, probe = values["attacked"], values["honest"], values["probe"]
+    attacked, probe = values["attacked"], values["probe"]
     parts = [f"W's error under attack is {attacked[NONE]['W']:.2f} of the gap without a defence"]
     parts += [f"{attacked[name]['W']:.2f} with {name}" for name in (REDRAWN, BOUNDED, PROBING)]
     return (
         f"{', '.join(parts)}; probing sounds the alarm for {probe['attack_alarms']:.0%} of the attackers and"
         f" {probe['honest_alarms']:.0%} of the honest partners, whose talk settles in"
-        f" {honest[PROBING]['rounds_to_settle']} rounds instead of {honest[NONE]['rounds_to_settle']}."
+        f" {_settling(values, PROBING)} rounds instead of {_settling(values, NONE)}."
     )
+
+
+def _settling(values: dict[str, Any], name: str) -> str:
+    rounds = values["honest"][name]["rounds_to_settle"]
+    return f"more than {values['rounds']}" if rounds is None else str(rounds)
 
 
 def defences_section(curves: dict[str, dict[str, Curves]], values: dict[str, Any]) -> Section:
@@ -62,6 +67,10 @@ def defences_section(curves: dict[str, dict[str, Curves]], values: dict[str, Any
         Panel("defences-honest", _errors(curves["honest"]), "W with an honest partner"),
         Panel("defences-bound", _bounds(values["bounds"]), "Bounded step"),
     ]
+    return Section("Defences", text, panels, legend, caption, _tables(values))
+
+
+def _tables(values: dict[str, Any]) -> list[Table]:
     attacked = [
         [
             name,
@@ -85,7 +94,7 @@ def defences_section(curves: dict[str, dict[str, Curves]], values: dict[str, Any
         for name, level in values["honest"].items()
     ]
     last = "Root mean square over pairs and the last quarter of the rounds. Where prompts are re-drawn or probed,"
-    tables = [
+    return [
         Table(
             "Under attack, shares of the gap",
             ["defence", "adversary's error", "predicted", "W's error", "predicted"],
@@ -107,7 +116,6 @@ def defences_section(curves: dict[str, dict[str, Curves]], values: dict[str, Any
             "Along the predicted direction; in the mean W's geometry is isotropic.",
         ),
     ]
-    return Section("Defences", text, panels, legend, caption, tables)
 
 
 def _errors(curves: dict[str, Curves]) -> Figure:

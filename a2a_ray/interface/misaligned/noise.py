@@ -180,6 +180,10 @@ def _section(
         Panel("noise-misaligned", _trajectory(talks["misaligned"][0]), "Misaligned pair"),
         Panel("noise-adversary", _trajectory(talks["adversary"][0]), "Adversary"),
     ]
+    return Section("Noise", text, panels, legend, caption, _tables(spread, verdicts, judged))
+
+
+def _tables(spread: list[dict[str, Any]], verdicts: dict[str, list[Outcome]], judged: dict[str, Any]) -> list[Table]:
     spreads = [[r["reading"], r["measured"], r["predicted"], r["relative_error"], r["standard_errors"]] for r in spread]
     rows = [
         [
@@ -192,7 +196,7 @@ def _section(
         ]
         for case in CASES
     ]
-    tables = [
+    return [
         Table(
             "Root mean square distance of the settled state from its mean",
             [
@@ -210,7 +214,6 @@ def _section(
             rows,
         ),
     ]
-    return Section("Noise", text, panels, legend, caption, tables)
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -158,7 +158,7 @@ def _outcome(rows: list[Row]) -> str:
         f" puts them; the order alone moves W's plateau between {low:.2f} and {high:.2f} of the gap"
     )
     most = max(r.standard_errors or 0.0 for r in random)
-    return f"{sentence}, and the means of random orders agree with theory (to {most:.1f} standard errors at worst)."
+    return f"{sentence}, and the means of random orders are within {most:.1f} standard errors of theory."
 
 
 def _section(settings: Settings, rows: list[Row], pairs: int) -> Section:

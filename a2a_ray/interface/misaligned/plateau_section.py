@@ -19,6 +19,8 @@ ANGLES = tuple(range(0, 181, 10))
 NAMES = ("W", "U")
 TOLERANCE = 1e-9
 """A curve falls where a value is below the one before it by more than this (objectives have norm 1)."""
+UNSETTLED = 1e-6
+"""More than this share of the start left in the last round is worth a sentence: the user allowed too few rounds."""
 BAND = (0.05, 0.95)
 COLOURS = ("agent-1", "agent-2")
 
@@ -45,8 +47,11 @@ def falls(curves: Array) -> Array:
 def outcome(values: Mapping[str, Any]) -> str:
     """In one sentence."""
     errors, monotone = values["relative_error"], values["monotone_in_angle"]
-    worst = errors["analytic"]["max"]
-    sentence = f"Analytic agents rest within {worst:.1e} of the closed form (relative to the gap, worst case)"
+    worst, left = errors["analytic"]["max"], values["spectral_radius"] ** values["rounds"]["analytic"]
+    unsettled = f"The talks have not settled (up to {left:.1g} of the start is left). " if left > UNSETTLED else ""
+    sentence = (
+        f"{unsettled}Analytic agents rest within {worst:.1e} of the closed form (relative to the gap, worst case)"
+    )
     if "trained" in errors:
         sentence += f", trained ones within {errors['trained']['median']:.1e} (median)"
     falling = [name for name, never in monotone.items() if not never]
@@ -66,9 +71,7 @@ def plateau_section(
     fallen = _worst(measured["analytic"])
     if fallen is not None:
         panels.append(
-            Panel(
-                "counterexample", _single(fallen, expected, measured["analytic"]), "A pair whose W falls, and its twin"
-            )
+            Panel("counterexample", _single(fallen, expected, measured["analytic"]), "Falls: W of a pair, and its twin")
         )
     legend = [("W", "agent-1"), ("U", "agent-2"), ("line: closed form", ""), ("\u25cf analytic agents", "")]
     legend += [("\u25c7 trained agents", "")] * ("trained" in measured)
