@@ -21,11 +21,11 @@ from a2a_ray.core.seeds import turn_seed
 COLUMNS = 32
 """States that one product of matrices gives, where all rounds are kept: more squarings on the way there cost as much as
 wider products save."""
-ROUNDS = 16
+ROUNDS = 32
 """Rounds of noise that are drawn together."""
 
 Noise = Callable[[Tensor], None]
-"""Fills (2, ROUNDS, b, d) with the noise of W's and U's next turns."""
+"""Fills (2, n, b, d) with the noise of W's and U's next n turns."""
 
 
 class Scratch(NamedTuple):
@@ -119,16 +119,16 @@ def turn_by_turn(
     drawn = start.new_empty(2, ROUNDS, b, d)
     state = start[:, None]
     for before in range(0, rounds, ROUNDS):
-        answers = drawn[: len(turns)]  # the noise, plus the offsets, plus the matrices times the states: the states
+        now = min(ROUNDS, rounds - before)
+        answers = drawn[: len(turns), :now]  # the noise, then with the offsets, then with the products: the states
         if noise is None:
             answers.copy_(offsets.expand_as(answers))
         else:
-            noise(drawn)
+            noise(drawn[:, :now])
             if len(turns) == 1:
-                answers.add_(drawn[1]).div_(2)
+                answers.add_(drawn[1:, :now]).div_(2)
             answers.add_(offsets)
-        now = min(ROUNDS, rounds - before)
-        for turns_of_round in zip(*(answer[:now].unsqueeze(2).unbind() for answer in answers), strict=True):
+        for turns_of_round in zip(*(answer.unsqueeze(2).unbind() for answer in answers), strict=True):
             for matrix, answer in zip(matrices, turns_of_round, strict=True):
                 state = answer.baddbmm_(state, matrix)
         kept = slice(before // every, (before + now) // every)
@@ -142,25 +142,25 @@ def turn_by_turn(
 def block_noise(seed: int, scales: tuple[float, float], first: int, last: int, device: torch.device) -> Noise:
     """Gaussian noise of W's and U's standard deviations `scales` for pairs `first` to `last` - 1, by their numbers.
 
-    Each block of pairs has a stream of its own on the device, so that a pair's noise is the same in any stretch.
+    Each agent of each block of pairs has a stream of its own on the device, so that a pair's noise is the same in any
+    stretch, and that of fewer rounds a part of that of more.
     """
     blocks = range(first // BLOCK, -(-last // BLOCK))
-    # The generators of torch take 32 bits of a seed: successive ones, so that no two blocks have the same.
-    seeds = [(turn_seed(seed, 0) + block) % 2**32 for block in blocks]
-    streams = [torch.Generator(device).manual_seed(s) for s in seeds]
+    # The generators of torch take 32 bits of a seed: successive ones, so that no two are the same.
+    base = turn_seed(seed, 0)
+    streams = [[torch.Generator(device).manual_seed((base + 2 * b + i) % 2**32) for b in blocks] for i in range(2)]
 
     def fill(drawn: Tensor) -> None:
-        for block, stream in zip(blocks, streams, strict=True):
-            start = block * BLOCK
-            part = drawn[:, :, max(start - first, 0) : start - first + BLOCK]
-            whole = part
-            if part.shape[2] < BLOCK or not part.is_contiguous():
-                whole = drawn.new_empty(*drawn.shape[:2], BLOCK, drawn.shape[3])
-            for answers, scale in zip(whole, scales, strict=True):
-                answers.normal_(0, scale, generator=stream)
-            if whole is not part:
+        for answers, scale, streams_of_agent in zip(drawn, scales, streams, strict=True):
+            for block, stream in zip(blocks, streams_of_agent, strict=True):
+                start = block * BLOCK
+                part = answers[:, max(start - first, 0) : start - first + BLOCK]
+                if part.shape[1] == BLOCK and part.is_contiguous():
+                    part.normal_(0, scale, generator=stream)
+                    continue
+                whole = drawn.new_empty(len(part), BLOCK, part.shape[2]).normal_(0, scale, generator=stream)
                 skipped = max(first - start, 0)
-                part.copy_(whole[:, :, skipped : skipped + part.shape[2]])
+                part.copy_(whole[:, skipped : skipped + part.shape[1]])
 
     return fill
 

@@ -10,6 +10,7 @@ import math
 import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -172,7 +173,7 @@ class Stored:
 def readable(value: Any, name: str) -> Any:
     """An array of numbers whose rows can be taken without reading the rest: NumPy's, or `Stored`. Raises BadInput."""
     if isinstance(value, (str, os.PathLike)):
-        value = Stored(os.fspath(value))
+        value = Stored(str(Path(value).absolute()))  # a process elsewhere may read it
     elif not isinstance(value, (np.ndarray, Stored)):
         try:
             value = np.asarray(value)

@@ -116,18 +116,13 @@ class Population:
         """
         check_count(pair, "pair", 0, self.pairs - 1)
         s_w, s_u, w, u = (np.asarray(v[0], np.float64) for v in self.source.take(pair, pair + 1))
-        step_w, step_u = (float(s[0]) for s in self.steps(pair, pair + 1))
-        sides = ((s_w, w, step_w, self.inner_steps_w), (s_u, u, step_u, self.inner_steps_u))
-        return tuple(  # type: ignore[return-value]
-            {
-                "objective": objective.tolist(),
-                "examples": examples_of(covariance).tolist(),
-                "step_size": step,
-                "inner_steps": inner,
-                "dtype": self.dtype,
-            }
-            for covariance, objective, step, inner in sides
-        )
+        step_w, step_u = self.steps(pair, pair + 1)
+
+        def agent(covariance: Any, objective: Any, step: Any, inner_steps: int) -> dict[str, Any]:
+            told = {"objective": objective.tolist(), "examples": examples_of(covariance).tolist()}
+            return {**told, "step_size": float(step[0]), "inner_steps": inner_steps, "dtype": self.dtype}
+
+        return agent(s_w, w, step_w, self.inner_steps_w), agent(s_u, u, step_u, self.inner_steps_u)
 
     def steps(self, first: int, last: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """W's and U's step sizes, each (b,)."""

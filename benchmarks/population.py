@@ -4,8 +4,8 @@ float32, d = 20, own geometry for each pair, 200 rounds; one update is one turn 
 run, and the median of the repetitions counts.
 
 x_numpy, x_numpy_noisy: `run_population` on two Ray workers (one thread each), without and with noise in every turn, all
-    round ends handed to a consumer in the worker, chunk by chunk; against the quickest NumPy loop that we know of, on
-    one core: two products of a matrix and a vector a round, in place. Both sides find covariances, objectives and steps
+    round ends handed to a consumer in the worker, chunk by chunk; against a NumPy loop over pairs on one core: two
+    products of a matrix and a vector a round, in place, in float32. Both sides find covariances, objectives and steps
     drawn beforehand (ours in .npy files), and drawing them is timed on neither. The loop is given M = I - eta S and
     b = eta S w*, which ours computes inside the time that counts; it draws the noise of a pair in one block.
 x_numpy_plain, x_numpy_noisy_plain: the same against the loop as one writes it first, `x = M @ x + b`.
@@ -29,8 +29,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -52,64 +53,48 @@ BUFFER = 512 * 1024
 
 
 class Loop:
-    """The NumPy loops over pairs, each with all round ends kept; M and b are there already."""
+    """NumPy loops over pairs that keep all round ends; M and b are there already, noise is drawn a pair at a time."""
 
     def __init__(self, pairs: Pairs) -> None:
         eye = np.eye(DIM)
         self._m_w, self._m_u = ((eye - STEP * s).astype(np.float32) for s in pairs[:2])
         sides = zip(pairs[:2], pairs[2:], strict=True)
         self._b_w, self._b_u = (np.einsum("bij,bj->bi", STEP * s, w).astype(np.float32) for s, w in sides)
-        self.ends = np.empty((len(self._b_w), ROUNDS, DIM), np.float32)
+        self._ends = np.empty((len(self._b_w), ROUNDS, DIM), np.float32)
 
-    def quick(self) -> None:
-        """In place, with the look-up of methods out of the loop."""
-        y, add = np.empty(DIM, np.float32), np.add
-        for m_w, m_u, b_w, b_u, ends in zip(self._m_w, self._m_u, self._b_w, self._b_u, self.ends, strict=True):
-            w, u = m_w.dot, m_u.dot
+    def in_place(self, noisy: bool) -> None:
+        """Without a copy that is not needed."""
+        y = np.empty(DIM, np.float32)
+        for m_w, m_u, added_w, added_u, ends in self._pairs(noisy):
             x = np.zeros(DIM, np.float32)
-            for end in ends:
-                w(x, y)
-                add(y, b_w, y)
-                u(y, end)
-                add(end, b_u, end)
+            for a_w, a_u, end in zip(added_w, added_u, ends, strict=False):
+                np.dot(m_w, x, out=y)
+                y += a_w
+                np.dot(m_u, y, out=end)
+                end += a_u
                 x = end
 
-    def plain(self) -> None:
+    def plain(self, noisy: bool) -> None:
         """As one writes it first."""
-        for m_w, m_u, b_w, b_u, ends in zip(self._m_w, self._m_u, self._b_w, self._b_u, self.ends, strict=True):
+        for m_w, m_u, added_w, added_u, ends in self._pairs(noisy):
             x = np.zeros(DIM, np.float32)
-            for t in range(ROUNDS):
-                x = m_w @ x + b_w
-                x = m_u @ x + b_u
-                ends[t] = x
+            for a_w, a_u, end in zip(added_w, added_u, ends, strict=False):
+                x = m_w @ x + a_w
+                x = m_u @ x + a_u
+                end[:] = x
 
-    def quick_noisy(self) -> None:
-        """In place, a pair's noise drawn in one block, b added to all of it at once."""
-        rng, y, add = np.random.default_rng(1), np.empty(DIM, np.float32), np.add
-        for m_w, m_u, b_w, b_u, ends in zip(self._m_w, self._m_u, self._b_w, self._b_u, self.ends, strict=True):
-            w, u = m_w.dot, m_u.dot
+    def _pairs(self, noisy: bool) -> Iterator[tuple[Any, ...]]:
+        """M_W, M_U, what is added in each round after W's and after U's product, and where the states go."""
+        rng = np.random.default_rng(1)
+        for m_w, m_u, b_w, b_u, ends in zip(self._m_w, self._m_u, self._b_w, self._b_u, self._ends, strict=True):
+            if not noisy:
+                yield m_w, m_u, repeat(b_w), repeat(b_u), ends
+                continue
             noise = rng.standard_normal((2, ROUNDS, DIM), np.float32)
             noise *= np.float32(NOISE)
             noise[0] += b_w
             noise[1] += b_u
-            x = np.zeros(DIM, np.float32)
-            for e_w, e_u, end in zip(*noise, ends, strict=True):
-                w(x, y)
-                add(y, e_w, y)
-                u(y, end)
-                add(end, e_u, end)
-                x = end
-
-    def plain_noisy(self) -> None:
-        """As one writes it first, but for the block of noise."""
-        rng, scale = np.random.default_rng(1), np.float32(NOISE)
-        for m_w, m_u, b_w, b_u, ends in zip(self._m_w, self._m_u, self._b_w, self._b_u, self.ends, strict=True):
-            noise = scale * rng.standard_normal((2, ROUNDS, DIM), np.float32)
-            x = np.zeros(DIM, np.float32)
-            for t in range(ROUNDS):
-                x = m_w @ x + b_w + noise[0, t]
-                x = m_u @ x + b_u + noise[1, t]
-                ends[t] = x
+            yield m_w, m_u, *noise, ends
 
 
 def last(states: States) -> dict[str, torch.Tensor]:
@@ -156,12 +141,12 @@ def throughput(pairs: int, repetitions: int, folder: Path) -> dict[str, float]:
     connect()
     found = rates(
         {
-            "quick": (loop.quick, LOOP_PAIRS),
+            "in place": (lambda: loop.in_place(False), LOOP_PAIRS),
             "powers": (lambda: run_population(quiet, ROUNDS, **options), pairs),
-            "plain": (loop.plain, LOOP_PAIRS),
-            "quick_noisy": (loop.quick_noisy, LOOP_PAIRS),
+            "plain": (lambda: loop.plain(False), LOOP_PAIRS),
+            "in place, noisy": (lambda: loop.in_place(True), LOOP_PAIRS),
             "noisy": (lambda: run_population(noisy, ROUNDS, **options), pairs),
-            "plain_noisy": (loop.plain_noisy, LOOP_PAIRS),
+            "plain, noisy": (lambda: loop.plain(True), LOOP_PAIRS),
             "turns": (lambda: simulate(one_core, ROUNDS, after="u", engine="turns", check=False), one_core.pairs),
         },
         repetitions,
@@ -266,12 +251,12 @@ def main() -> None:
     bandwidth = cache_bandwidth()
     peak, seconds = peak_of(options.million)
     print(f"{options.million:,} pairs: {seconds:.0f} s", file=sys.stderr)
-    share, gpu_x = gpu(rate["quick"], options.repetitions) if torch.cuda.is_available() else (None, None)
+    share, gpu_x = gpu(rate["in place"], options.repetitions) if torch.cuda.is_available() else (None, None)
     result = {
-        "x_numpy": rate["powers"] / rate["quick"],
-        "x_numpy_noisy": rate["noisy"] / rate["quick_noisy"],
+        "x_numpy": rate["powers"] / rate["in place"],
+        "x_numpy_noisy": rate["noisy"] / rate["in place, noisy"],
         "x_numpy_plain": rate["powers"] / rate["plain"],
-        "x_numpy_noisy_plain": rate["noisy"] / rate["plain_noisy"],
+        "x_numpy_noisy_plain": rate["noisy"] / rate["plain, noisy"],
         "share_of_bound": rate["turns"] * 4 * DIM**2 / bandwidth,
         "peak_gb": peak,
         "gpu_share_of_bound": share,

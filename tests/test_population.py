@@ -258,7 +258,7 @@ def test_what_is_shared_by_all_pairs_needs_no_axis() -> None:
 @pytest.mark.parametrize("order", ["alternating", "simultaneous"])
 def test_mean_and_covariance_of_noisy_states_are_exact(order: Any) -> None:
     """Of 30 000 pairs that differ in their noise only, against the recursion of the moments, entry by entry."""
-    count, rounds, d = 30_000, 20, 3
+    count, rounds, d = 30_000, 36, 3
     one = DrawnPairs(1, d, seed=4, condition=5.0).take(0, 1)
     source = GivenPairs(
         one.covariance_w[0], one.covariance_u[0], one.objective_w[0], np.tile(one.objective_u, (count, 1))
@@ -281,7 +281,7 @@ def test_mean_and_covariance_of_noisy_states_are_exact(order: Any) -> None:
             expected.append((mean, covariance))
     states = simulate(population, rounds, every=1)
     after = [states.after_w, states.after_u][: len(turns)]
-    for t in (0, 1, 15, 16, 19):  # noise is drawn 16 rounds at a time
+    for t in (0, 1, 31, 32, 35):  # noise is drawn 32 rounds at a time
         for turn, kept in enumerate(after):
             x = kept[:, t].numpy()  # type: ignore[index]
             mean, covariance = expected[t * len(turns) + turn]
@@ -295,8 +295,8 @@ def test_mean_and_covariance_of_noisy_states_are_exact(order: Any) -> None:
 
 
 def test_noise_is_a_prefix_and_depends_on_its_seed() -> None:
-    long, short = simulate(noisy(), 50, every=1), simulate(noisy(), 21, every=1)
-    assert torch.equal(long.after_u[:, :21], short.after_u)  # type: ignore[index,arg-type]
+    long, short = simulate(noisy(), 70, every=1), simulate(noisy(), 45, every=1)
+    assert torch.equal(long.after_u[:, :45], short.after_u)  # type: ignore[index,arg-type]
     other = simulate(noisy(noise_seed=10), 21, every=1)
     assert not torch.equal(other.after_u[:, 0], short.after_u[:, 0])  # type: ignore[index]
     first = (short.after_w[:, 0] - simulate(drawn(), 1).after_w[:, 0]) / 0.3  # type: ignore[index,operator]

@@ -139,12 +139,11 @@ def _shards(
     population: Population, rounds: int, reduce: Reduce | None, options: Options, workers: int
 ) -> Iterator[tuple[int, int]]:
     """The first pair of each shard and the first one after it, cut between blocks."""
-    item, d = np.dtype(population.dtype).itemsize, population.dim
+    d = population.dim
     numbers = 2 * d * (d + 1) if isinstance(population.source, GivenPairs) else 0
     if reduce is None:
         numbers += 2 * d * (rounds // (options.get("every") or rounds))
-    blocks = -(-population.pairs // BLOCK)
-    most = SHARD_BYTES // max(1, numbers * item * BLOCK)
+    blocks, most = -(-population.pairs // BLOCK), SHARD_BYTES // (8 * numbers * BLOCK or 1)
     size = BLOCK * max(1, min(most, -(-blocks // (SHARDS * workers))))
     first = 0
     while first < population.pairs:
