@@ -75,7 +75,7 @@ def test_the_whole_study(tmp_path: Path, shared: Path, capsys: pytest.CaptureFix
     assert done.status == 0, done.err
     result = done.json
     assert result == json.loads((tmp_path / "results.json").read_text())
-    assert len(result["cells"]) == 14
+    assert len(result["cells"]) == 15  # 3 temperatures x 3 views, 25 tokens twice, two more pairs twice
     assert all(0 <= c["detector"]["low"] <= c["detector"]["rate"] <= c["detector"]["high"] for c in result["cells"])
     assert all(Path(figure).is_file() for figure in result["figures"])
     assert {"temperature", "tokens", "models", "thresholds", "roc"} <= {Path(f).stem for f in result["figures"]}

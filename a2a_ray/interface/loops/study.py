@@ -67,7 +67,8 @@ def reproduce_loops(
         write_sweep(out / "sweep.csv", analyses, None)
     if embedder is not None:
         embedder.save()
-    return _written(out, run, measured, sections)
+    command = _command(models, tokens, temperatures, openings, rounds, seed, embedder_name, labelled)
+    return _written(out, run, measured, sections, command)
 
 
 def read_labelled(path: Path) -> tuple[list[Transcript], list[bool]]:
@@ -112,7 +113,7 @@ def _measured(
     return out
 
 
-def _written(out: Path, run: Run, cells: Sequence[Cell], sections: Sequence[Section]) -> dict[str, Any]:
+def _written(out: Path, run: Run, cells: Sequence[Cell], sections: Sequence[Section], command: str) -> dict[str, Any]:
     published, opposite = (
         next(c for c in group if c.setting.tokens == PUBLISHED_TOKENS) for group in by_tokens(cells).values()
     )
@@ -132,7 +133,7 @@ def _written(out: Path, run: Run, cells: Sequence[Cell], sections: Sequence[Sect
             BigNumber(f"{sum(c.detector.talks for c in cells):,}", "talks"),
         ],
         sections,
-        {"command": shlex.join(_command()), "run": run.path, "seed": str(run.experiment.seed)},
+        {"command": command, "run": run.path, "seed": str(run.experiment.seed)},
     )
     figures = write_study(out, study)
     result = {
@@ -147,10 +148,28 @@ def _written(out: Path, run: Run, cells: Sequence[Cell], sections: Sequence[Sect
     return result
 
 
-def _command() -> list[str]:
-    import sys
-
-    return ["a2a-ray", *sys.argv[1:]]
+def _command(
+    models: Sequence[str],
+    tokens: Sequence[int],
+    temperatures: Sequence[float],
+    openings: int,
+    rounds: int,
+    seed: int,
+    embedder: str,
+    labelled: Path | None,
+) -> str:
+    """What to type to do it again."""
+    options = {
+        "--models": ",".join(models),
+        "--tokens": ",".join(map(str, tokens)),
+        "--temperatures": ",".join(f"{t:g}" for t in temperatures),
+        "--openings": str(openings),
+        "--rounds": str(rounds),
+        "--seed": str(seed),
+        "--embedder": embedder,
+        "--labelled": None if labelled is None else str(labelled),
+    }
+    return shlex.join(["a2a-ray", "reproduce", "loops", *(w for n, v in options.items() if v for w in (n, v))])
 
 
 def _parameters(model: str) -> str:
