@@ -18,7 +18,6 @@ if _TYPE_CHECKING:
     from a2a_ray.agents.regression import RegressionAgent as RegressionAgent
     from a2a_ray.agents.replay import ReplayAgent as ReplayAgent
     from a2a_ray.analysis.embedding import load_embedder as load_embedder
-    from a2a_ray.analysis.inference import fit as fit
     from a2a_ray.analysis.loops import LoopDetector as LoopDetector
     from a2a_ray.analysis.population import Population as Population
     from a2a_ray.analysis.population import simulate as simulate
@@ -73,7 +72,6 @@ _NAMES_OF_MODULE = {
     "agents.regression": "RegressionAgent",
     "agents.replay": "ReplayAgent",
     "analysis.embedding": "load_embedder",
-    "analysis.inference": "fit",
     "analysis.loops": "LoopDetector",
     "analysis.population": "Population simulate",
     "analysis.published": "PublishedRule",
