@@ -8,7 +8,7 @@ x_numpy, x_numpy_noisy: `run_population` on two Ray workers (one thread each), w
     writes it first: x = M @ x + b, twice a round, in float32, the noise of a pair drawn in one block. Both sides find
     covariances, objectives and steps drawn beforehand (ours in .npy files), and drawing them is timed on neither. The
     loop is given M = I - eta S and b = eta S w*, which ours computes inside the time that counts.
-x_numpy_in_place, x_numpy_noisy_in_place: against a loop that writes every result in place, which is a third to a half quicker.
+x_numpy_in_place, x_numpy_noisy_in_place: against a loop that writes every result in place, a third to a half quicker.
 share_of_bound: bytes of matrices that the turn-by-turn engine uses up in a second on one core (4 d^2 an update),
     against those that a dot product reads there from 512 KiB, which stay in the second-level cache.
 peak_gb: a run of a million drawn pairs on two workers, the last states of both agents kept: PSS (shared pages counted
