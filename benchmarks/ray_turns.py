@@ -20,6 +20,7 @@ import ray
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.cluster import connect
 from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.runtime.plan import Plan
 from a2a_ray.runtime.session import Session
 from a2a_ray.runtime.store import create_run, open_run
 
@@ -31,10 +32,9 @@ def turns_per_second(conversations: int, turns: int, workers: int, storage: str)
     value = {"agents": agents, "turns": turns, "openings": [opening], "repeats": conversations}
     experiment = Experiment.parse(value)
     run = create_run(experiment, storage)
-    tasks = list(experiment.tasks())
-    session = Session(run.path, experiment, tasks, workers)
+    session = Session(run.path, experiment, Plan(experiment), workers)
     started = time.perf_counter()
-    session.hold(tasks, {}, lambda _: None)
+    session.hold(lambda _: None)
     count = len(open_run(run.path).turns)
     seconds = time.perf_counter() - started
     session.end()

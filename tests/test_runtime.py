@@ -276,7 +276,7 @@ def slow_spec() -> dict[str, Any]:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(ray_cluster: None, tmp_path: Path, end: int) -> None:
     calm = said(held(slow_spec(), tmp_path / "calm"))
     root = Path(__file__).parents[1]

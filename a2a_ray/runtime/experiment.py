@@ -244,13 +244,33 @@ class Experiment(BaseModel):
 
     def tasks(self) -> Iterator[Task]:
         """Every conversation, in order of its id."""
-        widths = [len(str(n - 1)) for n in (len(self.cells), max(len(c.opening_contents) for c in self.cells))]
         for index, cell in enumerate(self.cells):
             for opening in range(len(cell.opening_contents)):
                 for repeat in range(cell.repeats):
-                    id = f"{index:0{widths[0]}}-{opening:0{widths[1]}}-{repeat:0{len(str(cell.repeats - 1))}}"
-                    # Cells share their seeds: a sweep compares settings, not luck.
-                    yield Task(id, index, opening, repeat, conversation_seed(cell.seed, f"{opening}/{repeat}"))
+                    yield self._task(index, opening, repeat)
+
+    def task(self, id: str) -> Task:
+        """The conversation of an id. Raises KeyError where the experiment has none of it."""
+        try:
+            index, opening, repeat = map(int, id.split("-"))
+            cell = self.cells[index]
+            found = self._task(index, opening, repeat)
+        except (ValueError, IndexError):
+            raise KeyError(id) from None
+        if found.id != id or opening >= len(cell.opening_contents) or repeat >= cell.repeats:
+            raise KeyError(id)
+        return found
+
+    def _task(self, index: int, opening: int, repeat: int) -> Task:
+        cell, widths = self.cells[index], self._widths
+        id = f"{index:0{widths[0]}}-{opening:0{widths[1]}}-{repeat:0{len(str(cell.repeats - 1))}}"
+        # Cells share their seeds: a sweep compares settings, not luck.
+        return Task(id, index, opening, repeat, conversation_seed(cell.seed, f"{opening}/{repeat}"))
+
+    @cached_property
+    def _widths(self) -> tuple[int, int]:
+        """Digits of a cell's and of an opening's number."""
+        return len(str(len(self.cells) - 1)), len(str(max(len(c.opening_contents) for c in self.cells) - 1))
 
     def size(self) -> tuple[int, int]:
         """Conversations, and the most messages of agents in all."""

@@ -51,6 +51,10 @@ class Recorder:
             self._committing = asyncio.create_task(self._commit_all())
         await future
 
+    async def fence(self, worker: str) -> None:
+        while self._committing is not None:
+            await asyncio.sleep(0.01)
+
     async def stats(self) -> dict[str, float]:
         """Rows and commits so far, and the seconds that commits took."""
         return {"rows": self._rows, "commits": self._commits, "seconds": self._seconds}

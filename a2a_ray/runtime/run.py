@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +16,9 @@ import ray
 from a2a_ray.core.errors import AgentError, BadInput, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.experiment import Experiment, Task
-from a2a_ray.runtime.session import Progress, Session, Watch
+from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.runtime.plan import Plan, Progress
+from a2a_ray.runtime.session import OnFailure, Session, Watch
 from a2a_ray.runtime.store import Run, create_run, open_run, remove_run
 
 UNREACHABLE = re.compile(r"^__main__:|<lambda>|<locals>")
@@ -29,6 +32,7 @@ def run_many(
     workers: int | None = None,
     address: str | None = None,
     progress: Watch | bool = True,
+    on_failure: OnFailure = "restore",
 ) -> Run:
     """Holds every conversation of an experiment on Ray and gives the finished run.
 
@@ -37,6 +41,9 @@ def run_many(
     workers: worker actors that hold conversations; as many as fit by default.
     address: a Ray cluster; without it, the Ray that runs in this process, or a new local one (ended afterwards).
     progress: shows a bar (True), nothing (False), or is called with a Progress about twice a second.
+    on_failure: what to do when a process or a node of the run dies: "restore" replaces it and goes on after the last
+    turn on record, "raise" ends with StorageError. A conversation that kills its worker again and again is set aside
+    as failed.
 
     Conversations that fail are kept with their error; see `run.summary()`. Raises BadInput before anything starts,
     PlacementError where the cluster lacks something, AgentError where an agent cannot be set up (no run is left then),
@@ -47,7 +54,7 @@ def run_many(
     _check_workers(workers)
     run = create_run(experiment, storage)
     try:
-        return _hold(run, experiment, list(experiment.tasks()), {}, workers, address, progress)
+        return _hold(run, experiment, Plan(experiment), workers, address, progress, on_failure)
     except (PlacementError, AgentError):  # nothing was started, so nothing is left
         remove_run(run)
         raise
@@ -59,6 +66,7 @@ def resume(
     workers: int | None = None,
     address: str | None = None,
     progress: Watch | bool = True,
+    on_failure: OnFailure = "restore",
     retry_failed: bool = False,
     experiment: Experiment | Mapping[str, Any] | None = None,
 ) -> Run:
@@ -89,11 +97,11 @@ def resume(
             ended.add(transcript.id)
         else:
             earlier[transcript.id] = transcript
-    tasks = [t for t in given.tasks() if t.id not in ended]
-    if not tasks:
+    plan = Plan(given, ended, earlier)
+    if not len(plan):
         return run
     given.check()
-    return _hold(run, given, tasks, earlier, workers, address, progress)
+    return _hold(run, given, plan, workers, address, progress, on_failure)
 
 
 def _check_workers(workers: int | None) -> None:
@@ -104,18 +112,19 @@ def _check_workers(workers: int | None) -> None:
 def _hold(
     run: Run,
     experiment: Experiment,
-    tasks: list[Task],
-    earlier: Mapping[str, Transcript],
+    plan: Plan,
     workers: int | None,
     address: str | None,
     progress: Watch | bool,
+    on_failure: OnFailure,
 ) -> Run:
     own, session = False, None
     try:
         own = connect(address)
-        session = Session(run.path, experiment, tasks, workers)
-        with _watching(run, progress) as watch:
-            session.hold(tasks, earlier, watch)
+        with _terminable():
+            session = Session(run.path, experiment, plan, workers, on_failure)
+            with _watching(run, progress) as watch:
+                session.hold(watch)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(run.path) from None  # so that whoever catches it can say what to resume
     except StorageError as error:
@@ -126,6 +135,23 @@ def _hold(
         if own:
             ray.shutdown()
     return open_run(run.path)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: turns under way are kept. Ray's own handler would leave at once."""
+    if threading.current_thread() is not threading.main_thread():  # only there can it be handled
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,25 +1,30 @@
-"""One start of a run: its actors, and handing conversations to them."""
+"""One start of a run: its actors, handing conversations to them, and going on when one of them dies."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Literal
+from uuid import uuid4
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from a2a_ray.core.errors import A2AError, BadInput, PlacementError, StorageError
-from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
+from a2a_ray.core.transcript import DONE, FAILED, Transcript
 from a2a_ray.runtime.cluster import await_placed, started_locally
-from a2a_ray.runtime.columns import pack
-from a2a_ray.runtime.experiment import AgentSpec, Experiment, Task
+from a2a_ray.runtime.columns import end_row, pack, to_batch
+from a2a_ray.runtime.experiment import AgentSpec, Experiment
+from a2a_ray.runtime.plan import Chunk, Outcome, Plan, Progress
 from a2a_ray.runtime.pool import Pool
 from a2a_ray.runtime.recorder import Recorder
-from a2a_ray.runtime.store import table_uri
-from a2a_ray.runtime.worker import CONTROL, Outcome, Worker
+from a2a_ray.runtime.store import open_run, table_uri
+from a2a_ray.runtime.suspects import ALONE_DEATHS, Suspects
+from a2a_ray.runtime.worker import CONTROL, Worker
+
+log = logging.getLogger(__name__)
 
 IN_FLIGHT = 512
 """Most conversations that a worker holds at once, where agents are heavy."""
@@ -31,52 +36,92 @@ WAITING = 2
 """Parts more that wait in the worker, so that a talk that ends early makes room for another at once."""
 WATCH_SECONDS = 0.5
 """Between two looks at the progress."""
-
-
-class Progress(NamedTuple):
-    """How far a run is: `messages` were said since this start of it, of at most `expected`."""
-
-    conversations: int
-    done: int
-    failed: int
-    messages: int
-    expected: int
-    seconds: float
-
+LOST_SECONDS = 120.0
+"""How long a run waits for a process that died to be replaced; a node may have to come back first."""
+BAD_STARTS = 5
+"""So many workers in a row that die before they are ready are no accident."""
 
 Watch = Callable[[Progress], None]
+OnFailure = Literal["restore", "raise"]
+
+
+class Post:
+    """A worker's place: the actor that fills it now, and what that one holds."""
+
+    def __init__(self, start: Callable[[str], Any]) -> None:
+        self._start = start
+        self.bad_starts = 0
+        self.said_before = self.said = 0
+        self.fill()
+
+    def fill(self) -> None:
+        """Starts an actor, of a name of its own: the recorder must be able to tell it from the one before."""
+        self.name = f"worker-{uuid4().hex[:12]}"
+        self.actor = self._start(self.name)
+        self.starting: Any = self.actor.ready.remote()
+        self.given: dict[Any, Chunk] = {}
+        self.asked: Any = None
+        self.said_before, self.said = self.said_before + self.said, 0
+
+    def give(self, chunk: Chunk) -> None:
+        """Hands over a chunk, with what was said in it before as columns."""
+        before = {id: pack(t.turns) for id, t in chunk.earlier.items()}
+        self.given[self.actor.hold.remote(chunk.tasks, before, careful=chunk.apart)] = chunk
+
+    def calls(self) -> list[Any]:
+        """What is asked of the actor and not answered."""
+        return [call for call in (self.starting, self.asked, *self.given) if call is not None]
 
 
 class Session:
-    """The actors of one run, from start to end."""
+    """The actors of one run, from start to end.
 
-    def __init__(self, path: str, experiment: Experiment, tasks: Sequence[Task], workers: int | None) -> None:
-        self._experiment = experiment
+    on_failure: "restore" replaces what dies and goes on, "raise" ends with StorageError.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        experiment: Experiment,
+        plan: Plan,
+        workers: int | None,
+        on_failure: OnFailure = "restore",
+    ) -> None:
+        self._path, self._experiment, self._plan, self._on_failure = path, experiment, plan, on_failure
         self._actors: list[Any] = []
-        self._workers: list[Any] = []
+        self._posts: list[Post] = []
+        self._ward: Post | None = None
+        self._suspects = Suspects()
+        self._look = 0.0
         keys = [[spec.key() for spec in cell.agents] for cell in experiment.cells]
         specs = dict(zip(chain(*keys), chain(*(cell.agents for cell in experiment.cells)), strict=True))
-        talks = Counter(key for task in tasks for key in keys[task.cell])
+        talks = {key: sum(n for cell, n in plan.left.items() if key in keys[cell]) for key in specs}
         heavy = {key: spec for key, spec in specs.items() if spec.heavy and talks[key]}
         self._in_flight = IN_FLIGHT if heavy else LIGHT_IN_FLIGHT
         local = started_locally()
         try:
             actor: Any = ray.remote  # its types know neither these options nor the methods of what it makes
-            self._recorder = actor(Recorder).options(num_cpus=0, max_task_retries=0).remote(table_uri(path))
+            options = {"num_cpus": 0, "max_task_retries": 0, "max_restarts": -1 if on_failure == "restore" else 0}
+            self._recorder = actor(Recorder).options(**options).remote(table_uri(path))
             self._actors.append(self._recorder)
             pools = self._start_pools(heavy, talks, local)
             fitting = 1 if heavy else max(1, int(ray.available_resources().get("CPU", 1)))
-            count = max(1, min(workers or fitting, len(tasks)))
+            count = max(1, min(workers or fitting, len(plan)))
             # A light worker computes, so it takes a CPU; one that only waits for heavy agents takes none.
             cpus = 0 if heavy or local else 1
-            kind = actor(concurrency_groups={CONTROL: 1})(Worker).options(num_cpus=cpus, max_task_retries=0)
-            self._workers = [
-                kind.remote(f"worker-{i}", experiment, self._recorder, pools, keys, self._in_flight)
-                for i in range(count)
-            ]
-            self._actors += self._workers
+            kind = actor(concurrency_groups={CONTROL: 1})(Worker)
+
+            def start(name: str, cpus: float = cpus) -> Any:
+                # No restart by Ray: it would come back empty, and what it must not do again is for us to know.
+                made = kind.options(num_cpus=cpus, max_task_retries=0, scheduling_strategy="SPREAD")
+                return made.remote(name, experiment, self._recorder, pools, keys, self._in_flight)
+
+            self._start = start
+            self._posts = [Post(start) for _ in range(count)]
+            share = -(-len(plan) // (CHUNKS * count))
+            self._size = max(1, min(self._in_flight // CHUNKS, share))
             await_placed([self._recorder.ready.remote()], [{}], "recorder")
-            ready = [worker.ready.remote() for worker in self._workers]
+            ready = [post.starting for post in self._posts]
             await_placed(ready, [{"CPU": cpus} if cpus else {}] * count, "workers")
         except BaseException:
             self.end()
@@ -100,116 +145,178 @@ class Session:
             out[key] = (spec.name, pools[key].hosts, facts["overlaps"], facts["bids"], most)
         return out
 
-    def hold(self, tasks: list[Task], earlier: Mapping[str, Transcript], watch: Watch) -> None:
-        """Gives tasks to workers in chunks as they finish others. KeyboardInterrupt stops all after their turn."""
-        count = Tally(self._experiment, tasks, earlier)
-        share = -(-len(tasks) // (CHUNKS * len(self._workers)))
-        size = max(1, min(self._in_flight // CHUNKS, share))
-        chunks = deque(tasks[i : i + size] for i in range(0, len(tasks), size))
-        pending: dict[Any, Any] = {}
-        said = _Polls(self._workers)
+    def hold(self, watch: Watch) -> None:
+        """Gives conversations to workers as they finish others. KeyboardInterrupt stops all after their turn."""
         try:
-            for worker in self._workers * (CHUNKS + WAITING):
-                self._give(worker, chunks, earlier, pending)
-            while pending:
-                done, _ = ray.wait([*pending, *said.calls()], timeout=WATCH_SECONDS)
-                for call in done:
-                    if not said.answered(call):
-                        worker = pending.pop(call)
-                        count.add(ray.get(call))
-                        self._give(worker, chunks, earlier, pending)
-                if said.due():
-                    watch(count.progress(said.total))
-            watch(count.progress(sum(ray.get([w.said.remote() for w in self._workers]))))
+            self._hold(watch)
         except KeyboardInterrupt:
-            self._stop(pending)
+            self._stop()
             raise
         except RayTaskError as error:
-            self._stop(pending)
+            self._stop()
             raise error.cause if isinstance(error.cause, A2AError) else error from None
-        except RayActorError as error:
-            raise StorageError(f"a worker process died: {str(error).splitlines()[0]}; resume the run") from None
+        except A2AError:
+            self._stop()
+            raise
 
-    @staticmethod
-    def _give(
-        worker: Any, chunks: deque[list[Task]], earlier: Mapping[str, Transcript], pending: dict[Any, Any]
-    ) -> None:
+    def _hold(self, watch: Watch) -> None:
+        deadline = time.monotonic() + LOST_SECONDS
+        while True:
+            self._fill()
+            posts = self._all_posts()
+            if any(post.starting is None for post in posts):
+                deadline = time.monotonic() + LOST_SECONDS
+            elif time.monotonic() > deadline:
+                raise PlacementError(f"no worker could be started again within {LOST_SECONDS:g} s; resume the run")
+            if not any(post.given for post in posts) and self._plan.empty:
+                break
+            done, _ = ray.wait([c for post in posts for c in post.calls()], timeout=WATCH_SECONDS)
+            for call in done:
+                post = next((p for p in posts if call in p.calls()), None)  # None: its worker was found dead just now
+                if post is not None:
+                    self._answered(post, call)
+            if time.monotonic() >= self._look:
+                self._look = time.monotonic() + WATCH_SECONDS
+                for post in posts:
+                    if post.asked is None and post.starting is None:
+                        post.asked = post.actor.said.remote()
+                watch(self._progress())
+        for post in self._posts:
+            self._ask_said(post)
+        watch(self._progress())
+
+    def _all_posts(self) -> list[Post]:
+        return [*self._posts, self._ward] if self._ward is not None else self._posts
+
+    def _fill(self) -> None:
+        """Hands out what there is to do. Suspects are held in a worker of their own."""
+        for post in self._posts:
+            while post.starting is None and len(post.given) < CHUNKS + WAITING:
+                chunk = self._plan.next(self._size)
+                if chunk is None:
+                    break
+                post.give(chunk)
+        if self._plan.suspected and self._ward is None:
+            self._ward = Post(lambda name: self._start(name, 0))
+        if self._ward is not None and self._ward.starting is None and not self._ward.given:
+            suspected = self._plan.next_apart()
+            if suspected is not None:
+                self._ward.give(suspected)
+            else:
+                ray.kill(self._ward.actor)
+                self._ward = None
+
+    def _answered(self, post: Post, call: Any) -> None:
+        """Takes one answer of a worker, or finds that it died."""
+        try:
+            answer = ray.get(call)
+        except (RayActorError, ObjectLostError) as error:
+            self._lost(post, error)
+            return
+        if call is post.starting:
+            post.starting, post.bad_starts = None, 0
+        elif call is post.asked:
+            post.asked, post.said = None, answer
+        else:
+            del post.given[call]
+            self._plan.count(answer)
+
+    def _progress(self) -> Progress:
+        return self._plan.progress(sum(p.said_before + p.said for p in self._posts))
+
+    def _ask_said(self, post: Post) -> None:
+        if post.starting is None:
+            try:
+                post.said = ray.get(post.actor.said.remote())
+            except RayActorError:
+                log.info("worker %s died after its work", post.name)
+
+    def _lost(self, post: Post, error: Exception) -> None:
+        """Fills the place of a worker that died, and puts back what it held, as far as that is not on record."""
+        reason = str(error).strip().splitlines()[0]
+        if self._on_failure == "raise":
+            raise StorageError(f"a worker process died: {reason}; resume the run")
+        log.warning("%s: worker %s died (%s); its conversations go on in another", self._path, post.name, reason)
+        ray.kill(post.actor)  # it may only be out of reach
+        post.bad_starts += post.starting is not None
+        if post.bad_starts >= BAD_STARTS:
+            raise PlacementError(f"{BAD_STARTS} workers in a row died before they were ready: {reason}; resume the run")
+        chunks = list(post.given.values())
         if chunks:
-            chunk = chunks.popleft()
-            before = {t.id: pack(earlier[t.id].turns) for t in chunk if t.id in earlier}
-            pending[worker.hold.remote(chunk, before)] = worker
+            # What it sent and is still on its way must not come after what another says in its place.
+            self._ask_recorder(lambda: self._recorder.fence.remote(post.name))
+            self._put_back(chunks, apart=post is self._ward)
+        post.fill()
 
-    def _stop(self, pending: Mapping[Any, Any]) -> None:
+    def _put_back(self, chunks: list[Chunk], apart: bool) -> None:
+        held = {task.id: task for chunk in chunks for task in chunk.tasks}
+        before = {id: t for chunk in chunks for id, t in chunk.earlier.items()}
+        now = {t.id: t for t in open_run(self._path).transcripts(held)}
+        over = [id for id, t in now.items() if _ended(t, before.get(id))]
+        self._plan.count(Outcome(held[id], now[id].status, len(now[id].messages)) for id in over)
+        left = {id: task for id, task in held.items() if id not in set(over)}
+        moved = {
+            id: len(now[id].turns if id in now else ()) > len(before[id].turns if id in before else ()) for id in left
+        }
+        found = self._suspects.died(moved, apart=apart)
+        for group, alone in ((found.free, False), *((g, True) for g in found.groups)):
+            if group:
+                tasks = [left[id] for id in group]
+                self._plan.again(Chunk(tasks, {id: now[id] for id in group if id in now}, alone))
+        for id in found.poison:
+            self._set_aside(left[id], now.get(id))
+
+    def _set_aside(self, task: Any, said: Transcript | None) -> None:
+        """Puts on record that a conversation kills its worker."""
+        names = tuple(spec.name for spec in self._experiment.cells[task.cell].agents)
+        transcript = said or Transcript(task.id, names, seed=task.seed)
+        transcript.status = FAILED
+        transcript.error = (
+            f"its worker process died at turn {len(transcript) + 1}, {ALONE_DEATHS} times with no other conversation in"
+            " it; look for a crash or for memory that runs out in its agents (Ray's logs of the worker), then resume"
+            " with retry_failed"
+        )
+        log.error("%s: conversation %s is set aside: %s", self._path, task.id, transcript.error)
+        row = to_batch([end_row(transcript, time.time())])
+        name = f"driver-{uuid4().hex[:12]}"
+        self._ask_recorder(lambda: self._recorder.append.remote(name, 0, row))
+        self._plan.count([Outcome(task, FAILED, len(transcript.messages))])
+
+    def _ask_recorder(self, ask: Callable[[], Any]) -> Any:
+        """The recorder's answer, also where it has just died and is started again."""
+        deadline = time.monotonic() + LOST_SECONDS
+        while True:
+            try:
+                return ray.get(ask())
+            except RayActorError as error:
+                if self._on_failure == "raise" or time.monotonic() > deadline:
+                    reason = str(error).splitlines()[0]
+                    raise StorageError(f"the recorder process died: {reason}; resume the run") from None
+                time.sleep(0.2)
+
+    def _stop(self) -> None:
         """Lets the turns under way end and be committed, for at most 30 s."""
-        for worker in self._workers:
-            worker.stop.remote()
+        pending = [call for post in self._all_posts() for call in post.given]
+        for post in self._all_posts():
+            post.actor.stop.remote()
         if pending:
-            ray.wait(list(pending), num_returns=len(pending), timeout=30)
+            ray.wait(pending, num_returns=len(pending), timeout=30)
 
     def end(self) -> None:
         """Ends all actors of the run."""
-        for actor in self._actors:
+        for actor in (*self._actors, *(post.actor for post in self._all_posts())):
             ray.kill(actor)
 
 
-class _Polls:
-    """Asks every worker now and then how much was said, without waiting for one that is busy."""
-
-    def __init__(self, workers: list[Any]) -> None:
-        self._workers = workers
-        self._said = [0] * len(workers)
-        self._asked: dict[Any, int] = {}
-        self._next = 0.0
-
-    @property
-    def total(self) -> int:
-        """Messages said, as far as is known."""
-        return sum(self._said)
-
-    def calls(self) -> list[Any]:
-        """Questions that are under way."""
-        return list(self._asked)
-
-    def answered(self, call: Any) -> bool:
-        """Takes the answer if the call is one of these questions."""
-        index = self._asked.pop(call, None)
-        if index is not None:
-            self._said[index] = ray.get(call)
-        return index is not None
-
-    def due(self) -> bool:
-        """Whether it is time to look; those who have answered are asked again."""
-        if time.monotonic() < self._next:
-            return False
-        self._next = time.monotonic() + WATCH_SECONDS
-        for index in set(range(len(self._workers))) - set(self._asked.values()):
-            self._asked[self._workers[index].said.remote()] = index
-        return True
+def _turns(transcript: Transcript | None) -> int:
+    return len(transcript.turns) if transcript is not None else 0
 
 
-class Tally:
-    """Adds up outcomes of conversations."""
-
-    def __init__(self, experiment: Experiment, tasks: Iterable[Task], earlier: Mapping[str, Transcript]) -> None:
-        self._before = {id: len(t.messages) for id, t in earlier.items()}
-        self._limits = {t.id: experiment.cells[t.cell].limit - self._before.get(t.id, 0) for t in tasks}
-        self._expected = sum(self._limits.values())
-        self._done = self._failed = 0
-        self._started = time.monotonic()
-
-    def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Counts conversations that ended; what they did not use of their limit is no longer expected."""
-        for outcome in outcomes:
-            if outcome.status == RUNNING:
-                continue
-            self._done += outcome.status == DONE
-            self._failed += outcome.status == FAILED
-            self._expected -= self._limits[outcome.id] - (outcome.messages - self._before.get(outcome.id, 0))
-
-    def progress(self, messages: int) -> Progress:
-        """The progress after so many messages."""
-        seconds = time.monotonic() - self._started
-        return Progress(len(self._limits), self._done, self._failed, messages, self._expected, seconds)
+def _ended(now: Transcript, before: Transcript | None) -> bool:
+    """Whether a conversation is over. One that failed before and is tried again is not, until it failed again later."""
+    if now.status == FAILED and before is not None and before.status == FAILED:
+        return len(now.turns) > len(before.turns)
+    return now.status in (DONE, FAILED)
 
 
 class _Factory:

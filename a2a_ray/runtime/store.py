@@ -63,10 +63,12 @@ class Run:
         kind = self.rows.column("kind")
         return self.rows.filter(pc.and_(pc.not_equal(kind, OPENING), pc.not_equal(kind, END)))
 
-    def transcripts(self) -> Iterator[Transcript]:
+    def transcripts(self, ids: Any = None) -> Iterator[Transcript]:
         """Every conversation that was begun, in order of id."""
         rows: list[Message] = []
         for message in from_table(self.rows):
+            if ids is not None and message.conversation not in ids:
+                continue
             if rows and rows[0].conversation != message.conversation:
                 yield self._transcript(rows)
                 rows = []

@@ -6,18 +6,19 @@ import asyncio
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import A2AError
+from a2a_ray.core.errors import A2AError, PlacementError, StorageError
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import detectors, protocols, stops
 from a2a_ray.core.stop import StopCondition
 from a2a_ray.core.transcript import FAILED, RUNNING, Transcript
 from a2a_ray.runtime.columns import end_row, opening_row, unpack
 from a2a_ray.runtime.experiment import Experiment, Task
+from a2a_ray.runtime.plan import Outcome
 from a2a_ray.runtime.pool import RemoteAgent
 from a2a_ray.runtime.recorder import Recording
 
@@ -25,16 +26,6 @@ CONTROL = "control"
 """Concurrency group of what must be answered while a light agent computes: it has an event loop of its own."""
 SEND_SECONDS = 0.5
 """How long a turn of a slow conversation waits at most before it is sent to the recorder."""
-
-
-class Outcome(NamedTuple):
-    """How one conversation ended in a worker; `status` is "running" where the run was stopped."""
-
-    id: str
-    status: str
-    error: str
-    turns: int
-    messages: int
 
 
 class Worker:
@@ -80,22 +71,25 @@ class Worker:
         """Ends all conversations after the turns that are under way; they can be resumed."""
         self._stopped = True
 
-    async def hold(self, tasks: Sequence[Task], earlier: Mapping[str, tuple[list[Any], ...]]) -> list[Outcome]:
+    async def hold(
+        self, tasks: Sequence[Task], earlier: Mapping[str, tuple[list[Any], ...]], *, careful: bool = False
+    ) -> list[Outcome]:
         """Holds these conversations; returns when all of their turns are committed. Raises StorageError.
 
-        earlier: packed turns that are in the store already, by conversation.
+        earlier: packed turns that are in the store already, by conversation. careful: every turn is committed before
+        the next is asked for, so that the record says where the process died.
         """
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_now_and_then())
-        outcomes = await asyncio.gather(*(self._hold(t, unpack(earlier.get(t.id, ()))) for t in tasks))
+        outcomes = await asyncio.gather(*(self._hold(t, unpack(earlier.get(t.id, ())), careful) for t in tasks))
         await self._recording.flush()
         return outcomes
 
-    async def _hold(self, task: Task, earlier: Sequence[Message]) -> Outcome:
+    async def _hold(self, task: Task, earlier: Sequence[Message], careful: bool) -> Outcome:
         async with self._slots:
-            return await self._held(task, earlier)
+            return await self._held(task, earlier, careful)
 
-    async def _held(self, task: Task, earlier: Sequence[Message]) -> Outcome:
+    async def _held(self, task: Task, earlier: Sequence[Message], careful: bool) -> Outcome:
         try:
             conversation = self._conversation(task, earlier)
         except (Exception, SystemExit) as error:  # an observer's first look, or an agent's set-up
@@ -111,15 +105,17 @@ class Worker:
                         self._said += 1
                     if recording.add(message):
                         await recording.send()
+                    if careful:
+                        await recording.flush()
                     if self._stopped:
                         break
-        except A2AError:
-            if transcript.status != FAILED:  # no fault of the conversation but of the store
+        except A2AError as error:
+            if transcript.status != FAILED or isinstance(error, (PlacementError, StorageError)):
+                transcript.status = RUNNING  # no fault of the conversation but of what it runs on
                 raise
         if transcript.status != RUNNING and recording.add(end_row(transcript, time.time())):
             await recording.send()
-        new = len(transcript) - len(earlier)
-        return Outcome(task.id, transcript.status, transcript.error, new, len(transcript.messages))
+        return Outcome(task, transcript.status, len(transcript.messages))
 
     async def _never_begun(self, task: Task, sentence: str) -> Outcome:
         names = tuple(spec.name for spec in self._cells[task.cell].agents)
@@ -127,7 +123,7 @@ class Worker:
         transcript.status, transcript.error = FAILED, sentence
         if self._recording.add(end_row(transcript, time.time())):
             await self._recording.send()
-        return Outcome(task.id, FAILED, sentence, 0, 0)
+        return Outcome(task, FAILED, 0)
 
     def _conversation(self, task: Task, earlier: Sequence[Message]) -> Conversation:
         cell = self._cells[task.cell]

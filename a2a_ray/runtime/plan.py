@@ -1,0 +1,111 @@
+"""What a start of a run has to hold, given out in chunks: nothing is kept of a conversation before its turn comes."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import NamedTuple
+
+from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
+from a2a_ray.runtime.experiment import Experiment, Task
+
+
+class Outcome(NamedTuple):
+    """How one conversation stands when a worker is done with it; `status` is "running" where the run was stopped."""
+
+    task: Task
+    status: str
+    messages: int
+
+
+class Progress(NamedTuple):
+    """How far a run is: `messages` were said since this start of it, of at most `expected`."""
+
+    conversations: int
+    done: int
+    failed: int
+    messages: int
+    expected: int
+    seconds: float
+
+
+class Chunk(NamedTuple):
+    """Conversations for one worker, and what was said in them before. apart: it must hold nothing else meanwhile."""
+
+    tasks: list[Task]
+    earlier: dict[str, Transcript]
+    apart: bool = False
+
+
+class Plan:
+    """The conversations of an experiment without those that ended before; `earlier` were begun."""
+
+    def __init__(
+        self, experiment: Experiment, ended: Collection[str] = (), earlier: Mapping[str, Transcript] | None = None
+    ) -> None:
+        self._limits = [cell.limit for cell in experiment.cells]
+        left = Counter({i: len(c.opening_contents) * c.repeats for i, c in enumerate(experiment.cells)})
+        left.subtract(experiment.task(id).cell for id in ended)
+        self.left: dict[int, int] = dict(left)
+        """Conversations to hold, by cell."""
+        self._fresh: Iterator[Task] = (task for task in experiment.tasks() if task.id not in ended)
+        self._ahead: list[Task] = []
+        self._earlier = dict(earlier or {})
+        self._again: deque[Chunk] = deque()
+        self._apart: deque[Chunk] = deque()
+        self._conversations = sum(left.values())
+        said = sum(len(t.messages) for t in self._earlier.values())
+        self._expected = sum(n * self._limits[cell] for cell, n in left.items()) - said
+        self._done = self._failed = 0
+        self._started = time.monotonic()
+
+    def __len__(self) -> int:
+        return self._conversations
+
+    def next(self, size: int) -> Chunk | None:
+        """The next chunk, of at most `size` conversations; None where there is none (of those that are not apart)."""
+        if self._again:
+            chunk = self._again.popleft()
+            if len(chunk.tasks) > size:
+                self._again.appendleft(Chunk(chunk.tasks[size:], chunk.earlier))
+            tasks = chunk.tasks[:size]
+            return Chunk(tasks, {t.id: chunk.earlier[t.id] for t in tasks if t.id in chunk.earlier})
+        tasks, self._ahead = [*self._ahead, *islice(self._fresh, size - len(self._ahead))], []
+        earlier = {t.id: self._earlier.pop(t.id) for t in tasks if t.id in self._earlier}
+        return Chunk(tasks, earlier) if tasks else None
+
+    def again(self, chunk: Chunk) -> None:
+        """Puts conversations back that a worker could not end."""
+        (self._apart if chunk.apart else self._again).append(chunk)
+
+    def next_apart(self) -> Chunk | None:
+        """The next group of suspects."""
+        return self._apart.popleft() if self._apart else None
+
+    @property
+    def suspected(self) -> bool:
+        """Whether a group waits for a worker that holds nothing else."""
+        return bool(self._apart)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is left to give out."""
+        if not self._ahead:
+            self._ahead = list(islice(self._fresh, 1))
+        return not (self._ahead or self._again or self._apart)
+
+    def count(self, outcomes: Iterable[Outcome]) -> None:
+        """Counts conversations that ended; what they did not use of their limit is no longer expected."""
+        for outcome in outcomes:
+            if outcome.status == RUNNING:
+                continue
+            self._done += outcome.status == DONE
+            self._failed += outcome.status == FAILED
+            self._expected -= self._limits[outcome.task.cell] - outcome.messages
+
+    def progress(self, messages: int) -> Progress:
+        """The progress after so many messages."""
+        seconds = time.monotonic() - self._started
+        return Progress(self._conversations, self._done, self._failed, messages, self._expected, seconds)

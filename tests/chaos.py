@@ -1,0 +1,237 @@
+"""Kills processes and nodes of a run on a real three-node cluster, and compares what is on record with what must be.
+
+    python -m tests.chaos                       30 kills of anything, 200 conversations x 20 turns
+    python -m tests.chaos --driver 5            the driver is killed five times and the run resumed
+    python -m tests.chaos --kills 4 --conversations 30 --turns 8     the short form that the tests run
+
+Ends with one JSON object; exit status 1 where a turn is missing, doubled or different, or the ledger is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.dataset as pads
+from deltalake import DeltaTable
+
+from a2a_ray.core.conversation import Conversation
+from a2a_ray.core.message import Message
+from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.runtime.store import open_run, run_names
+
+KINDS = ("Worker", "Recorder", "AgentHost", "node")
+"""What is killed: actors by the name of their class, and whole nodes."""
+
+
+class Steady:
+    """Says a number that follows from its seed and from what it heard; notes every call in a file."""
+
+    placement = "actor"
+
+    def __init__(self, name: str, calls: str, wait: float = 0.05) -> None:
+        self.name, self._calls, self._wait = name, calls, wait
+
+    def step(self, message: Message) -> Message:
+        """The answer, after the time that a small model would take."""
+        if self._calls:
+            with open(self._calls, "ab", buffering=0) as file:  # noqa: PTH123  (one write, so that lines stay whole)
+                file.write(f"{message.conversation} {message.turn}\n".encode())
+        time.sleep(self._wait)
+        return message.reply(f"{message.seed % 1000} to {str(message.content)[:20]}", self.name)
+
+
+def specification(options: argparse.Namespace, calls: Path) -> dict[str, Any]:
+    """Two heavy agents of two replicas each, the second one paid."""
+    agent = {"kind": "tests.chaos:Steady", "calls": str(calls), "replicas": 2, "num_cpus": 0.5, "wait": options.wait}
+    agents = [{"name": "ann", **agent}, {"name": "bob", **agent, "price": {"input": 1.0}}]
+    opening = "The old bridge was closed."
+    return {"agents": agents, "turns": options.turns, "openings": [opening], "repeats": options.conversations}
+
+
+def drive(spec: str, storage: str, address: str) -> None:
+    """The driver process: starts the run, or goes on with it."""
+    import a2a_ray
+
+    names = run_names(storage)
+    if names:
+        a2a_ray.resume(names[0], workers=3, address=address, progress=False)
+    else:
+        a2a_ray.run_many(json.loads(spec), storage=storage, workers=3, address=address, progress=False)
+
+
+class Arena:
+    """A cluster, a driver on it, and what is there to kill."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.random = random.Random(options.seed)
+        self.storage = str(folder / "runs")
+        self.calls = folder / "calls"
+        self.spec = json.dumps(specification(options, self.calls))
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        for _ in range(2):
+            self.cluster.add_node(num_cpus=3)
+        self.log = (folder / "driver.log").open("ab")
+        self.killed: Counter[str] = Counter()
+        self.started = time.monotonic()
+
+    def said(self) -> str:
+        """The end of what drivers printed."""
+        return Path(self.log.name).read_text()[-3000:]
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """A driver."""
+        command = [sys.executable, "-m", "tests.chaos", "--drive", self.spec, self.storage, self.cluster.address]
+        return subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
+
+    def commits(self) -> int:
+        """Commits of the run so far."""
+        names = run_names(self.storage)
+        log = Path(names[0]) / "turns" / "_delta_log" if names else None
+        return len(list(log.glob("*.json"))) if log is not None and log.exists() else 0
+
+    def kill(self, kinds: list[str]) -> str | None:
+        """Kills one random process of the run, or a node, which is added again; its kind, None where there is none."""
+        kind = self.random.choice(kinds)
+        if kind == "node":
+            node = self.random.choice(sorted(self.cluster.worker_nodes, key=lambda n: str(n.node_id)))
+            self.cluster.remove_node(node, allow_graceful=False)
+            self.cluster.add_node(num_cpus=3)
+        else:
+            found = actors(kind, self.cluster)
+            if not found:
+                return None
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.random.choice(found).kill()
+        self.killed[kind] += 1
+        return kind
+
+
+def actors(kind: str, cluster: Any) -> list[psutil.Process]:
+    """Processes of this cluster that are actors of a class."""
+    raylets = [p.process.pid for n in cluster.list_all_nodes() for p in n.all_processes.get("raylet", [])]
+    found = []
+    for raylet in raylets:
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(raylet).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if " ".join(process.cmdline()).startswith(f"ray::{kind}"):
+                        found.append(process)
+    return sorted(found, key=lambda p: p.pid)
+
+
+def expected(spec: dict[str, Any]) -> dict[str, list[tuple[int, str, str, int]]]:
+    """What an undisturbed run says, by the plain loop in this process."""
+    agents = [Steady(a["name"], "", 0.0) for a in spec["agents"]]
+    experiment = Experiment.parse(spec)
+    out = {}
+    for task in experiment.tasks():
+        talk = Conversation(agents, opening=spec["openings"][0], turns=spec["turns"], seed=task.seed, id=task.id)
+        out[task.id] = [(m.turn, m.sender, str(m.content), m.seed) for m in talk.run().turns]
+    return out
+
+
+def rows_on_record(name: str) -> pa.Table:
+    """The keys of every row of the table, as they lie there."""
+    table = DeltaTable(f"{name}/turns")
+    files = [
+        f"{name}/turns/{path}" for path in pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
+    ]
+    return pads.dataset(files, format="parquet").to_table(["conversation", "turn", "kind"])
+
+
+def verify(arena: Arena) -> dict[str, Any]:
+    """Compares the finished run with the undisturbed one, and the ledger with the calls that were received."""
+    spec = json.loads(arena.spec)
+    (name,) = run_names(arena.storage)
+    run = open_run(name)
+    wanted = expected(spec)
+    said = {t.id: [(m.turn, m.sender, str(m.content), m.seed) for m in t.turns] for t in run.transcripts()}
+    keys = Counter(zip(*(column.to_pylist() for column in rows_on_record(name).columns), strict=True))
+    calls = Counter({(c, t): n for (c, t, kind), n in keys.items() if kind == "call"})
+    received: Counter[tuple[str, int]] = Counter()
+    for line in arena.calls.read_text().splitlines():
+        conversation, turn = line.split()
+        if int(turn) % 2 == 0:  # bob, who is paid, has every second turn
+            received[conversation, int(turn)] += 1
+    return {
+        "conversations": len(said),
+        "different": sum(said.get(id) != turns for id, turns in wanted.items()) + len(said.keys() - wanted.keys()),
+        "doubled": sum(n - 1 for (_, _, kind), n in keys.items() if kind != "call"),
+        "failed": run.summary()["failed"],
+        "ledger": calls.total(),
+        "received": received.total(),
+        "not_in_ledger": (received - calls).total(),
+        "killed": dict(arena.killed),
+        "seconds": round(time.monotonic() - arena.started, 1),
+    }
+
+
+def disturbed(arena: Arena, options: argparse.Namespace) -> dict[str, Any]:
+    """Holds the run while processes of it die; each dies only after something new was committed."""
+    driver = arena.start()
+    kills = options.driver or options.kills
+    deadline = time.monotonic() + options.limit
+    seen = arena.commits()
+    while driver.poll() is None or (options.driver and driver.returncode == -signal.SIGKILL):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"not done after {options.limit} s; the driver said:\n{arena.said()}")
+        time.sleep(arena.random.uniform(0.05, 0.5))
+        now = arena.commits()
+        if arena.killed.total() >= kills or now <= seen + 1:
+            continue
+        if options.driver:
+            os.killpg(driver.pid, signal.SIGKILL)
+            driver.wait()
+            arena.killed["driver"] += 1
+            driver = arena.start()
+        elif arena.kill(options.kinds) is None:
+            continue
+        seen = arena.commits()
+    if driver.returncode:
+        raise SystemExit(f"the driver ended with {driver.returncode}; it said:\n{arena.said()}")
+    return verify(arena)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--driver", type=int, default=0, help="kill the driver so often instead, and resume")
+    parser.add_argument("--conversations", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--wait", type=float, default=0.05)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS))
+    parser.add_argument("--limit", type=float, default=900.0, help="seconds")
+    parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.drive:
+        drive(*options.drive)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        arena = Arena(Path(folder), options)
+        try:
+            found = disturbed(arena, options)
+        finally:
+            arena.cluster.shutdown()
+    print(json.dumps(found))
+    sys.exit(bool(found["different"] or found["doubled"] or found["failed"] or found["not_in_ledger"]))
+
+
+if __name__ == "__main__":
+    main()

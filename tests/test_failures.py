@@ -1,0 +1,105 @@
+"""Processes of a run that die: what is on record stays, the rest goes on; a conversation that kills is set aside."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from a2a_ray.core.errors import StorageError
+from a2a_ray.core.message import Message
+from a2a_ray.runtime.run import resume, run_many
+from a2a_ray.runtime.store import Run, run_names
+from a2a_ray.runtime.suspects import ALONE_DEATHS, Suspects
+
+
+class Deadly:
+    """Ends its process at a word in the opening: always, or only while a file is not there."""
+
+    placement = "worker"
+
+    def __init__(self, name: str, wait: float = 0.0, once: str = "", at: int = 1) -> None:
+        self.name, self.wait, self.once, self.at = name, wait, once, at
+
+    async def step(self, message: Message) -> Message:
+        """Counts up what the opening said."""
+        import asyncio
+
+        await asyncio.sleep(self.wait)
+        word, _, _ = str(message.content).partition(" ")
+        if word == "poison" and message.turn >= self.at and not (self.once and Path(self.once).exists()):
+            if self.once:
+                Path(self.once).touch()
+            os._exit(1)
+        return message.reply(f"{word} {message.turn}", self.name)
+
+
+def spec(openings: list[str], **agent: Any) -> dict[str, Any]:
+    """Two agents of this kind."""
+    agents = [{"name": name, "kind": "tests.test_failures:Deadly", **agent} for name in ("ann", "bob")]
+    return {"agents": agents, "openings": openings, "turns": 6, "name": "deadly"}
+
+
+def said(run: Run) -> dict[str, list[tuple[int, str, str]]]:
+    """What was said, by conversation."""
+    return {t.id: [(m.turn, m.sender, str(m.content)) for m in t.turns] for t in run.transcripts()}
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_poison_conversation_is_set_aside_and_no_other(ray_cluster: None, tmp_path: Path, at: int) -> None:
+    openings = [f"calm{i}" for i in range(12)] + ["poison"] + [f"calm{i}" for i in range(12, 20)]
+    run = run_many(spec(openings, at=at, wait=0.01), storage=tmp_path, workers=2, progress=False)
+    assert run.summary() == {"conversations": 21, "done": 20, "failed": 1, "turns": 20 * 6 + at - 1}
+    (failed,) = [t for t in run.transcripts() if t.status == "failed"]
+    assert failed.opening.content == "poison"
+    assert f"died at turn {at}, {ALONE_DEATHS} times" in failed.error
+
+
+def test_a_worker_that_dies_once_costs_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    openings = [f"calm{i}" for i in range(6)] + ["poison"]
+    calm = said(run_many(spec(openings, at=99), storage=tmp_path / "calm", workers=1, progress=False))
+    once = str(tmp_path / "died")
+    run = run_many(spec(openings, at=3, once=once), storage=tmp_path / "cut", workers=1, progress=False)
+    assert Path(once).exists()
+    assert said(run) == calm
+    assert run.summary()["done"] == 7
+
+
+def test_raise_ends_the_run_and_it_can_be_resumed(ray_cluster: None, tmp_path: Path) -> None:
+    once = str(tmp_path / "died")
+    value = spec(["calm", "poison"], at=3, once=once)
+    with pytest.raises(StorageError, match=r"a worker process died: .*; resume the run"):
+        run_many(value, storage=tmp_path / "runs", progress=False, on_failure="raise")
+    (name,) = run_names(tmp_path / "runs")
+    assert resume(name, progress=False).summary() == {"conversations": 2, "done": 2, "failed": 0, "turns": 12}
+
+
+@given(st.integers(1, 300), st.data())
+def test_suspects_find_the_poison_and_clear_the_others(count: int, data: st.DataObject) -> None:
+    """A simulated worker dies at its poison; of the others an adversary chooses which got on."""
+    poison = data.draw(st.integers(0, count - 1))
+    suspects = Suspects()
+    left = {str(i): 0 for i in range(count)}
+    queue: list[tuple[list[str], bool]] = [(list(left), False)]
+    deaths = 0
+    while queue:
+        group, apart = queue.pop(0)
+        if str(poison) not in group:
+            continue  # it ends
+        deaths += 1
+        lucky = data.draw(st.sampled_from([0, 0, 3]))
+        moved = {id: id != str(poison) and int(id) % 4 < lucky and deaths < 5 for id in group}
+        found = suspects.died(moved, apart=apart)
+        assert sorted([*found.free, *(id for g in found.groups for id in g), *found.poison]) == sorted(group)
+        if found.poison:
+            assert found.poison == [str(poison)]
+            break
+        queue += [(found.free, False)] if found.free else []
+        queue += [(g, True) for g in found.groups]
+    else:
+        pytest.fail("the poison was never found")
+    assert deaths <= 8 + 2 * count.bit_length()
