@@ -15,6 +15,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from a2a_ray.runtime.experiment import Experiment
 from a2a_ray.runtime.store import open_run, run_names
 
 KINDS = ("Worker", "Recorder", "AgentHost", "node")
-"""What is killed: actors by the name of their class, and whole nodes."""
+"""What is killed: actors by the name of their class, and whole nodes; "gcs", Ray's own state, with --redis."""
 
 
 class Steady:
@@ -83,6 +84,7 @@ class Arena:
         self.storage = str(folder / "runs")
         self.calls = folder / "calls"
         self.spec = json.dumps(specification(options, self.calls))
+        self.redis = start_redis() if options.redis else None
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
         for _ in range(2):
             self.cluster.add_node(num_cpus=3)
@@ -112,6 +114,10 @@ class Arena:
             node = self.random.choice(sorted(self.cluster.worker_nodes, key=lambda n: str(n.node_id)))
             self.cluster.remove_node(node, allow_graceful=False)
             self.cluster.add_node(num_cpus=3)
+        elif kind == "gcs":
+            self.cluster.head_node.kill_gcs_server()
+            time.sleep(2)
+            self.cluster.head_node.start_gcs_server()
         else:
             found = actors(kind, self.cluster)
             if not found:
@@ -120,6 +126,18 @@ class Arena:
                 self.random.choice(found).kill()
         self.killed[kind] += 1
         return kind
+
+
+def start_redis() -> subprocess.Popen[bytes]:
+    """A Redis server on a free port, in which Ray keeps its state: the head can come back then."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--protected-mode", "no"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    os.environ["RAY_REDIS_ADDRESS"] = f"127.0.0.1:{port}"
+    time.sleep(1)
+    return process
 
 
 def actors(kind: str, cluster: Any) -> list[psutil.Process]:
@@ -217,6 +235,9 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS))
+    parser.add_argument(
+        "--redis", action="store_true", help="Ray's state in a Redis server; the kind gcs can be killed"
+    )
     parser.add_argument("--limit", type=float, default=900.0, help="seconds")
     parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -229,6 +250,8 @@ def main() -> None:
             found = disturbed(arena, options)
         finally:
             arena.cluster.shutdown()
+            if arena.redis is not None:
+                arena.redis.terminate()
     print(json.dumps(found))
     sys.exit(bool(found["different"] or found["doubled"] or found["failed"] or found["not_in_ledger"]))
 

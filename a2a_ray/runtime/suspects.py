@@ -40,7 +40,8 @@ class Suspects:
         progress: whether a turn of each was committed since the worker got it. apart: the worker held a group of
         suspects and nothing else.
         """
-        free, suspected = [], []
+        free: list[str] = []
+        suspected: list[str] = []
         for id, moved in progress.items():
             self._still[id] = 0 if moved else self._still[id] + 1
             (free if moved or (self._still[id] < 2 and not apart) else suspected).append(id)

@@ -1,0 +1,42 @@
+"""Any single process or node of a run dies, on a real cluster of three nodes; `make chaos` runs the long forms."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHORT = ["--conversations", "24", "--turns", "8", "--limit", "240"]
+
+
+def chaos(*arguments: str) -> dict[str, Any]:
+    """What a disturbed run left. Fails where its record is not that of the undisturbed one, or the ledger is wrong."""
+    command = [sys.executable, "-m", "tests.chaos", *SHORT, *arguments]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", ["Worker", "Recorder", "AgentHost", "node"])
+def test_one_kind_of_process_dies(kind: str) -> None:
+    found = chaos("--kills", "2", "--kinds", kind)
+    assert found["killed"][kind] >= 1
+
+
+@pytest.mark.chaos
+def test_the_driver_dies_and_the_run_is_resumed() -> None:
+    assert chaos("--driver", "2")["killed"]["driver"] == 2
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server, where Ray's head keeps its state")
+def test_the_head_dies_where_its_state_is_kept() -> None:
+    assert chaos("--redis", "--kills", "1", "--kinds", "gcs")["killed"]["gcs"] == 1
