@@ -53,6 +53,8 @@ class AgentSpec(BaseModel):
     max_batch: int = Field(64, ge=1)
     scheduling_strategy: Any = None
     runtime_env: dict[str, Any] | None = None
+    timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
+    overruns: int = Field(3, ge=1)
     price: Price | None = None
 
     @property
@@ -61,7 +63,14 @@ class AgentSpec(BaseModel):
         out = {"kind": self.kind, "name": self.name, **(self.model_extra or {})}
         if self.price is not None and "price" in agent_kinds.keys(self.kind):
             out["price"] = self.price.model_dump()
+        if self.timeout is not None and "timeout" in agent_kinds.keys(self.kind):
+            out["timeout"] = self.timeout
         return out
+
+    @property
+    def step_timeout(self) -> float | None:
+        """Seconds that a step may take; None where the agent's kind has a `timeout` of its own."""
+        return None if "timeout" in agent_kinds.keys(self.kind) else self.timeout
 
     @property
     def heavy(self) -> bool:
@@ -90,6 +99,7 @@ class AgentSpec(BaseModel):
         if not self.heavy:
             return json.dumps(self.settings, sort_keys=True, default=_identity)
         keys = {"replicas", "num_cpus", "num_gpus", "max_batch", "scheduling_strategy", "runtime_env"}
+        keys |= {"timeout", "overruns", "price"}
         return json.dumps([self.pool_settings, self.model_dump(include=keys)], sort_keys=True, default=_identity)
 
 

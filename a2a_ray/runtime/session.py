@@ -135,14 +135,14 @@ class Session:
         for key, spec in heavy.items():
             cpus = spec.num_cpus if spec.num_cpus is not None else (0 if local else 1)
             where = (spec.replicas, cpus, spec.num_gpus, spec.scheduling_strategy, spec.runtime_env)
-            pools[key] = Pool(f"agent {spec.name!r}", _Factory(spec.pool_settings), *where)
+            limits = {"timeout": spec.step_timeout, "overruns": spec.overruns, "paid": spec.price is not None}
+            pools[key] = Pool(f"agent {spec.name!r}", _Factory(spec.pool_settings), *where, **limits)
             self._actors += pools[key].hosts
         out = {}
         for key, spec in heavy.items():
-            facts = pools[key].facts()
             # At most half of an agent's talks in a call: while it works on one half, the others have the second.
             most = min(spec.max_batch, -(-talks[key] // 2) or 1)
-            out[key] = (spec.name, pools[key].hosts, facts["overlaps"], facts["bids"], most)
+            out[key] = pools[key].parts(most)
         return out
 
     def hold(self, watch: Watch) -> None:

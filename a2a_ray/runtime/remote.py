@@ -1,0 +1,66 @@
+"""An agent whose replicas are Ray actors, as conversations see it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from a2a_ray.core.message import Message
+from a2a_ray.runtime.dispatch import Dispatcher
+
+
+class RemoteAgent:
+    """An agent whose replicas are Ray actors; itself an `Agent`. Made by `remote`, or by a run for its heavy agents.
+
+    One call is in flight per replica, and everything that waits meanwhile goes with the next one; questions to an agent
+    whose step is asynchronous overlap. A replica that dies is started again; `Dispatcher` says what becomes of its
+    questions.
+
+    parts: the name, the actors, what `AgentHost.setup` told, and the most messages in a call.
+    """
+
+    placement = "worker"
+
+    def __init__(self, name: str, replicas: Sequence[Any], facts: Mapping[str, Any], max_batch: int = 64) -> None:
+        self.name = name
+        self.paid: bool = facts["paid"]
+        self.stateful: bool = facts["stateful"]
+        self._parts = (name, tuple(replicas), facts, max_batch)
+        self._states: dict[str, Any] = {}
+        self._dispatchers: dict[asyncio.AbstractEventLoop, Dispatcher] = {}
+        if facts["bids"]:
+            self.bid = self._bid
+
+    async def step(self, message: Message) -> Message:
+        """The answer of one of the replicas. Raises AgentError; LostCall where a paid call was in flight."""
+        answer: Message = await self._dispatcher().ask("step", message)
+        if self.stateful:
+            self._states[message.conversation] = answer.metadata.get("state")
+        return answer
+
+    async def _bid(self, message: Message) -> float:
+        bid: float = await self._dispatcher().ask("bid", message)
+        return bid
+
+    def restore(self, conversation: str, state: Any) -> None:
+        """Gives the newest state of a conversation that goes on: `metadata["state"]` of the agent's last answer."""
+        if self.stateful:
+            self._states[conversation] = state
+            for dispatcher in self._dispatchers.values():
+                dispatcher.forget(conversation)
+
+    def forget(self, conversation: str) -> None:
+        """Lets the replicas drop what they hold of a conversation that is over. Nothing where the agent is stateless."""
+        if self.stateful:
+            self._states.pop(conversation, None)
+            for dispatcher in self._dispatchers.values():
+                dispatcher.forget(conversation)
+
+    def _dispatcher(self) -> Dispatcher:
+        loop = asyncio.get_running_loop()
+        found = self._dispatchers.get(loop)
+        if found is None:
+            self._dispatchers = {k: v for k, v in self._dispatchers.items() if not k.is_closed()}
+            found = self._dispatchers[loop] = Dispatcher(*self._parts, self._states)
+        return found
