@@ -26,7 +26,7 @@ fi; \
 "$$python" -m venv --clear $(1) || { echo "$$python cannot make a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
 endef
 
-.PHONY: help setup demo test lint bench bench-setup lsa-weights tiny-models clean
+.PHONY: help setup demo test lint bench chaos bench-setup lsa-weights tiny-models clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -57,6 +57,12 @@ bench: setup  ## all benchmarks; each ends with one JSON object
 	  if [[ " $(WITH_PEERS) " == *" $$script "* && -e $(BENCH_STAMP) ]]; then python=$(BENCH)/python; fi; \
 	  printf '%s ' "$$script"; "$$python" "$$script" | tail -n 1; \
 	done
+
+chaos: setup  ## the long forms of killing processes and nodes of a run (some minutes each)
+	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos --driver 5
+	@if command -v redis-server >/dev/null; then $(BIN)/python -m tests.chaos --redis --kills 5 --kinds gcs Worker; \
+	else echo "no redis-server: killing Ray's head is left out"; fi
 
 bench-setup: $(BENCH_STAMP)  ## the frameworks that we compare with, in .venv-bench
 

@@ -46,6 +46,12 @@ Source = Annotated[str, typer.Argument(metavar="RUN|FILE.jsonl", help="A run, or
 Storage = Annotated[str, typer.Option(metavar="DIR|URI", help="Where runs are kept: a folder or an object store.")]
 Workers = Annotated[int | None, typer.Option(metavar="N", min=1, help="Worker actors that hold conversations.")]
 Address = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster to use; a local Ray by default.")]
+OnFailure = Annotated[
+    str,
+    typer.Option(
+        metavar="restore|raise", help="When a process or node of the run dies: replace it, or end the run (resumable)."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
 EmbedderName = Annotated[
     str, typer.Option("--embedder", metavar="NAME|none", help="Sentence-embedding model, or none (word measures only).")
@@ -112,6 +118,7 @@ def run(
     storage: Storage = "runs",
     workers: Workers = None,
     address: Address = None,
+    on_failure: OnFailure = "restore",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and start nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -129,7 +136,7 @@ def run(
     from a2a_ray.runtime.run import run_many
 
     with resumable():
-        done = run_many(experiment, storage=storage, workers=workers, address=address)
+        done = run_many(experiment, storage=storage, workers=workers, address=address, on_failure=_policy(on_failure))
     finish(done, as_json)
 
 
@@ -138,6 +145,7 @@ def resume(
     path: RunPath,
     workers: Workers = None,
     address: Address = None,
+    on_failure: OnFailure = "restore",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Let failed conversations go on too.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -145,7 +153,7 @@ def resume(
     from a2a_ray.runtime.run import resume as go_on
 
     with resumable():
-        done = go_on(path, workers=workers, address=address, retry_failed=retry_failed)
+        done = go_on(path, workers=workers, address=address, on_failure=_policy(on_failure), retry_failed=retry_failed)
     finish(done, as_json)
 
 
@@ -262,6 +270,12 @@ def export(
     check_folder(out)
     count = write_jsonl(open_run(path).transcripts(), out)
     say(f"Wrote {count} conversations to {out}")
+
+
+def _policy(on_failure: str) -> Any:
+    if on_failure not in ("restore", "raise"):
+        raise BadInput(f"--on-failure: {on_failure!r}; expected restore or raise")
+    return on_failure
 
 
 def finish(run: Run, as_json: bool) -> None:
