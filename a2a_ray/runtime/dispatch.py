@@ -100,6 +100,7 @@ class Dispatcher:
         self._number = 0
         self._scheduled = False
         self._none_since: float | None = None
+        self._reason = ""  # why a replica went away last
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
@@ -157,8 +158,10 @@ class Dispatcher:
                     break
                 self._start(replica, batch)
         for replica in self._replicas:
-            if replica.open and not replica.calls and not replica.away:
+            if replica.open and not replica.calls:
                 self._start(replica, [])  # only to wait for answers
+        if all(r.away for r in self._replicas):
+            self._give_up()
 
     def _take(self, waiting: Lines, share: int) -> list[Asked]:
         line = max(waiting.values(), key=len)
@@ -287,7 +290,8 @@ class Dispatcher:
         if self._none_since is None and all(r.away for r in self._replicas):
             self._none_since = time.monotonic()
         self._move()
-        self._spawn(self._revive(replica, reason))
+        self._reason = reason
+        self._spawn(self._revive(replica))
 
     def _move(self) -> None:
         """Finds replicas for what waits in the lines of those that are away."""
@@ -295,7 +299,7 @@ class Dispatcher:
             for asked in [a for r in self._replicas if r.away for a in _emptied(r.waiting)]:
                 self._queue(asked)
 
-    async def _revive(self, replica: Replica, reason: str) -> None:
+    async def _revive(self, replica: Replica) -> None:
         """Looks at a replica that is away until it is back."""
         pause, longest = PAUSES
         back = False
@@ -310,28 +314,25 @@ class Dispatcher:
                     await replica.handle.setup.remote()
                     back = True
             except RayTaskError as error:
-                reason = _line(error.cause)
-            except ActorDiedError as error:
-                replica.gone, reason = True, _line(error)
+                self._reason = _line(error.cause)
             except (RayError, TimeoutError) as error:
-                reason = _line(error)
+                replica.gone = isinstance(error, ActorDiedError)
+                self._reason = _line(error)
             finally:
                 replica.loading = False
-            if not back:
-                self._give_up(reason)
+            self._schedule()
         if back:
             replica.away, self._none_since = False, None
             self._move()
-            self._schedule()
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self) -> None:
         """Fails what waits where no replica is coming back, or none was back for long."""
         since = self._none_since
         late = since is not None and time.monotonic() - since > AWAY_SECONDS
         if all(r.gone for r in self._replicas):
-            sentence = f"all of its processes have died: {reason}"
+            sentence = f"all of its processes have died: {self._reason}"
         elif late and not any(r.loading for r in self._replicas):
-            sentence = f"none of its processes has answered for {AWAY_SECONDS:g} s: {reason}"
+            sentence = f"none of its processes has answered for {AWAY_SECONDS:g} s: {self._reason}"
         else:
             return
         waiting = [a for r in self._replicas for a in _emptied(r.waiting)]
