@@ -17,8 +17,8 @@ from a2a_ray.runtime.cluster import await_placed, started_locally
 from a2a_ray.runtime.columns import pack
 from a2a_ray.runtime.experiment import AgentSpec, Experiment, Task
 from a2a_ray.runtime.pool import Pool
+from a2a_ray.runtime.reading import table_uri
 from a2a_ray.runtime.recorder import Recorder
-from a2a_ray.runtime.store import table_uri
 from a2a_ray.runtime.worker import CONTROL, Outcome, Worker
 
 IN_FLIGHT = 512
