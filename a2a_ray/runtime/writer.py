@@ -117,7 +117,7 @@ class Writer:
 
     def _retried(self, action: Callable[[], T]) -> T:
         """The result of the action with the table open; after a conflict, or while an object store fails, again."""
-        from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
+        from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
         def once() -> T:
             try:
@@ -129,7 +129,7 @@ class Writer:
                 raise
 
         retry = retry_if_exception(self._passes)
-        wait = wait_exponential_jitter(0.05, 5.0, jitter=0.1)
+        wait = wait_random_exponential(0.1, 5.0)
         try:
             return Retrying(stop=stop_after_delay(RETRY_SECONDS), wait=wait, retry=retry, reraise=True)(once)
         except StorageError:
