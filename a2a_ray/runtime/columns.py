@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.message import EMPTY, Message
 from a2a_ray.core.transcript import Transcript
 
-OPENING, END = "opening", "end"
-"""Kinds of row that only the store knows: turn 0, and the row after the last turn that says how it ended."""
+OPENING, END, CALL = "opening", "end", "call"
+"""Kinds of row that only the store knows: turn 0; the row after the last turn that says how it ended; the ledger's row
+of a call to a paid agent, written before the call is sent."""
 
 SCHEMA = pa.schema(
     [
@@ -31,7 +33,11 @@ SCHEMA = pa.schema(
         ("created_at", pa.timestamp("us", tz="UTC")),
     ]
 )
-"""Columns of the turns table, one row a record; its key is (conversation, turn, kind)."""
+"""Columns of the turns table, one row a record. The key of an opening or of what was said is (conversation, turn). Rows
+of kind "end" and "call" can be several for one turn, told apart by their mark (see `marked`)."""
+
+MARK = r'^\{"attempt": (?P<attempt>\d+)(?:, "by": "(?P<by>[^"]*)")?'
+"""How the stored metadata of rows of kind "end" and "call" begins. Older runs have ends without it: attempt 0."""
 
 
 def to_batch(rows: Sequence[Message]) -> pa.RecordBatch:
@@ -84,6 +90,21 @@ def end_row(transcript: Transcript, time: float) -> Message:
         how["verdicts"] = [[turn, name, verdict_to_dict(v)] for turn, name, v in _changes(transcript)]
     turn = len(transcript) + 1
     return Message(transcript.id, turn, "", transcript.reason, metadata=how, created_at=time, kind=END)
+
+
+def call_row(asked: Message, agent: str, method: str, attempt: int, time: float) -> Message:
+    """The ledger's row of a call to a paid agent. method: "step" or "bid"; attempt: 0, 1, ... in this worker."""
+    how = {"attempt": attempt, "method": method}
+    return Message(asked.conversation, asked.turn, agent, "", seed=asked.seed, metadata=how, created_at=time, kind=CALL)
+
+
+def marked(row: Message, by: str) -> Message:
+    """A row of kind "end" or "call" with its mark: which attempt it is (0 by default), and by whom.
+
+    by: differs between any two that write rows, so that a row that is sent again is known from another's first.
+    """
+    mark = {"attempt": int(row.metadata.get("attempt", 0)), "by": by}
+    return replace(row, metadata=mark | {k: v for k, v in row.metadata.items() if k not in mark})
 
 
 def _changes(transcript: Transcript) -> Iterable[tuple[int, str, Verdict]]:

@@ -3,61 +3,107 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TypeAlias
 
 import pyarrow as pa
 
 from a2a_ray.core.errors import StorageError
-from a2a_ray.core.message import Message
-from a2a_ray.runtime.columns import SCHEMA, to_batch
+from a2a_ray.runtime.writer import Writer
 
-COMPACT_EVERY = 100
-"""Commits between compactions: a commit stays at 8-11 ms then, else it takes 24 ms after 400."""
+_Waiting: TypeAlias = "tuple[pa.RecordBatch | None, asyncio.Future[None]]"
 
 
 class Recorder:
-    """Actor. When `append` returns, its batch is committed; what arrives during a commit goes into one next commit."""
+    """Actor. When `append` returns, its batch is committed; what arrives during a commit goes into one next commit.
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri  # absolute: an actor's working folder need not be the driver's
-        self._next: dict[str, int] = {}
-        self._early: dict[tuple[str, int], tuple[pa.RecordBatch, asyncio.Future[None]]] = {}
-        self._ready: list[tuple[pa.RecordBatch, asyncio.Future[None]]] = []
+    uri: of the turns table, absolute: an actor's working folder need not be the driver's.
+    epoch: of the driver's lease; a recorder of an older epoch is refused by the table from then on.
+
+    It can be killed at any moment and started again: a new one reads which keys are on record, so rows that are sent
+    again are recognised, in whatever groups they come.
+    """
+
+    def __init__(self, uri: str, epoch: int = 0) -> None:
+        self._writer = Writer(uri, epoch)
+        self._writing = asyncio.Lock()
+        self._opened = False
+        self._streams: dict[str, _Stream] = {}
+        self._fenced: set[str] = set()
+        self._ready: list[_Waiting] = []
         self._committing: asyncio.Task[None] | None = None
-        self._error: str | None = None
-        self._commits = self._rows = 0
+        self._error: StorageError | None = None
         self._seconds = 0.0
 
     async def ready(self) -> bool:
-        """That the actor lives."""
+        """Returns when the table is open. Raises StorageError where it cannot be, or another driver has the run."""
+        self._check()
+        if not self._opened:
+            async with self._writing:
+                try:
+                    await asyncio.to_thread(self._writer.open)
+                except StorageError as error:
+                    self._error = error
+                    raise
+            self._opened = True
         return True
 
-    async def append(self, worker: str, number: int, batch: pa.RecordBatch) -> None:
+    async def append(self, worker: str, epoch: int, number: int, batch: pa.RecordBatch) -> None:
         """Returns when the worker's batch of this number, and all before it, are committed. Raises StorageError.
 
         Async actors see calls out of order, so batches are put in the worker's own order by their numbers: what is
-        committed of a conversation has no gap.
+        committed of a conversation has no gap. A worker that lost a recorder sends again what was not acknowledged,
+        with a higher epoch of its own and numbers from 0.
         """
-        if self._error:
-            raise StorageError(self._error)
+        self._check()
+        if worker in self._fenced:
+            raise StorageError(f"{worker} was given up for dead; its conversations were given to another worker")
+        stream = self._streams.setdefault(worker, _Stream(epoch))
+        if epoch > stream.epoch:
+            stream.refuse(f"{worker} has sent it again")
+            stream = self._streams[worker] = _Stream(epoch)
+        elif epoch < stream.epoch:
+            raise StorageError(f"{worker} has sent it again")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._early[worker, number] = (batch, future)
-        due = self._next.get(worker, 0)
-        while (worker, due) in self._early:
-            self._ready.append(self._early.pop((worker, due)))
-            due += 1
-        self._next[worker] = due
-        if self._committing is None and self._ready:
-            self._committing = asyncio.create_task(self._commit_all())
+        stream.early[number] = (batch, future)
+        while stream.due in stream.early:
+            self._ready.append(stream.early.pop(stream.due))
+            stream.due += 1
+        self._go_on()
         await future
 
     async def fence(self, worker: str) -> None:
-        while self._committing is not None:
-            await asyncio.sleep(0.01)
+        """Returns when all that came from the worker is committed; what comes from it later is refused.
+
+        For a dead worker, before its conversations are given to another: what it had sent may still be on its way.
+        Raises StorageError.
+        """
+        self._check()
+        self._fenced.add(worker)
+        if worker in self._streams:
+            self._streams.pop(worker).refuse(f"{worker} was given up for dead")
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ready.append((None, future))
+        self._go_on()
+        await future
 
     async def stats(self) -> dict[str, float]:
-        """Rows and commits so far, and the seconds that commits took."""
-        return {"rows": self._rows, "commits": self._commits, "seconds": self._seconds}
+        """Rows and commits so far, rows that came again, and the seconds that commits took (compactions included)."""
+        writer = self._writer
+        return {"rows": writer.rows, "commits": writer.commits, "again": writer.again, "seconds": self._seconds}
+
+    async def close(self) -> None:
+        """Compacts the table, once all is committed; nothing can be written afterwards."""
+        async with self._writing:
+            self._error = self._error or StorageError("the run has ended; its recorder is closed")
+            await asyncio.to_thread(self._writer.close)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _go_on(self) -> None:
+        if self._committing is None and self._ready:
+            self._committing = asyncio.create_task(self._commit_all())
 
     async def _commit_all(self) -> None:
         loop = asyncio.get_running_loop()
@@ -65,80 +111,47 @@ class Recorder:
             group, self._ready = self._ready, []
             started = loop.time()
             try:
-                await asyncio.to_thread(self._commit, [batch for batch, _ in group])
+                async with self._writing:
+                    self._check()
+                    batches = [batch for batch, _ in group if batch is not None]
+                    refused = iter(await asyncio.to_thread(self._writer.write, batches) if batches else ())
             except Exception as error:
-                reason = str(error).splitlines()[0][:300]
-                self._error = f"the turns cannot be written: {reason}; mend the storage, then resume"
-                waiting = [f for _, f in (*group, *self._ready, *self._early.values())]
-                for future in waiting:
-                    future.set_exception(StorageError(self._error))
-                self._ready, self._early = [], {}
+                if not isinstance(error, StorageError):
+                    error = StorageError(f"the recorder failed: {error!r}")
+                self._fail(error, group)
                 break
             self._seconds += loop.time() - started
             for batch, future in group:
-                self._rows += batch.num_rows
-                future.set_result(None)
+                _settle(future, None if batch is None else next(refused))
         self._committing = None
 
-    def _commit(self, batches: list[pa.RecordBatch]) -> None:
-        from deltalake import DeltaTable, write_deltalake
-
-        write_deltalake(self._uri, pa.Table.from_batches(batches, SCHEMA), mode="append")
-        self._commits += 1
-        if self._commits % COMPACT_EVERY == 0:
-            DeltaTable(self._uri).optimize.compact()
-
-
-class Recording:
-    """A worker's side of the recorder: collects rows and sends them in batches, a bounded number of them unanswered."""
-
-    def __init__(self, recorder: Any, worker: str, rows: int = 5000, unanswered: int = 12) -> None:
-        self._recorder, self._worker, self._limit = recorder, worker, rows
-        self._rows: list[Message] = []
-        self._number = 0
-        self._pending: set[asyncio.Future[None]] = set()
-        self._unanswered = unanswered
-        self._error: BaseException | None = None
-
-    def add(self, row: Message) -> bool:
-        """Keeps the row; True when it is time to `send`."""
-        self._rows.append(row)
-        return len(self._rows) >= self._limit
-
-    async def send(self) -> None:
-        """Sends what was collected; waits only while too many batches are unanswered. Raises StorageError."""
-        if self._rows:
-            rows, self._rows = self._rows, []
-            batch = to_batch(rows)  # before the number is taken: the recorder waits for every number
-            number, self._number = self._number, self._number + 1
-            call = self._recorder.append.remote(self._worker, number, batch)
-            self._pending.add(asyncio.ensure_future(_answer(call)))
-        if len(self._pending) >= self._unanswered:
-            await asyncio.wait(self._pending, return_when=asyncio.FIRST_COMPLETED)
-        self._collect()
-
-    async def flush(self) -> None:
-        """Sends what is left and waits until everything sent so far is committed. Raises StorageError."""
-        await self.send()
-        if self._pending:
-            await asyncio.wait(set(self._pending))
-        self._collect()
-
-    def _collect(self) -> None:
-        done = {f for f in self._pending if f.done()}
-        self._pending -= done
-        for future in done:
-            self._error = self._error or future.exception()
-        if self._error is not None:  # once failed, for good: whoever sends or flushes next must know
-            raise self._error
+    def _fail(self, error: StorageError, group: list[_Waiting]) -> None:
+        """Once failed, for good: nobody may believe that later turns are kept where earlier ones are not."""
+        self._error = error
+        for _, future in (*group, *self._ready):
+            _settle(future, error)
+        for stream in self._streams.values():
+            stream.refuse(str(error))
+        self._ready = []
 
 
-async def _answer(call: Any) -> None:
-    from ray.exceptions import RayActorError, RayTaskError
+class _Stream:
+    """What came from one worker: the number that is due, and batches that came before their turn."""
 
-    try:
-        await call
-    except RayTaskError as error:
-        raise StorageError(str(error.cause)) from None
-    except RayActorError as error:
-        raise StorageError(f"the recorder process died: {str(error).splitlines()[0]}") from None
+    def __init__(self, epoch: int) -> None:
+        self.epoch, self.due = epoch, 0
+        self.early: dict[int, _Waiting] = {}
+
+    def refuse(self, sentence: str) -> None:
+        for _, future in self.early.values():
+            _settle(future, StorageError(sentence))
+        self.early = {}
+
+
+def _settle(future: asyncio.Future[None], error: StorageError | None) -> None:
+    if future.done():  # its caller has gone
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

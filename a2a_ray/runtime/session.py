@@ -15,12 +15,13 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from a2a_ray.core.errors import A2AError, BadInput, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
 from a2a_ray.runtime.cluster import await_placed, started_locally
-from a2a_ray.runtime.columns import end_row, pack, to_batch
+from a2a_ray.runtime.columns import end_row, marked, pack, to_batch
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
 from a2a_ray.runtime.plan import Chunk, Outcome, Plan, Progress
 from a2a_ray.runtime.pool import Pool
+from a2a_ray.runtime.reading import table_uri
 from a2a_ray.runtime.recorder import Recorder
-from a2a_ray.runtime.store import open_run, table_uri
+from a2a_ray.runtime.store import open_run
 from a2a_ray.runtime.suspects import ALONE_DEATHS, Suspects
 from a2a_ray.runtime.worker import CONTROL, Worker
 
@@ -76,7 +77,7 @@ class Post:
 class Session:
     """The actors of one run, from start to end.
 
-    on_failure: "restore" replaces what dies and goes on, "raise" ends with StorageError.
+    on_failure: "restore" replaces what dies and goes on, "raise" ends with StorageError. epoch: of the driver's lease.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Session:
         plan: Plan,
         workers: int | None,
         on_failure: OnFailure = "restore",
+        epoch: int = 0,
     ) -> None:
         self._path, self._experiment, self._plan, self._on_failure = path, experiment, plan, on_failure
         self._actors: list[Any] = []
@@ -102,7 +104,7 @@ class Session:
         try:
             actor: Any = ray.remote  # its types know neither these options nor the methods of what it makes
             options = {"num_cpus": 0, "max_task_retries": 0, "max_restarts": -1 if on_failure == "restore" else 0}
-            self._recorder = actor(Recorder).options(**options).remote(table_uri(path))
+            self._recorder = actor(Recorder).options(**options).remote(table_uri(path), epoch)
             self._actors.append(self._recorder)
             pools = self._start_pools(heavy, talks, local)
             fitting = 1 if heavy else max(1, int(ray.available_resources().get("CPU", 1)))
@@ -277,9 +279,9 @@ class Session:
             " with retry_failed"
         )
         log.error("%s: conversation %s is set aside: %s", self._path, task.id, transcript.error)
-        row = to_batch([end_row(transcript, time.time())])
         name = f"driver-{uuid4().hex[:12]}"
-        self._ask_recorder(lambda: self._recorder.append.remote(name, 0, row))
+        row = to_batch([marked(end_row(transcript, time.time()), name)])
+        self._ask_recorder(lambda: self._recorder.append.remote(name, 0, 0, row))
         self._plan.count([Outcome(task, FAILED, len(transcript.messages))])
 
     def _ask_recorder(self, ask: Callable[[], Any]) -> Any:

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from a2a_ray.core.contracts import Verdict
-from a2a_ray.core.errors import BadInput, StorageError, unknown
+from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.message import ASIDE, Message
 from a2a_ray.core.transcript import RUNNING, Transcript
-from a2a_ray.runtime.columns import END, OPENING, SCHEMA, from_table
-from a2a_ray.runtime.experiment import Experiment, Task
-
-if TYPE_CHECKING:
-    from deltalake import DeltaTable
+from a2a_ray.runtime.columns import CALL, END, OPENING, from_table
+from a2a_ray.runtime.committed import BESIDE, attempts
+from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.runtime.reading import filesystem, reason, turns_of
 
 MANIFEST = "manifest.json"
+_RANKED = pa.array([OPENING, CALL, END])
+"""Order of rows within one turn; what was said comes after them."""
 
 
 class Run:
@@ -48,27 +49,25 @@ class Run:
         return Experiment.parse(self.manifest["experiment"], f"{self.path}/{MANIFEST}")
 
     @cached_property
-    def tasks(self) -> dict[str, Task]:
-        """Every conversation of the run, by id."""
-        return {task.id: task for task in self.experiment.tasks()}
-
-    @cached_property
     def rows(self) -> pa.Table:
-        """Every row of the store, openings and ends included, sorted by conversation and turn, each key once."""
-        return _sorted(_read(self.path))
+        """Every row of the store, openings, ends and the ledger's calls included, sorted by conversation and turn."""
+        return _sorted(self._table().to_table())
 
     @cached_property
     def turns(self) -> pa.Table:
         """What was said (bids, combinations and nudges included), by conversation and turn; columns as in SCHEMA."""
-        kind = self.rows.column("kind")
-        return self.rows.filter(pc.and_(pc.not_equal(kind, OPENING), pc.not_equal(kind, END)))
+        return self.rows.filter(~pc.field("kind").isin([OPENING, END, CALL]))
 
-    def transcripts(self, ids: Any = None) -> Iterator[Transcript]:
-        """Every conversation that was begun, in order of id."""
+    def transcripts(self, ids: Iterable[str] | None = None) -> Iterator[Transcript]:
+        """Every conversation that was begun, or those of these ids that were, in order of id.
+
+        With ids, only their rows are read into memory.
+        """
+        wanted = pc.field("kind") != CALL
+        if ids is not None:
+            wanted &= pc.field("conversation").isin(list(ids))
         rows: list[Message] = []
-        for message in from_table(self.rows):
-            if ids is not None and message.conversation not in ids:
-                continue
+        for message in from_table(_sorted(self._table().to_table(filter=wanted))):
             if rows and rows[0].conversation != message.conversation:
                 yield self._transcript(rows)
                 rows = []
@@ -78,32 +77,56 @@ class Run:
 
     def transcript(self, conversation: str) -> Transcript:
         """One conversation. Raises BadInput, with ids that exist, where there is none of this id."""
-        rows = list(from_table(self.rows.filter(pc.equal(self.rows.column("conversation"), conversation))))
-        if not rows:
-            there = pc.unique(self.rows.column("conversation")).to_pylist()
-            more = f" and {len(there) - 20} more" if len(there) > 20 else ""
-            raise BadInput(unknown("conversation", conversation, there[:20]).rstrip(".") + more + ".")
-        return self._transcript(rows)
+        for transcript in self.transcripts([conversation]):
+            return transcript
+        there = sorted(pc.unique(self._table().to_table(["conversation"]).column("conversation")).to_pylist())
+        more = f" and {len(there) - 20} more" if len(there) > 20 else ""
+        raise BadInput(unknown("conversation", conversation, there[:20]).rstrip(".") + more + ".")
 
     def summary(self) -> dict[str, int]:
         """Counts: conversations planned, done, failed, and turns said (bids, combinations and nudges are none)."""
-        how = [json.loads(m)["status"] for m in self._ends().column("metadata").to_pylist()]
+        table = self._table()
+        how = [end["status"] for end in _ends(table)]
         done, failed = how.count("done"), how.count("failed")
-        said = pc.sum(pc.invert(pc.is_in(self.turns.column("kind"), pa.array(sorted(ASIDE))))).as_py() or 0
-        return {"conversations": len(self.tasks), "done": done, "failed": failed, "turns": said}
+        said = table.count_rows(filter=~pc.field("kind").isin([*sorted(ASIDE), OPENING, END, CALL]))
+        return {"conversations": self.experiment.size()[0], "done": done, "failed": failed, "turns": said}
 
-    def _ends(self) -> pa.Table:
-        """The last row of each conversation that has ended."""
-        if not len(self.rows):
-            return self.rows
-        ids = self.rows.column("conversation").combine_chunks()
-        changes = pc.not_equal(ids.slice(0, len(ids) - 1), ids.slice(1))
-        last = self.rows.filter(pa.concat_arrays([changes, pa.array([True])]))
-        return last.filter(pc.equal(last.column("kind"), END))
+    def ledger(self) -> dict[str, int]:
+        """What is known of the calls to paid agents, each of which is on record before it is sent.
+
+        calls: on record, so no more were made. answered: have their answer on record. perhaps_paid_twice: were made
+        again, since it is not known whether they had reached the agent. unanswered: have no answer on record; they
+        failed, were under way when the run was cut off, or never left. calls is the sum of the three others.
+        """
+        columns = ["conversation", "turn"]
+        table = self._table()
+        calls = table.to_table(columns, filter=pc.field("kind") == CALL)
+        once = calls.group_by(columns).aggregate([])
+        said = table.to_table(columns, filter=~pc.field("kind").isin([OPENING, END, CALL])) if len(calls) else calls
+        answered = once.join(said, columns, join_type="left semi").num_rows if len(calls) else 0
+        return {
+            "calls": len(calls),
+            "answered": answered,
+            "perhaps_paid_twice": len(calls) - len(once),
+            "unanswered": len(once) - answered,
+        }
+
+    def cost(self) -> dict[str, float]:
+        """Sums over the run of every number that answers carry in `usage`: tokens, requests, cost."""
+        total: dict[str, float] = {}
+        for batch in self._table().to_batches(columns=["usage"], filter=pc.field("usage").is_valid()):
+            for text in batch.column("usage").to_pylist():
+                for name, value in json.loads(text).items():
+                    if isinstance(value, int | float) and not isinstance(value, bool):
+                        total[name] = total.get(name, 0) + value
+        return total
+
+    def _table(self) -> pads.Dataset:
+        return turns_of(self.path)
 
     def _transcript(self, rows: list[Message]) -> Transcript:
         id = rows[0].conversation
-        task = self.tasks[id]
+        task = self.experiment.task(id)
         names = tuple(a.name for a in self.experiment.cells[task.cell].agents)
         metadata: dict[str, Any] = {"cell": task.cell, "opening": task.opening, "repeat": task.repeat}
         if changes := self.experiment.changes[task.cell]:
@@ -136,7 +159,7 @@ def open_run(path: str | Path) -> Run:
         there = f" There is: {', '.join(names[-20:])}." if names else " a2a-ray ls lists runs."
         if "://" not in location and not Path(location).exists():
             raise BadInput(f"{location}: there is no such run or file.{there}") from None
-        raise BadInput(f"{location}: not a run (no readable {MANIFEST} in it: {_reason(error)}).{there}") from None
+        raise BadInput(f"{location}: not a run (no readable {MANIFEST} in it: {reason(error)}).{there}") from None
     return Run(location, manifest)
 
 
@@ -173,7 +196,7 @@ def create_run(experiment: Experiment, storage: str | Path) -> Run:
             file.write(json.dumps(manifest, indent=1).encode())
     except (OSError, pa.ArrowInvalid) as error:
         raise BadInput(
-            f"storage: {storage}: cannot write there: {_reason(error)}; choose another with --storage"
+            f"storage: {storage}: cannot write there: {reason(error)}; choose another with --storage"
         ) from None
     return Run(path, manifest)
 
@@ -198,23 +221,10 @@ def _own_folder(base: str) -> str:
 
 def remove_run(run: Run) -> None:
     """Takes away a run in which nothing was said."""
-    if not len(run.rows):
+    if not turns_of(run.path).count_rows():
         fs, root = filesystem(run.path)
         with contextlib.suppress(OSError):
             fs.delete_dir(root)
-
-
-def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow file system of a folder or URI, and the path in it."""
-    if "://" in path:
-        fs, root = pafs.FileSystem.from_uri(path)
-        return fs, root
-    return pafs.LocalFileSystem(), str(Path(path).absolute())
-
-
-def table_uri(path: str) -> str:
-    """Where the Delta table of a run lies."""
-    return f"{path}/turns" if "://" in path else str(Path(path).absolute() / "turns")
 
 
 def versions() -> dict[str, str]:
@@ -230,33 +240,39 @@ def versions() -> dict[str, str]:
     return out
 
 
-def _read(path: str) -> pa.Table:
-    from deltalake import DeltaTable
-    from deltalake.exceptions import DeltaError, TableNotFoundError
-
-    try:
-        table: DeltaTable = DeltaTable(table_uri(path))
-        names = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
-        fs, root = filesystem(path)
-        # Not by the table's own reader: its file system is a Python object, which Arrow's threads may still let go of
-        # when the interpreter has ended; the process is aborted then.
-        files = [f"{root}/turns/{name}" for name in names]
-        return pads.dataset(files, SCHEMA, "parquet", fs).to_table() if files else SCHEMA.empty_table()
-    except TableNotFoundError:
-        return SCHEMA.empty_table()
-    except (DeltaError, OSError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{path}: cannot read its turns: {_reason(error)}") from error
+def _ends(table: pads.Dataset) -> list[dict[str, Any]]:
+    """How each conversation that has ended did: the newest end; one that was retried goes on after its end."""
+    said = table.to_table(["conversation", "turn"], filter=~pc.field("kind").isin(BESIDE))
+    last = said.group_by("conversation").aggregate([("turn", "max")])
+    turns = dict(zip(last.column("conversation").to_pylist(), last.column("turn_max").to_pylist(), strict=True))
+    ends = _sorted(table.to_table(filter=pc.field("kind") == END))
+    keys = zip(ends.column("conversation").to_pylist(), ends.column("turn").to_pylist(), strict=True)
+    metadata = ends.column("metadata").to_pylist()
+    newest = {id: how for (id, turn), how in zip(keys, metadata, strict=True) if turn > turns.get(id, -1)}
+    return [json.loads(how) for how in newest.values()]
 
 
 def _sorted(table: pa.Table) -> pa.Table:
-    """Sorted by conversation and turn; of equal keys (a row sent twice) the newest is kept."""
-    table = table.sort_by([("conversation", "ascending"), ("turn", "ascending"), ("created_at", "ascending")])
+    """In the order of what happened; of equal keys (runs of older versions may have a row twice) the newest is kept.
+
+    Within one turn: opening, calls, an end (after which a conversation can go on), what was said. Attempts decide among
+    ends, whatever the clocks said.
+    """
     if len(table) < 2:
         return table
-    keys = [table.column(name).combine_chunks() for name in ("conversation", "turn", "kind")]
-    equal = [pc.equal(key.slice(0, len(key) - 1), key.slice(1)) for key in keys]
-    superseded = pc.and_(pc.and_(equal[0], equal[1]), equal[2])
-    return table.filter(pa.concat_arrays([pc.invert(superseded), pa.array([True])]))
+    ids = table.column("conversation").combine_chunks().dictionary_encode()
+    place = np.empty(len(ids.dictionary), np.int64)
+    place[pc.sort_indices(ids.dictionary).to_numpy()] = np.arange(len(place))
+    rank = pc.fill_null(pc.index_in(table.column("kind"), _RANKED), 3).to_numpy().astype(np.int64)
+    turn = table.column("turn").to_numpy().astype(np.int64)
+    key = place[ids.indices.to_numpy()] << 34 | turn << 2 | rank
+    attempt = np.zeros(len(table), np.int64)
+    beside = np.flatnonzero((rank == 1) | (rank == 2))
+    marks = pc.struct_field(attempts(table.column("metadata").take(pa.array(beside))), "attempt")
+    attempt[beside] = pc.fill_null(pc.cast(marks, pa.int64()), 0).to_numpy()
+    order = np.lexsort((table.column("created_at").cast(pa.int64()).to_numpy(), attempt, key))
+    equal = (np.diff(key[order]) == 0) & (np.diff(attempt[order]) == 0) & (rank[order][1:] != 1)
+    return table.take(pa.array(order[np.append(~equal, True)]))
 
 
 def _git_commit() -> str | None:
@@ -266,8 +282,3 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return out.stdout.strip()
-
-
-def _reason(error: BaseException) -> str:
-    number = getattr(error, "errno", None)
-    return os.strerror(number) if number else str(error).split("\n")[0] or type(error).__name__

@@ -20,7 +20,7 @@ from a2a_ray.runtime.columns import end_row, opening_row, unpack
 from a2a_ray.runtime.experiment import Experiment, Task
 from a2a_ray.runtime.plan import Outcome
 from a2a_ray.runtime.pool import RemoteAgent
-from a2a_ray.runtime.recorder import Recording
+from a2a_ray.runtime.recording import Recording
 
 CONTROL = "control"
 """Concurrency group of what must be answered while a light agent computes: it has an event loop of its own."""
