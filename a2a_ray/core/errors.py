@@ -5,7 +5,8 @@
     │   └── MissingExtra  an optional package is not installed; the message is the install command
     ├── AgentError        one agent's step failed; its conversation is kept and marked failed
     │   ├── BadAnswer     the step gave None, NaN, or a value of the wrong type or shape
-    │   └── ContextTooSmall  what must be shown does not fit the model's context
+    │   ├── ContextTooSmall  what must be shown does not fit the model's context
+    │   └── LostCall      the process that worked on the call died; whether it was made is not known
     ├── StorageError      turns could not be written or read; what was acknowledged is there
     └── PlacementError    the cluster cannot place what the run asks for; the message says what is missing
 
@@ -40,6 +41,11 @@ class BadAnswer(AgentError):
 
 class ContextTooSmall(AgentError):
     """The part of the conversation that must be shown does not fit the model's context."""
+
+
+class LostCall(AgentError):
+    """The process that worked on the call died; whether it was made is not known. Only a paid agent's call is lost:
+    others are asked again."""
 
 
 class StorageError(A2AError):

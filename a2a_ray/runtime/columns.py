@@ -13,8 +13,9 @@ from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.message import EMPTY, Message
 from a2a_ray.core.transcript import Transcript
 
-OPENING, END = "opening", "end"
-"""Kinds of row that only the store knows: turn 0, and the row after the last turn that says how it ended."""
+OPENING, END, CALL = "opening", "end", "call"
+"""Kinds of row that only the store knows: turn 0; the row after the last turn that says how it ended; a paid call that
+is about to be made."""
 
 SCHEMA = pa.schema(
     [

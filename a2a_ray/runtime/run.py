@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,13 @@ import ray
 
 from a2a_ray.core.errors import AgentError, BadInput, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
+from a2a_ray.runtime.budget import NOTHING
+from a2a_ray.runtime.calls import attempts_before, spent_before
 from a2a_ray.runtime.cluster import connect
 from a2a_ray.runtime.experiment import Experiment, Task
-from a2a_ray.runtime.session import Progress, Session, Watch
+from a2a_ray.runtime.session import Session, Watch
 from a2a_ray.runtime.store import Run, create_run, open_run, remove_run
+from a2a_ray.runtime.watching import watching
 
 UNREACHABLE = re.compile(r"^__main__:|<lambda>|<locals>")
 """Names of functions and classes that cannot be imported by name elsewhere."""
@@ -29,6 +32,7 @@ def run_many(
     workers: int | None = None,
     address: str | None = None,
     progress: Watch | bool = True,
+    budget: float | Mapping[str, float] | None = None,
 ) -> Run:
     """Holds every conversation of an experiment on Ray and gives the finished run.
 
@@ -37,12 +41,15 @@ def run_many(
     workers: worker actors that hold conversations; as many as fit by default.
     address: a Ray cluster; without it, the Ray that runs in this process, or a new local one (ended afterwards).
     progress: shows a bar (True), nothing (False), or is called with a Progress about twice a second.
+    budget: takes the place of the specification's: money, or a mapping with some of cost, tokens, requests, seconds.
 
-    Conversations that fail are kept with their error; see `run.summary()`. Raises BadInput before anything starts,
+    Conversations that fail are kept with their error; see `run.summary()`. Where the budget is spent first,
+    `run.stopped` says so; `resume(run.path, budget=more)` goes on. Raises BadInput before anything starts,
     PlacementError where the cluster lacks something, AgentError where an agent cannot be set up (no run is left then),
     StorageError where turns cannot be written. After that, or a KeyboardInterrupt, `resume(run.path)` goes on.
     """
     experiment = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
+    experiment = _budgeted(experiment, budget)
     experiment.check()
     _check_workers(workers)
     run = create_run(experiment, storage)
@@ -61,11 +68,13 @@ def resume(
     progress: Watch | bool = True,
     retry_failed: bool = False,
     experiment: Experiment | Mapping[str, Any] | None = None,
+    budget: float | Mapping[str, float] | None = None,
 ) -> Run:
     """Goes on with a run where it stopped: conversations that ended stay, the others continue after their last turn.
 
     retry_failed: failed conversations go on too, with the turn that failed.
     experiment: the specification again, for a run whose agents are Python functions that cannot be imported by name.
+    budget: takes the place of the one that the run was started with; what was spent before is counted.
 
     Raises as `run_many`.
     """
@@ -77,10 +86,11 @@ def resume(
             " resume it from there: resume(path, experiment=the same specification)"
         )
     given = run.experiment if experiment is None else Experiment.parse(experiment)
-    if experiment is not None and given.to_dict() != run.experiment.to_dict():
+    if experiment is not None and _decisive(given) != _decisive(run.experiment):
         raise BadInput(f"{run.path}: was started with another specification; resume it with the one in its manifest")
     if given.openings_digest() != run.manifest["openings_sha256"]:
         raise BadInput(f"{run.path}: its openings have changed since it was started; put the old ones back")
+    given = _budgeted(given, budget)
     _check_workers(workers)
     earlier: dict[str, Transcript] = {}
     ended: set[str] = set()
@@ -94,6 +104,18 @@ def resume(
         return run
     given.check()
     return _hold(run, given, tasks, earlier, workers, address, progress)
+
+
+def _budgeted(experiment: Experiment, budget: float | Mapping[str, float] | None) -> Experiment:
+    if budget is None:
+        return experiment
+    plain = experiment.model_dump(exclude_unset=True)
+    return Experiment.parse({**plain, "budget": budget if isinstance(budget, Mapping) else {"cost": budget}}, "budget")
+
+
+def _decisive(experiment: Experiment) -> dict[str, Any]:
+    """The specification without what cannot change what is said."""
+    return {key: value for key, value in experiment.to_dict().items() if key != "budget"}
 
 
 def _check_workers(workers: int | None) -> None:
@@ -113,8 +135,9 @@ def _hold(
     own, session = False, None
     try:
         own = connect(address)
-        session = Session(run.path, experiment, tasks, workers)
-        with _watching(run, progress) as watch:
+        spent = spent_before(run.turns) if experiment.budget is not None else NOTHING
+        session = Session(run.path, experiment, tasks, workers, spent, attempts_before(run.rows))
+        with watching(Path(run.path).name, progress) as watch:
             session.hold(tasks, earlier, watch)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(run.path) from None  # so that whoever catches it can say what to resume
@@ -125,28 +148,9 @@ def _hold(
             session.end()
         if own:
             ray.shutdown()
-    return open_run(run.path)
-
-
-@contextmanager
-def _watching(run: Run, progress: Watch | bool) -> Iterator[Watch]:
-    """What is called with the progress: the caller's own, nothing, or a bar on standard error."""
-    if progress is not True:
-        yield progress or (lambda _: None)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
-    with Bar(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter)) as bar:
-        task = bar.add_task(Path(run.path).name, text="starting")
-
-        def watch(now: Progress) -> None:
-            rate = now.messages / now.seconds if now.seconds else 0.0
-            failed = f", {now.failed} failed" if now.failed else ""
-            text = f"{now.done}/{now.conversations} talks{failed}, {now.messages:,} turns, {rate:,.0f} turns/s"
-            bar.update(task, total=max(now.expected, 1), completed=now.messages, text=text)
-
-        yield watch
+    done = open_run(run.path)
+    if session.stopped and len(done.tasks) > sum(done.summary()[key] for key in ("done", "failed")):
+        done.stopped = f"{session.stopped}; go on with more: a2a-ray resume {run.path} --budget COST"
+        if progress is True:
+            print(done.stopped, file=sys.stderr)
+    return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,13 +14,19 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from a2a_ray.core.errors import A2AError, BadInput, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
+from a2a_ray.runtime import tracing
+from a2a_ray.runtime.budget import NOTHING, Spent
+from a2a_ray.runtime.calls import Calling, keep_budget
 from a2a_ray.runtime.cluster import await_placed, started_locally
 from a2a_ray.runtime.columns import pack
 from a2a_ray.runtime.experiment import AgentSpec, Experiment, Task
+from a2a_ray.runtime.metrics import exported
 from a2a_ray.runtime.pool import Pool
 from a2a_ray.runtime.recorder import Recorder
 from a2a_ray.runtime.store import table_uri
-from a2a_ray.runtime.worker import CONTROL, Outcome, Worker
+from a2a_ray.runtime.worker import CONTROL, Outcome, Said, Worker
+
+log = logging.getLogger(__name__)
 
 IN_FLIGHT = 512
 """Most conversations that a worker holds at once, where agents are heavy."""
@@ -34,7 +41,11 @@ WATCH_SECONDS = 0.5
 
 
 class Progress(NamedTuple):
-    """How far a run is: `messages` were said since this start of it, of at most `expected`."""
+    """How far a run is: `messages` were said since this start of it, of at most `expected`.
+
+    in_flight: conversations under way. tokens, cost: what calls took since this start; the money is in the currency of
+    the specification's prices.
+    """
 
     conversations: int
     done: int
@@ -42,6 +53,14 @@ class Progress(NamedTuple):
     messages: int
     expected: int
     seconds: float
+    in_flight: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the end, at the rate so far, if every conversation goes to its limit; None before the first message."""
+        return self.seconds * (self.expected - self.messages) / self.messages if self.messages else None
 
 
 Watch = Callable[[Progress], None]
@@ -50,8 +69,18 @@ Watch = Callable[[Progress], None]
 class Session:
     """The actors of one run, from start to end."""
 
-    def __init__(self, path: str, experiment: Experiment, tasks: Sequence[Task], workers: int | None) -> None:
+    def __init__(
+        self,
+        path: str,
+        experiment: Experiment,
+        tasks: Sequence[Task],
+        workers: int | None,
+        spent: Spent = NOTHING,
+        attempts: Mapping[tuple[str, int], int] | None = None,
+    ) -> None:
+        self.stopped = ""
         self._experiment = experiment
+        self._attempts = attempts or {}
         self._actors: list[Any] = []
         self._workers: list[Any] = []
         keys = [[spec.key() for spec in cell.agents] for cell in experiment.cells]
@@ -64,6 +93,12 @@ class Session:
             actor: Any = ray.remote  # its types know neither these options nor the methods of what it makes
             self._recorder = actor(Recorder).options(num_cpus=0, max_task_retries=0).remote(table_uri(path))
             self._actors.append(self._recorder)
+            self._keeper, known = keep_budget(experiment, spent)
+            self._state: Any = None
+            if self._keeper is not None:
+                self._actors.append(self._keeper)
+            name = path.rstrip("/").rpartition("/")[2]
+            calling = Calling(name, self._keeper if known else None, known, exported(), tracing.settings())
             pools = self._start_pools(heavy, talks, local)
             fitting = 1 if heavy else max(1, int(ray.available_resources().get("CPU", 1)))
             count = max(1, min(workers or fitting, len(tasks)))
@@ -71,7 +106,7 @@ class Session:
             cpus = 0 if heavy or local else 1
             kind = actor(concurrency_groups={CONTROL: 1})(Worker).options(num_cpus=cpus, max_task_retries=0)
             self._workers = [
-                kind.remote(f"worker-{i}", experiment, self._recorder, pools, keys, self._in_flight)
+                kind.remote(f"worker-{i}", experiment, self._recorder, pools, keys, self._in_flight, calling)
                 for i in range(count)
             ]
             self._actors += self._workers
@@ -119,8 +154,14 @@ class Session:
                         count.add(ray.get(call))
                         self._give(worker, chunks, earlier, pending)
                 if said.due():
+                    if not self.stopped and self._budget_spent():
+                        chunks.clear()
+                        for worker in self._workers:
+                            worker.stop.remote()
                     watch(count.progress(said.total))
-            watch(count.progress(sum(ray.get([w.said.remote() for w in self._workers]))))
+            if self.stopped:  # by now the last calls are counted
+                self.stopped = ray.get(self._keeper.state.remote(), timeout=WATCH_SECONDS * 20)
+            watch(count.progress(_sum(ray.get([w.said.remote() for w in self._workers]))))
         except KeyboardInterrupt:
             self._stop(pending)
             raise
@@ -130,14 +171,27 @@ class Session:
         except RayActorError as error:
             raise StorageError(f"a worker process died: {str(error).splitlines()[0]}; resume the run") from None
 
-    @staticmethod
+    def _budget_spent(self) -> str:
+        """What of the budget is spent, as far as its keeper has answered; it is asked without waiting for it."""
+        if self._keeper is not None and self._state is None:
+            self._state = self._keeper.state.remote()
+        if self._state is not None and ray.wait([self._state], timeout=0)[0]:
+            call, self._state = self._state, None
+            try:
+                self.stopped = ray.get(call)
+            except RayActorError:  # Ray starts it again
+                log.warning("the process that keeps the budget has died")
+        return self.stopped
+
     def _give(
-        worker: Any, chunks: deque[list[Task]], earlier: Mapping[str, Transcript], pending: dict[Any, Any]
+        self, worker: Any, chunks: deque[list[Task]], earlier: Mapping[str, Transcript], pending: dict[Any, Any]
     ) -> None:
         if chunks:
             chunk = chunks.popleft()
             before = {t.id: pack(earlier[t.id].turns) for t in chunk if t.id in earlier}
-            pending[worker.hold.remote(chunk, before)] = worker
+            ids = {t.id for t in chunk}
+            asked = {key: count for key, count in self._attempts.items() if key[0] in ids}
+            pending[worker.hold.remote(chunk, before, asked)] = worker
 
     def _stop(self, pending: Mapping[Any, Any]) -> None:
         """Lets the turns under way end and be committed, for at most 30 s."""
@@ -157,14 +211,14 @@ class _Polls:
 
     def __init__(self, workers: list[Any]) -> None:
         self._workers = workers
-        self._said = [0] * len(workers)
+        self._said = [Said()] * len(workers)
         self._asked: dict[Any, int] = {}
         self._next = 0.0
 
     @property
-    def total(self) -> int:
-        """Messages said, as far as is known."""
-        return sum(self._said)
+    def total(self) -> Said:
+        """What all of them did, as far as is known."""
+        return _sum(self._said)
 
     def calls(self) -> list[Any]:
         """Questions that are under way."""
@@ -206,10 +260,14 @@ class Tally:
             self._failed += outcome.status == FAILED
             self._expected -= self._limits[outcome.id] - (outcome.messages - self._before.get(outcome.id, 0))
 
-    def progress(self, messages: int) -> Progress:
-        """The progress after so many messages."""
+    def progress(self, said: Said) -> Progress:
+        """The progress now."""
         seconds = time.monotonic() - self._started
-        return Progress(len(self._limits), self._done, self._failed, messages, self._expected, seconds)
+        return Progress(len(self._limits), self._done, self._failed, said[0], self._expected, seconds, *said[1:])
+
+
+def _sum(said: Iterable[Said]) -> Said:
+    return Said(*map(sum, zip(*said, strict=True)))
 
 
 class _Factory:

@@ -22,7 +22,7 @@ from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.errors import BadInput, StorageError, unknown
 from a2a_ray.core.message import ASIDE, Message
 from a2a_ray.core.transcript import RUNNING, Transcript
-from a2a_ray.runtime.columns import END, OPENING, SCHEMA, from_table
+from a2a_ray.runtime.columns import CALL, END, OPENING, SCHEMA, from_table
 from a2a_ray.runtime.experiment import Experiment, Task
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Run:
     def __init__(self, path: str, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self.stopped = ""  # why the start that gave this run ended before all was said, as a sentence
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -61,12 +62,12 @@ class Run:
     def turns(self) -> pa.Table:
         """What was said (bids, combinations and nudges included), by conversation and turn; columns as in SCHEMA."""
         kind = self.rows.column("kind")
-        return self.rows.filter(pc.and_(pc.not_equal(kind, OPENING), pc.not_equal(kind, END)))
+        return self.rows.filter(pc.invert(pc.is_in(kind, pa.array([OPENING, END, CALL]))))
 
     def transcripts(self) -> Iterator[Transcript]:
         """Every conversation that was begun, in order of id."""
         rows: list[Message] = []
-        for message in from_table(self.rows):
+        for message in from_table(self.rows.filter(pc.not_equal(self.rows.column("kind"), CALL))):
             if rows and rows[0].conversation != message.conversation:
                 yield self._transcript(rows)
                 rows = []
@@ -113,7 +114,7 @@ class Run:
                 transcript.status, transcript.reason = row.metadata["status"], str(row.content)
                 transcript.error = row.metadata.get("error", "")
                 transcript.verdicts = [(t, n, Verdict(**v)) for t, n, v in row.metadata.get("verdicts", ())]
-            elif row.kind != OPENING:
+            elif row.kind not in (OPENING, CALL):
                 transcript.append(row)
                 transcript.status = RUNNING
         return transcript

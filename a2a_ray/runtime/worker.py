@@ -16,8 +16,11 @@ from a2a_ray.core.message import Message
 from a2a_ray.core.registry import detectors, protocols, stops
 from a2a_ray.core.stop import StopCondition
 from a2a_ray.core.transcript import FAILED, RUNNING, Transcript
+from a2a_ray.runtime import logs
+from a2a_ray.runtime.calls import Calling, Calls
 from a2a_ray.runtime.columns import end_row, opening_row, unpack
 from a2a_ray.runtime.experiment import Experiment, Task
+from a2a_ray.runtime.gate import Halted
 from a2a_ray.runtime.pool import RemoteAgent
 from a2a_ray.runtime.recorder import Recording
 
@@ -37,6 +40,15 @@ class Outcome(NamedTuple):
     messages: int
 
 
+class Said(NamedTuple):
+    """What a worker did since it began: messages, conversations under way now, tokens and money that calls took."""
+
+    messages: int = 0
+    in_flight: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+
 class Worker:
     """Actor. `keys` names the agents of each cell; `pools` gives what `RemoteAgent` needs for each heavy one.
 
@@ -51,49 +63,70 @@ class Worker:
         pools: Mapping[str, tuple[Any, ...]],
         keys: Sequence[Sequence[str]],
         slots: int,
+        calling: Calling,
     ) -> None:
         # Transcripts are many small objects without cycles: Python's default of a collection every 700 of them takes a
         # quarter of a light turn.
         gc.freeze()
         gc.set_threshold(100_000, 10, 10)
         self._cells, self._keys = experiment.cells, keys
+        logs.name_records(calling.run)
         self._recording = Recording(recorder, name)
+        self._calls = Calls(calling, self._recording)
         self._remote = {key: RemoteAgent(*parts) for key, parts in pools.items()}
         self._parts: dict[int, tuple[list[Any], Any, StopCondition | None, dict[str, Any]]] = {}
         self._light: dict[str, Any] = {}
         self._slots = asyncio.Semaphore(slots)
         self._stopped = False
-        self._said = 0
+        self._in_flight = 0
         self._sender: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def ready(self) -> bool:
         """That the actor lives."""
         return True
 
     @ray.method(concurrency_group=CONTROL)
-    async def said(self) -> int:
-        """Messages said so far."""
-        return self._said
+    async def said(self) -> Said:
+        """What it did so far."""
+        meter = self._calls.meter
+        return Said(meter.turns.total(), self._in_flight, meter.spent.tokens, meter.spent.cost)
 
     @ray.method(concurrency_group=CONTROL)
     async def stop(self) -> None:
         """Ends all conversations after the turns that are under way; they can be resumed."""
         self._stopped = True
+        if self._loop is not None:  # this method has an event loop of its own
+            self._loop.call_soon_threadsafe(self._calls.halt)
 
-    async def hold(self, tasks: Sequence[Task], earlier: Mapping[str, tuple[list[Any], ...]]) -> list[Outcome]:
+    async def hold(
+        self,
+        tasks: Sequence[Task],
+        earlier: Mapping[str, tuple[list[Any], ...]],
+        attempts: Mapping[tuple[str, int], int] | None = None,
+    ) -> list[Outcome]:
         """Holds these conversations; returns when all of their turns are committed. Raises StorageError.
 
-        earlier: packed turns that are in the store already, by conversation.
+        earlier: packed turns that are in the store already, by conversation. attempts: of turns that are not, how often
+        a paid agent was asked for them.
         """
+        self._calls.attempts.update(attempts or {})
+        self._loop = asyncio.get_running_loop()
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_now_and_then())
         outcomes = await asyncio.gather(*(self._hold(t, unpack(earlier.get(t.id, ()))) for t in tasks))
         await self._recording.flush()
+        self._calls.meter.export(self._remote.values())
+        await self._calls.flush()
         return outcomes
 
     async def _hold(self, task: Task, earlier: Sequence[Message]) -> Outcome:
         async with self._slots:
-            return await self._held(task, earlier)
+            self._in_flight += 1
+            try:
+                return await self._held(task, earlier)
+            finally:
+                self._in_flight -= 1
 
     async def _held(self, task: Task, earlier: Sequence[Message]) -> Outcome:
         try:
@@ -101,18 +134,21 @@ class Worker:
         except (Exception, SystemExit) as error:  # an observer's first look, or an agent's set-up
             return await self._never_begun(task, f"{type(error).__name__}: {error}")
         transcript = conversation.transcript
-        recording = self._recording
+        logs.about.set(transcript)
+        recording, turns = self._recording, self._calls.meter.turns
         if not earlier and not self._stopped and recording.add(opening_row(transcript)):
             await recording.send()
         try:
             if not self._stopped:
                 async for message in conversation:
                     if message.kind == "message":
-                        self._said += 1
+                        turns[message.sender] += 1
                     if recording.add(message):
                         await recording.send()
                     if self._stopped:
                         break
+        except Halted:
+            pass  # the conversation can go on when the run is resumed
         except A2AError:
             if transcript.status != FAILED:  # no fault of the conversation but of the store
                 raise
@@ -148,14 +184,14 @@ class Worker:
             agents, options = [], {}
             for spec, key in zip(cell.agents, self._keys[index], strict=True):
                 if spec.heavy:
-                    agents.append(self._remote[key])
+                    agents.append(self._calls.wrapped(self._remote[key], spec))
                     options[spec.name] = spec.turn_settings()
                     continue
                 if key not in self._light:
                     self._light[key] = spec.build()
                     if hasattr(self._light[key], "setup"):
                         self._light[key].setup()
-                agents.append(self._light[key])
+                agents.append(self._calls.wrapped(self._light[key], spec))
             stop: StopCondition | None = None
             for each in cell.stop:
                 condition = stops.build(each, "stop")
@@ -167,3 +203,4 @@ class Worker:
         while True:
             await asyncio.sleep(SEND_SECONDS)
             await self._recording.send()
+            self._calls.meter.export(self._remote.values())
