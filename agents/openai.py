@@ -66,6 +66,7 @@ class OpenAIAgent:
     """
 
     placement = "actor"
+    paid = True
     turn_options = frozenset({"temperature", "top_p", "max_tokens", "stop", "instructions"})
 
     def __init__(

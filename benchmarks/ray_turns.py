@@ -32,7 +32,7 @@ def turns_per_second(conversations: int, turns: int, workers: int, storage: str)
     value = {"agents": agents, "turns": turns, "openings": [opening], "repeats": conversations}
     experiment = Experiment.parse(value)
     run = create_run(experiment, storage)
-    session = Session(run.path, experiment, Plan(experiment), workers)
+    session = Session(run.path, experiment, lambda: Plan(experiment), workers)
     started = time.perf_counter()
     session.hold(lambda _: None)
     count = len(open_run(run.path).turns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
@@ -257,3 +257,32 @@ def random_talk(rng: np.random.Generator, turns: int, words: int = 20) -> list[s
     """Turns of words drawn as often as they come in a language (Zipf's law), from a vocabulary of 2 000."""
     share = 1 / np.arange(3, len(_VOCABULARY) + 3)
     return [" ".join(rng.choice(_VOCABULARY, rng.integers(1, 2 * words), p=share / share.sum())) for _ in range(turns)]
+
+
+# --- budgets
+
+
+class PlannedCall(NamedTuple):
+    """A call that comes to a worker at a time, lasts so many seconds, may take `need` tokens and takes `tokens`."""
+
+    at: float
+    seconds: float
+    need: int
+    tokens: int
+
+
+@st.composite
+def planned_calls(draw: st.DrawFn) -> list[list[PlannedCall]]:
+    """The calls of one to three workers, in order; some come all at once, some now and then."""
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    workers, calls = draw(st.integers(1, 3)), draw(st.integers(1, 12))
+    spread = draw(st.sampled_from([0.0, 1.0, 40.0, 150.0]))
+    longest = draw(st.sampled_from([0.2, 3.0, 20.0]))
+
+    def plan() -> PlannedCall:
+        need = int(rng.integers(1, 400))
+        return PlannedCall(
+            float(rng.uniform(0, spread)), float(rng.uniform(0, longest)), need, int(rng.integers(0, need + 1))
+        )
+
+    return [sorted(plan() for _ in range(calls)) for _ in range(workers)]

@@ -226,7 +226,9 @@ class Dispatcher:
         self._ask_again(replica.close(reply.again))
         if meant not in ("", reply.incarnation):  # it died while no call was in flight, and is back
             replica.holds.clear()
-            self._lose(replica.close([n for n, a in replica.open.items() if a.sent_to == meant]), "it was started again")
+            self._lose(
+                replica.close([n for n, a in replica.open.items() if a.sent_to == meant]), "it was started again"
+            )
         elif reply.again:
             self._leave(replica, reply.problem or "too many of its steps hang")
         replica.alone = replica.alone and bool(replica.open)
@@ -261,7 +263,9 @@ class Dispatcher:
             asked.deaths += 1
             turn = f"turn {asked.message.turn} of {asked.message.conversation!r}"
             if self._paid:
-                sentence = f"its process died while it worked on {turn}; whether the call was made is not known: {reason}"
+                sentence = (
+                    f"its process died while it worked on {turn}; whether the call was made is not known: {reason}"
+                )
                 _settle(asked, LostCall(f"agent {self._name!r}: {sentence}"))
             elif asked.deaths >= DEATHS:
                 sentence = f"its process died {DEATHS} times while it worked on {turn}: {reason}"

@@ -35,7 +35,7 @@ def estimate(experiment: Experiment) -> Estimate:
     assumed: set[str] = set()
     for cell in experiment.cells:
         talks = len(cell.opening_contents) * cell.repeats
-        models = [_model(spec) for spec in cell.agents]
+        models = [spec.inner for spec in cell.agents]
         answers = [_answer(spec, assumed) for spec in models]
         prompts = [
             None if model is spec else len(spec.build().prompt()) // CHARACTERS_PER_TOKEN
@@ -62,12 +62,6 @@ def estimate(experiment: Experiment) -> Estimate:
                 cost = (cost or 0.0) + asks * (shown * spec.price.input + answers[who] * spec.price.output) / 1e6
     conversations, turns = experiment.size()
     return Estimate(conversations, turns, calls, tokens_in, tokens_out, cost, sorted(assumed))
-
-
-def _model(spec: AgentSpec) -> AgentSpec:
-    """The language model that answers for an agent: the one that its `model_agent` describes, or itself."""
-    inner = spec.settings.get("model_agent")
-    return AgentSpec(**{"name": spec.name, **inner}) if isinstance(inner, dict) else spec
 
 
 def _answer(spec: AgentSpec, assumed: set[str]) -> int:

@@ -40,8 +40,18 @@ class Price(BaseModel):
     output: float = Field(0.0, ge=0)
 
 
+class BudgetSpec(BaseModel):
+    """The most that a run may take: money (in the currency of the prices), tokens, requests, and seconds of a start."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    cost: float | None = Field(None, gt=0)
+    tokens: int | None = Field(None, ge=1)
+    requests: int | None = Field(None, ge=1)
+    seconds: float | None = Field(None, gt=0)
+
+
 class AgentSpec(BaseModel):
-    """One agent: its name, its kind, where it runs; every other key is a setting of its kind."""
+    """One agent: its name, its kind, where it runs, what limits its calls; every other key is a setting of its kind."""
 
     model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
     name: str
@@ -56,6 +66,10 @@ class AgentSpec(BaseModel):
     timeout: float | None = Field(None, gt=0, allow_inf_nan=False)
     overruns: int = Field(3, ge=1)
     price: Price | None = None
+    requests_per_minute: float | None = Field(None, ge=1, allow_inf_nan=False)
+    tokens_per_minute: float | None = Field(None, ge=1, allow_inf_nan=False)
+    concurrency: int | None = Field(None, ge=1)
+    endpoint: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -65,7 +79,29 @@ class AgentSpec(BaseModel):
             out["price"] = self.price.model_dump()
         if self.timeout is not None and "timeout" in agent_kinds.keys(self.kind):
             out["timeout"] = self.timeout
+        if self.concurrency is not None and "concurrency" in agent_kinds.keys(self.kind):
+            out["concurrency"] = self.concurrency
         return out
+
+    @property
+    def inner(self) -> AgentSpec:
+        """The language model that answers for the agent: the one that its `model_agent` describes, or itself."""
+        inner = self.settings.get("model_agent")
+        return AgentSpec(**{"name": self.name, **inner}) if isinstance(inner, dict) and "kind" in inner else self
+
+    @property
+    def paid(self) -> bool:
+        """Whether its calls are logged before they are made: it has a price, or its kind is one that costs money."""
+        return any(s.price is not None or getattr(agent_kinds.get(s.kind), "paid", False) for s in (self, self.inner))
+
+    @property
+    def endpoint_key(self) -> str:
+        """What it shares its limits with: `endpoint`, else a server's address and model, else its pool."""
+        inner = self.inner
+        if self.endpoint or inner.endpoint:
+            return str(self.endpoint or inner.endpoint)
+        address = inner.settings.get("base_url"), inner.settings.get("model")
+        return " ".join(map(str, address)) if "base_url" in agent_kinds.keys(inner.kind) else self.key()
 
     @property
     def step_timeout(self) -> float | None:
@@ -123,6 +159,7 @@ class Experiment(BaseModel):
     repeats: int = Field(1, ge=1)
     stop: list[Settings] = []
     observers: list[Settings] = []
+    budget: BudgetSpec | None = None
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
     _source: str = PrivateAttr("specification")
 
@@ -355,5 +392,6 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return expected([first])
     if first["type"] == "extra_forbidden":
-        return f"{place}: " + unknown("key", first["loc"][-1], Price.model_fields)
+        model = BudgetSpec if first["loc"][0] == "budget" else Price
+        return f"{place}: " + unknown("key", first["loc"][-1], model.model_fields)
     return f"{place}: {repr(first['input'])[:60]}; {expected(same)}"

@@ -58,9 +58,7 @@ class AgentHost:
     A process that Ray started again sets its agent up by itself before the first question.
     """
 
-    def __init__(
-        self, factory: bytes, timeout: float | None = None, overruns: int = 3, paid: bool = False
-    ) -> None:
+    def __init__(self, factory: bytes, timeout: float | None = None, overruns: int = 3, paid: bool = False) -> None:
         gc.freeze()  # messages are many small objects without cycles; see Worker
         gc.set_threshold(100_000, 10, 10)
         self._factory = factory

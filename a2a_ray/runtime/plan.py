@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
 from a2a_ray.runtime.experiment import Experiment, Task
@@ -20,8 +20,26 @@ class Outcome(NamedTuple):
     messages: int
 
 
+class Said(NamedTuple):
+    """What a worker did since it began: messages, conversations under way now, tokens and money that calls took."""
+
+    messages: int = 0
+    in_flight: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+    def plus(self, other: Said) -> Said:
+        """The sums."""
+        a, b = self, other
+        return Said(a.messages + b.messages, a.in_flight + b.in_flight, a.tokens + b.tokens, a.cost + b.cost)
+
+
 class Progress(NamedTuple):
-    """How far a run is: `messages` were said since this start of it, of at most `expected`."""
+    """How far a run is: `messages` were said since this start of it, of at most `expected`.
+
+    in_flight: conversations under way. tokens, cost: what calls took since this start; the money is in the currency of
+    the specification's prices.
+    """
 
     conversations: int
     done: int
@@ -29,6 +47,18 @@ class Progress(NamedTuple):
     messages: int
     expected: int
     seconds: float
+    in_flight: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the end, at the rate so far, if every conversation goes to its limit; None before the first message."""
+        return self.seconds * (self.expected - self.messages) / self.messages if self.messages else None
+
+
+Watch: TypeAlias = "Callable[[Progress], None]"
+"""What is called with the progress about twice a second."""
 
 
 class Chunk(NamedTuple):
@@ -80,6 +110,11 @@ class Plan:
         """Puts conversations back that a worker could not end."""
         (self._apart if chunk.apart else self._again).append(chunk)
 
+    @property
+    def over(self) -> int:
+        """Conversations that ended since the start."""
+        return self._done + self._failed
+
     def next_apart(self) -> Chunk | None:
         """The next group of suspects."""
         return self._apart.popleft() if self._apart else None
@@ -105,7 +140,14 @@ class Plan:
             self._failed += outcome.status == FAILED
             self._expected -= self._limits[outcome.task.cell] - outcome.messages
 
-    def progress(self, messages: int) -> Progress:
-        """The progress after so many messages."""
+    def progress(self, said: Said) -> Progress:
+        """The progress now, when workers have said so much."""
         seconds = time.monotonic() - self._started
-        return Progress(self._conversations, self._done, self._failed, messages, self._expected, seconds)
+        return Progress(self._conversations, self._done, self._failed, said[0], self._expected, seconds, *said[1:])
+
+    def end(self) -> None:
+        """Gives out nothing more."""
+        self._fresh = iter(())
+        self._ahead = []
+        self._again.clear()
+        self._apart.clear()

@@ -6,7 +6,7 @@ import json
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,15 @@ import ray
 
 from a2a_ray.core.errors import AgentError, BadInput, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
+from a2a_ray.runtime.budget import NOTHING
+from a2a_ray.runtime.calls import spent_before
 from a2a_ray.runtime.cluster import connect
 from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.plan import Plan, Progress
-from a2a_ray.runtime.session import OnFailure, Session, Watch
+from a2a_ray.runtime.lease import Lease
+from a2a_ray.runtime.plan import Plan, Watch
+from a2a_ray.runtime.session import OnFailure, Session
 from a2a_ray.runtime.store import Run, create_run, open_run, remove_run
+from a2a_ray.runtime.watching import watching
 
 UNREACHABLE = re.compile(r"^__main__:|<lambda>|<locals>")
 """Names of functions and classes that cannot be imported by name elsewhere."""
@@ -33,6 +37,7 @@ def run_many(
     address: str | None = None,
     progress: Watch | bool = True,
     on_failure: OnFailure = "restore",
+    budget: float | Mapping[str, float] | None = None,
 ) -> Run:
     """Holds every conversation of an experiment on Ray and gives the finished run.
 
@@ -44,17 +49,20 @@ def run_many(
     on_failure: what to do when a process or a node of the run dies: "restore" replaces it and goes on after the last
     turn on record, "raise" ends with StorageError. A conversation that kills its worker again and again is set aside
     as failed.
+    budget: takes the place of the specification's: money, or a mapping with some of cost, tokens, requests, seconds.
 
-    Conversations that fail are kept with their error; see `run.summary()`. Raises BadInput before anything starts,
+    Conversations that fail are kept with their error; see `run.summary()`. Where the budget is spent first,
+    `run.stopped` says so; `resume(run.path, budget=more)` goes on. Raises BadInput before anything starts,
     PlacementError where the cluster lacks something, AgentError where an agent cannot be set up (no run is left then),
     StorageError where turns cannot be written. After that, or a KeyboardInterrupt, `resume(run.path)` goes on.
     """
     experiment = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
+    experiment = _budgeted(experiment, budget)
     experiment.check()
     _check_workers(workers)
     run = create_run(experiment, storage)
     try:
-        return _hold(run, experiment, Plan(experiment), workers, address, progress, on_failure)
+        return _hold(run, experiment, lambda: Plan(experiment), workers, address, progress, on_failure)
     except (PlacementError, AgentError):  # nothing was started, so nothing is left
         remove_run(run)
         raise
@@ -69,11 +77,15 @@ def resume(
     on_failure: OnFailure = "restore",
     retry_failed: bool = False,
     experiment: Experiment | Mapping[str, Any] | None = None,
+    budget: float | Mapping[str, float] | None = None,
+    steal: bool = False,
 ) -> Run:
     """Goes on with a run where it stopped: conversations that ended stay, the others continue after their last turn.
 
     retry_failed: failed conversations go on too, with the turn that failed.
     experiment: the specification again, for a run whose agents are Python functions that cannot be imported by name.
+    budget: takes the place of the one that the run was started with; what was spent before is counted.
+    steal: takes the run from a driver that seems to hold it.
 
     Raises as `run_many`.
     """
@@ -85,23 +97,40 @@ def resume(
             " resume it from there: resume(path, experiment=the same specification)"
         )
     given = run.experiment if experiment is None else Experiment.parse(experiment)
-    if experiment is not None and given.to_dict() != run.experiment.to_dict():
+    if experiment is not None and _decisive(given) != _decisive(run.experiment):
         raise BadInput(f"{run.path}: was started with another specification; resume it with the one in its manifest")
     if given.openings_digest() != run.manifest["openings_sha256"]:
         raise BadInput(f"{run.path}: its openings have changed since it was started; put the old ones back")
+    given = _budgeted(given, budget)
     _check_workers(workers)
-    earlier: dict[str, Transcript] = {}
-    ended: set[str] = set()
-    for transcript in run.transcripts():
-        if transcript.status == DONE or (transcript.status == FAILED and not retry_failed):
-            ended.add(transcript.id)
-        else:
-            earlier[transcript.id] = transcript
-    plan = Plan(given, ended, earlier)
-    if not len(plan):
+    counts = run.summary()
+    if counts["done"] + (0 if retry_failed else counts["failed"]) == counts["conversations"]:
         return run
     given.check()
-    return _hold(run, given, plan, workers, address, progress, on_failure)
+
+    def plan() -> Plan:
+        earlier: dict[str, Transcript] = {}
+        ended: set[str] = set()
+        for transcript in open_run(run.path).transcripts():
+            if transcript.status == DONE or (transcript.status == FAILED and not retry_failed):
+                ended.add(transcript.id)
+            else:
+                earlier[transcript.id] = transcript
+        return Plan(given, ended, earlier)
+
+    return _hold(run, given, plan, workers, address, progress, on_failure, steal)
+
+
+def _budgeted(experiment: Experiment, budget: float | Mapping[str, float] | None) -> Experiment:
+    if budget is None:
+        return experiment
+    plain = experiment.model_dump(exclude_unset=True)
+    return Experiment.parse({**plain, "budget": budget if isinstance(budget, Mapping) else {"cost": budget}}, "budget")
+
+
+def _decisive(experiment: Experiment) -> dict[str, Any]:
+    """The specification without what cannot change what is said."""
+    return {key: value for key, value in experiment.to_dict().items() if key != "budget"}
 
 
 def _check_workers(workers: int | None) -> None:
@@ -112,18 +141,21 @@ def _check_workers(workers: int | None) -> None:
 def _hold(
     run: Run,
     experiment: Experiment,
-    plan: Plan,
+    plan: Callable[[], Plan],
     workers: int | None,
     address: str | None,
     progress: Watch | bool,
     on_failure: OnFailure,
+    steal: bool = False,
 ) -> Run:
     own, session = False, None
+    lease = Lease.acquire(run.path, steal)
     try:
         own = connect(address)
         with _terminable():
-            session = Session(run.path, experiment, plan, workers, on_failure)
-            with _watching(run, progress) as watch:
+            spent = spent_before(run) if experiment.budget is not None else NOTHING
+            session = Session(run.path, experiment, plan, workers, on_failure, lease, spent)
+            with watching(Path(run.path).name, progress) as watch:
                 session.hold(watch)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(run.path) from None  # so that whoever catches it can say what to resume
@@ -132,9 +164,13 @@ def _hold(
     finally:
         if session is not None:
             session.end()
+        lease.release()
         if own:
             ray.shutdown()
-    return open_run(run.path)
+    done = open_run(run.path)
+    if session.stopped and len(session.plan) > session.plan.over:
+        done.stopped = f"{session.stopped}; go on with more: a2a-ray resume {run.path} --budget COST"
+    return done
 
 
 @contextmanager
@@ -152,27 +188,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _watching(run: Run, progress: Watch | bool) -> Iterator[Watch]:
-    """What is called with the progress: the caller's own, nothing, or a bar on standard error."""
-    if progress is not True:
-        yield progress or (lambda _: None)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
-    with Bar(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter)) as bar:
-        task = bar.add_task(Path(run.path).name, text="starting")
-
-        def watch(now: Progress) -> None:
-            rate = now.messages / now.seconds if now.seconds else 0.0
-            failed = f", {now.failed} failed" if now.failed else ""
-            text = f"{now.done}/{now.conversations} talks{failed}, {now.messages:,} turns, {rate:,.0f} turns/s"
-            bar.update(task, total=max(now.expected, 1), completed=now.messages, text=text)
-
-        yield watch

@@ -14,10 +14,15 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from a2a_ray.core.errors import A2AError, BadInput, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
+from a2a_ray.runtime import tracing
+from a2a_ray.runtime.budget import NOTHING, Spent
+from a2a_ray.runtime.calls import Calling, keep_budget
 from a2a_ray.runtime.cluster import await_placed, started_locally
 from a2a_ray.runtime.columns import end_row, marked, pack, to_batch
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
-from a2a_ray.runtime.plan import Chunk, Outcome, Plan, Progress
+from a2a_ray.runtime.lease import Lease
+from a2a_ray.runtime.metrics import exported
+from a2a_ray.runtime.plan import Chunk, Outcome, Plan, Progress, Said, Watch
 from a2a_ray.runtime.pool import Pool
 from a2a_ray.runtime.reading import table_uri
 from a2a_ray.runtime.recorder import Recorder
@@ -42,7 +47,6 @@ LOST_SECONDS = 120.0
 BAD_STARTS = 5
 """So many workers in a row that die before they are ready are no accident."""
 
-Watch = Callable[[Progress], None]
 OnFailure = Literal["restore", "raise"]
 
 
@@ -52,7 +56,7 @@ class Post:
     def __init__(self, start: Callable[[str], Any]) -> None:
         self._start = start
         self.bad_starts = 0
-        self.said_before = self.said = 0
+        self.said_before = self.said = Said()
         self.fill()
 
     def fill(self) -> None:
@@ -62,7 +66,7 @@ class Post:
         self.starting: Any = self.actor.ready.remote()
         self.given: dict[Any, Chunk] = {}
         self.asked: Any = None
-        self.said_before, self.said = self.said_before + self.said, 0
+        self.said_before, self.said = self.said_before.plus(self.said._replace(in_flight=0)), Said()
 
     def give(self, chunk: Chunk) -> None:
         """Hands over a chunk, with what was said in it before as columns."""
@@ -77,38 +81,51 @@ class Post:
 class Session:
     """The actors of one run, from start to end.
 
-    on_failure: "restore" replaces what dies and goes on, "raise" ends with StorageError. epoch: of the driver's lease.
+    on_failure: "restore" replaces what dies and goes on, "raise" ends with StorageError.
+    plan: makes the plan, from what is on record once nobody else can write any more. lease: this driver's.
+    spent: of the budget, before this start.
     """
 
     def __init__(
         self,
         path: str,
         experiment: Experiment,
-        plan: Plan,
+        plan: Callable[[], Plan],
         workers: int | None,
         on_failure: OnFailure = "restore",
-        epoch: int = 0,
+        lease: Lease | None = None,
+        spent: Spent = NOTHING,
     ) -> None:
-        self._path, self._experiment, self._plan, self._on_failure = path, experiment, plan, on_failure
+        self._path, self._experiment, self._lease, self._on_failure = path, experiment, lease, on_failure
         self._actors: list[Any] = []
         self._posts: list[Post] = []
         self._ward: Post | None = None
+        self._said_apart = Said()
         self._suspects = Suspects()
         self._look = 0.0
-        keys = [[spec.key() for spec in cell.agents] for cell in experiment.cells]
-        specs = dict(zip(chain(*keys), chain(*(cell.agents for cell in experiment.cells)), strict=True))
-        talks = {key: sum(n for cell, n in plan.left.items() if key in keys[cell]) for key in specs}
-        heavy = {key: spec for key, spec in specs.items() if spec.heavy and talks[key]}
-        self._in_flight = IN_FLIGHT if heavy else LIGHT_IN_FLIGHT
+        self.stopped = ""
         local = started_locally()
         try:
             actor: Any = ray.remote  # its types know neither these options nor the methods of what it makes
             options = {"num_cpus": 0, "max_task_retries": 0, "max_restarts": -1 if on_failure == "restore" else 0}
-            self._recorder = actor(Recorder).options(**options).remote(table_uri(path), epoch)
+            self._recorder = actor(Recorder).options(**options).remote(table_uri(path), lease.epoch if lease else 0)
             self._actors.append(self._recorder)
+            await_placed([self._recorder.ready.remote()], [{}], "recorder")
+            self.plan = plan()
+            keys = [[spec.key() for spec in cell.agents] for cell in experiment.cells]
+            specs = dict(zip(chain(*keys), chain(*(cell.agents for cell in experiment.cells)), strict=True))
+            talks = {key: sum(n for cell, n in self.plan.left.items() if key in keys[cell]) for key in specs}
+            heavy = {key: spec for key, spec in specs.items() if spec.heavy and talks[key]}
+            self._in_flight = IN_FLIGHT if heavy else LIGHT_IN_FLIGHT
+            self._keeper, known = keep_budget(experiment, spent)
+            self._state: Any = None
+            if self._keeper is not None:
+                self._actors.append(self._keeper)
+            name = path.rstrip("/").rpartition("/")[2]
+            calling = Calling(name, self._keeper if known else None, known, exported(), tracing.settings())
             pools = self._start_pools(heavy, talks, local)
             fitting = 1 if heavy else max(1, int(ray.available_resources().get("CPU", 1)))
-            count = max(1, min(workers or fitting, len(plan)))
+            count = max(1, min(workers or fitting, len(self.plan)))
             # A light worker computes, so it takes a CPU; one that only waits for heavy agents takes none.
             cpus = 0 if heavy or local else 1
             kind = actor(concurrency_groups={CONTROL: 1})(Worker)
@@ -116,13 +133,12 @@ class Session:
             def start(name: str, cpus: float = cpus) -> Any:
                 # No restart by Ray: it would come back empty, and what it must not do again is for us to know.
                 made = kind.options(num_cpus=cpus, max_task_retries=0, scheduling_strategy="SPREAD")
-                return made.remote(name, experiment, self._recorder, pools, keys, self._in_flight)
+                return made.remote(name, experiment, self._recorder, pools, keys, self._in_flight, calling)
 
             self._start = start
             self._posts = [Post(start) for _ in range(count)]
-            share = -(-len(plan) // (CHUNKS * count))
+            share = -(-len(self.plan) // (CHUNKS * count))
             self._size = max(1, min(self._in_flight // CHUNKS, share))
-            await_placed([self._recorder.ready.remote()], [{}], "recorder")
             ready = [post.starting for post in self._posts]
             await_placed(ready, [{"CPU": cpus} if cpus else {}] * count, "workers")
         except BaseException:
@@ -137,8 +153,15 @@ class Session:
         for key, spec in heavy.items():
             cpus = spec.num_cpus if spec.num_cpus is not None else (0 if local else 1)
             where = (spec.replicas, cpus, spec.num_gpus, spec.scheduling_strategy, spec.runtime_env)
-            limits = {"timeout": spec.step_timeout, "overruns": spec.overruns, "paid": spec.price is not None}
-            pools[key] = Pool(f"agent {spec.name!r}", _Factory(spec.pool_settings), *where, **limits)
+            made = Pool(
+                f"agent {spec.name!r}",
+                _Factory(spec.pool_settings),
+                *where,
+                timeout=spec.step_timeout,
+                overruns=spec.overruns,
+                paid=spec.paid,
+            )
+            pools[key] = made
             self._actors += pools[key].hosts
         out = {}
         for key, spec in heavy.items():
@@ -164,13 +187,15 @@ class Session:
     def _hold(self, watch: Watch) -> None:
         deadline = time.monotonic() + LOST_SECONDS
         while True:
+            if self._lease is not None and self._lease.lost:
+                raise StorageError("another driver has taken the run over; this one has stopped")
             self._fill()
             posts = self._all_posts()
             if any(post.starting is None for post in posts):
                 deadline = time.monotonic() + LOST_SECONDS
             elif time.monotonic() > deadline:
                 raise PlacementError(f"no worker could be started again within {LOST_SECONDS:g} s; resume the run")
-            if not any(post.given for post in posts) and self._plan.empty:
+            if not any(post.given for post in posts) and self.plan.empty:
                 break
             done, _ = ray.wait([c for post in posts for c in post.calls()], timeout=WATCH_SECONDS)
             for call in done:
@@ -179,10 +204,16 @@ class Session:
                     self._answered(post, call)
             if time.monotonic() >= self._look:
                 self._look = time.monotonic() + WATCH_SECONDS
+                if not self.stopped and self._budget_spent():
+                    self.plan.end()
+                    for post in posts:
+                        post.actor.stop.remote()
                 for post in posts:
                     if post.asked is None and post.starting is None:
                         post.asked = post.actor.said.remote()
                 watch(self._progress())
+        if self.stopped:  # by now the last calls are counted
+            self.stopped = ray.get(self._keeper.state.remote(), timeout=20 * WATCH_SECONDS)
         for post in self._posts:
             self._ask_said(post)
         watch(self._progress())
@@ -194,17 +225,19 @@ class Session:
         """Hands out what there is to do. Suspects are held in a worker of their own."""
         for post in self._posts:
             while post.starting is None and len(post.given) < CHUNKS + WAITING:
-                chunk = self._plan.next(self._size)
+                chunk = self.plan.next(self._size)
                 if chunk is None:
                     break
                 post.give(chunk)
-        if self._plan.suspected and self._ward is None:
+        if self.plan.suspected and self._ward is None:
             self._ward = Post(lambda name: self._start(name, 0))
         if self._ward is not None and self._ward.starting is None and not self._ward.given:
-            suspected = self._plan.next_apart()
+            suspected = self.plan.next_apart()
             if suspected is not None:
                 self._ward.give(suspected)
             else:
+                self._ask_said(self._ward)
+                self._said_apart = self._said_apart.plus(self._ward.said_before).plus(self._ward.said)
                 ray.kill(self._ward.actor)
                 self._ward = None
 
@@ -221,10 +254,25 @@ class Session:
             post.asked, post.said = None, answer
         else:
             del post.given[call]
-            self._plan.count(answer)
+            self.plan.count(answer)
+
+    def _budget_spent(self) -> str:
+        """What of the budget is spent, as far as its keeper has answered; it is asked without waiting for it."""
+        if self._keeper is not None and self._state is None:
+            self._state = self._keeper.state.remote()
+        if self._state is not None and ray.wait([self._state], timeout=0)[0]:
+            call, self._state = self._state, None
+            try:
+                self.stopped = ray.get(call)
+            except RayActorError:  # Ray starts it again
+                log.warning("%s: the process that keeps the budget has died", self._path)
+        return self.stopped
 
     def _progress(self) -> Progress:
-        return self._plan.progress(sum(p.said_before + p.said for p in self._posts))
+        said = self._said_apart
+        for post in self._all_posts():
+            said = said.plus(post.said_before).plus(post.said)
+        return self.plan.progress(said)
 
     def _ask_said(self, post: Post) -> None:
         if post.starting is None:
@@ -255,7 +303,7 @@ class Session:
         before = {id: t for chunk in chunks for id, t in chunk.earlier.items()}
         now = {t.id: t for t in open_run(self._path).transcripts(held)}
         over = [id for id, t in now.items() if _ended(t, before.get(id))]
-        self._plan.count(Outcome(held[id], now[id].status, len(now[id].messages)) for id in over)
+        self.plan.count(Outcome(held[id], now[id].status, len(now[id].messages)) for id in over)
         left = {id: task for id, task in held.items() if id not in set(over)}
         moved = {
             id: len(now[id].turns if id in now else ()) > len(before[id].turns if id in before else ()) for id in left
@@ -264,7 +312,7 @@ class Session:
         for group, alone in ((found.free, False), *((g, True) for g in found.groups)):
             if group:
                 tasks = [left[id] for id in group]
-                self._plan.again(Chunk(tasks, {id: now[id] for id in group if id in now}, alone))
+                self.plan.again(Chunk(tasks, {id: now[id] for id in group if id in now}, alone))
         for id in found.poison:
             self._set_aside(left[id], now.get(id))
 
@@ -282,7 +330,7 @@ class Session:
         name = f"driver-{uuid4().hex[:12]}"
         row = to_batch([marked(end_row(transcript, time.time()), name)])
         self._ask_recorder(lambda: self._recorder.append.remote(name, 0, 0, row))
-        self._plan.count([Outcome(task, FAILED, len(transcript.messages))])
+        self.plan.count([Outcome(task, FAILED, len(transcript.messages))])
 
     def _ask_recorder(self, ask: Callable[[], Any]) -> Any:
         """The recorder's answer, also where it has just died and is started again."""

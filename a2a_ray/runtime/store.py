@@ -42,6 +42,7 @@ class Run:
     def __init__(self, path: str, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self.stopped = ""  # why the start that gave this run ended before all was said, as a sentence
 
     @cached_property
     def experiment(self) -> Experiment:

@@ -16,9 +16,12 @@ from a2a_ray.core.message import Message
 from a2a_ray.core.registry import detectors, protocols, stops
 from a2a_ray.core.stop import StopCondition
 from a2a_ray.core.transcript import FAILED, RUNNING, Transcript
+from a2a_ray.runtime import logs
+from a2a_ray.runtime.calls import Calling, Calls
 from a2a_ray.runtime.columns import end_row, opening_row, unpack
 from a2a_ray.runtime.experiment import Experiment, Task
-from a2a_ray.runtime.plan import Outcome
+from a2a_ray.runtime.gate import Halted
+from a2a_ray.runtime.plan import Outcome, Said
 from a2a_ray.runtime.pool import RemoteAgent
 from a2a_ray.runtime.recording import Recording
 
@@ -42,34 +45,41 @@ class Worker:
         pools: Mapping[str, tuple[Any, ...]],
         keys: Sequence[Sequence[str]],
         slots: int,
+        calling: Calling,
     ) -> None:
         # Transcripts are many small objects without cycles: Python's default of a collection every 700 of them takes a
         # quarter of a light turn.
         gc.freeze()
         gc.set_threshold(100_000, 10, 10)
         self._cells, self._keys = experiment.cells, keys
+        logs.name_records(calling.run)
         self._recording = Recording(recorder, name)
+        self._calls = Calls(calling, self._recording)
         self._remote = {key: RemoteAgent(*parts) for key, parts in pools.items()}
         self._parts: dict[int, tuple[list[Any], Any, StopCondition | None, dict[str, Any]]] = {}
         self._light: dict[str, Any] = {}
         self._slots = asyncio.Semaphore(slots)
         self._stopped = False
-        self._said = 0
+        self._in_flight = 0
         self._sender: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def ready(self) -> bool:
         """That the actor lives."""
         return True
 
     @ray.method(concurrency_group=CONTROL)
-    async def said(self) -> int:
-        """Messages said so far."""
-        return self._said
+    async def said(self) -> Said:
+        """What it did so far."""
+        meter = self._calls.meter
+        return Said(meter.turns.total(), self._in_flight, meter.spent.tokens, meter.spent.cost)
 
     @ray.method(concurrency_group=CONTROL)
     async def stop(self) -> None:
         """Ends all conversations after the turns that are under way; they can be resumed."""
         self._stopped = True
+        if self._loop is not None:  # this method has an event loop of its own
+            self._loop.call_soon_threadsafe(self._calls.halt)
 
     async def hold(
         self, tasks: Sequence[Task], earlier: Mapping[str, tuple[list[Any], ...]], *, careful: bool = False
@@ -79,15 +89,22 @@ class Worker:
         earlier: packed turns that are in the store already, by conversation. careful: every turn is committed before
         the next is asked for, so that the record says where the process died.
         """
+        self._loop = asyncio.get_running_loop()
         if self._sender is None:
             self._sender = asyncio.create_task(self._send_now_and_then())
         outcomes = await asyncio.gather(*(self._hold(t, unpack(earlier.get(t.id, ())), careful) for t in tasks))
         await self._recording.flush()
+        self._calls.meter.export(self._remote.values())
+        await self._calls.flush()
         return outcomes
 
     async def _hold(self, task: Task, earlier: Sequence[Message], careful: bool) -> Outcome:
         async with self._slots:
-            return await self._held(task, earlier, careful)
+            self._in_flight += 1
+            try:
+                return await self._held(task, earlier, careful)
+            finally:
+                self._in_flight -= 1
 
     async def _held(self, task: Task, earlier: Sequence[Message], careful: bool) -> Outcome:
         try:
@@ -95,20 +112,23 @@ class Worker:
         except (Exception, SystemExit) as error:  # an observer's first look, or an agent's set-up
             return await self._never_begun(task, f"{type(error).__name__}: {error}")
         transcript = conversation.transcript
-        recording = self._recording
+        logs.about.set(transcript)
+        recording, turns = self._recording, self._calls.meter.turns
         if not earlier and not self._stopped and recording.add(opening_row(transcript)):
             await recording.send()
         try:
             if not self._stopped:
                 async for message in conversation:
                     if message.kind == "message":
-                        self._said += 1
+                        turns[message.sender] += 1
                     if recording.add(message):
                         await recording.send()
                     if careful:
                         await recording.flush()
                     if self._stopped:
                         break
+        except Halted:
+            transcript.status = RUNNING  # it goes on when the run is resumed
         except A2AError as error:
             if transcript.status != FAILED or isinstance(error, (PlacementError, StorageError)):
                 transcript.status = RUNNING  # no fault of the conversation but of what it runs on
@@ -144,14 +164,14 @@ class Worker:
             agents, options = [], {}
             for spec, key in zip(cell.agents, self._keys[index], strict=True):
                 if spec.heavy:
-                    agents.append(self._remote[key])
+                    agents.append(self._calls.wrapped(self._remote[key], spec))
                     options[spec.name] = spec.turn_settings()
                     continue
                 if key not in self._light:
                     self._light[key] = spec.build()
                     if hasattr(self._light[key], "setup"):
                         self._light[key].setup()
-                agents.append(self._light[key])
+                agents.append(self._calls.wrapped(self._light[key], spec))
             stop: StopCondition | None = None
             for each in cell.stop:
                 condition = stops.build(each, "stop")
@@ -163,3 +183,4 @@ class Worker:
         while True:
             await asyncio.sleep(SEND_SECONDS)
             await self._recording.send()
+            self._calls.meter.export(self._remote.values())

@@ -1,0 +1,245 @@
+"""How a worker calls the agents of a run that are paid, limited or watched: on the ledger, within the budget, measured.
+
+Agents that are none of these are called as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+import uuid
+from collections.abc import Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from a2a_ray.core.errors import LostCall
+from a2a_ray.core.message import EMPTY, Message
+from a2a_ray.runtime.budget import Limits, Need, Spent, Totals, number, spent_by
+from a2a_ray.runtime.columns import call_row
+from a2a_ray.runtime.estimate import ASSUMED_ANSWER, CHARACTERS_PER_TOKEN
+from a2a_ray.runtime.experiment import AgentSpec, Experiment
+from a2a_ray.runtime.gate import BudgetKeeper, Gate
+from a2a_ray.runtime.metrics import Meter
+from a2a_ray.runtime.tracing import Tracing, tracing
+
+if TYPE_CHECKING:
+    from a2a_ray.runtime.store import Run
+
+log = logging.getLogger(__name__)
+
+MOST_ASKS = 3
+"""How often a paid call is made whose process dies."""
+
+
+class Calling(NamedTuple):
+    """What workers are told of it.
+
+    run: how the run is called in metrics, spans and log records. keeper: actor that keeps the budget, where there is
+    one, and the endpoints that it knows. export: whether metrics are collected. otel: OpenTelemetry's settings; empty
+    where no spans are wanted.
+    """
+
+    run: str
+    keeper: Any = None
+    endpoints: frozenset[str] = frozenset()
+    export: bool = False
+    otel: Mapping[str, str] = EMPTY
+
+
+class Calls:
+    """The calls of one worker. recording: where the ledger goes."""
+
+    def __init__(self, calling: Calling, recording: Any) -> None:
+        self.meter = Meter(calling.run, calling.export)
+        self._attempts: MutableMapping[tuple[str, int], int] = {}
+        self._recording = recording
+        self._watched, self._endpoints = calling.export, calling.endpoints
+        self._tracing = tracing(calling.run, calling.otel)
+        self._gate = None if calling.keeper is None else Gate(uuid.uuid4().hex, calling.keeper.exchange.remote)
+
+    def wrapped(self, agent: Any, spec: AgentSpec) -> Any:
+        """The agent as conversations are to call it; itself where nothing is to be done."""
+        gate = self._gate if spec.endpoint_key in self._endpoints else None
+        if not spec.paid and gate is None and self._tracing is None and not (self._watched and spec.heavy):
+            return agent
+        recording = self._recording if spec.paid else None
+        return Called(agent, spec, recording, gate, self.meter, self._tracing, self._attempts)
+
+    def halt(self) -> None:
+        """Lets no call begin any more; those that wait for the budget raise Halted."""
+        if self._gate is not None:
+            self._gate.halt()
+
+    async def flush(self) -> None:
+        """Sends the spans that were made, and tells the budget's keeper of the calls that ended."""
+        if self._gate is not None:
+            await self._gate.tell()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.flush)
+
+
+class Called:
+    """An agent as a worker calls it; itself an `Agent`."""
+
+    placement = "worker"
+
+    def __init__(
+        self,
+        agent: Any,
+        spec: AgentSpec,
+        recording: Any,
+        gate: Gate | None,
+        meter: Meter,
+        tracer: Tracing | None,
+        attempts: MutableMapping[tuple[str, int], int],
+    ) -> None:
+        self.name: str = agent.name
+        self._agent, self._spec, self._recording, self._gate = agent, spec, recording, gate
+        self._meter, self._tracing, self._attempts = meter, tracer, attempts
+        self._model = spec.inner
+        self._endpoint = spec.endpoint_key
+        if hasattr(agent, "bid"):
+            self.bid = self._bid
+
+    async def step(self, message: Message) -> Any:
+        """The agent's answer. Raises what the agent raises, and Halted where the run stops before it is called."""
+        return await self._call("step", message)
+
+    async def _bid(self, message: Message) -> Any:
+        return await self._call("bid", message)
+
+    async def _call(self, method: str, message: Message) -> Any:
+        if self._gate is None:
+            answer, _ = await self._answer(method, message)
+            return answer
+        need = self._need(message)
+        await self._gate.enter(self._endpoint, need, message.conversation)
+        took = Spent(requests=1)
+        try:
+            answer, took = await self._answer(method, message)
+        finally:
+            self._gate.leave(self._endpoint, need, message.conversation, took)
+        return answer
+
+    async def _answer(self, method: str, message: Message) -> tuple[Any, Spent]:
+        """The answer, and what it took."""
+        for asked in range(1, MOST_ASKS + 1):
+            if self._recording is not None:
+                await self._enter_in_ledger(method, message)
+            try:
+                answer = await self._measured(method, message)
+                break
+            except LostCall as error:
+                if asked == MOST_ASKS:
+                    raise
+                log.warning("a paid call is made again: %s", error)
+                self._meter.again(self.name)
+        self._attempts.pop((message.conversation, message.turn), None)
+        if type(answer) is not Message:
+            return answer, self._meter.add(Spent(requests=asked))
+        usage = self._usage(answer)
+        if asked > 1:
+            usage["requests"] = number(usage, "requests") + asked - 1
+            usage["unanswered"] = number(usage, "unanswered") + asked - 1
+        took = self._meter.add(spent_by(usage))
+        return (answer if usage == answer.usage else replace(answer, usage=usage)), took
+
+    async def _measured(self, method: str, message: Message) -> Any:
+        started = time.perf_counter()
+        usage: Mapping[str, Any] = EMPTY
+        failed = True
+        try:
+            with self._span(method, message) as span:
+                answer = getattr(self._agent, method)(message)
+                if type(answer) is not Message and inspect.isawaitable(answer):
+                    answer = await answer
+                if type(answer) is Message:
+                    usage = self._usage(answer)
+                    if span is not None and self._tracing is not None:
+                        self._tracing.tell(span, usage)
+            failed = False
+            return answer
+        finally:
+            self._meter.call(self.name, time.perf_counter() - started, usage, failed)
+
+    def _span(self, method: str, message: Message) -> AbstractContextManager[Any]:
+        if self._tracing is None:
+            return nullcontext()
+        return self._tracing.span(self.name, self._model.settings.get("model"), message, method)
+
+    async def _enter_in_ledger(self, method: str, message: Message) -> None:
+        """Returns when the ledger has a row of this call. Rows are committed in order, so all turns before are too."""
+        key = (message.conversation, message.turn)
+        attempt = self._attempts.get(key, 0)
+        self._attempts[key] = attempt + 1
+        await self._recording.commit(call_row(message, self.name, method, attempt, time.time()))
+
+    def _usage(self, answer: Message) -> dict[str, Any]:
+        """What an answer says it took; its requests where they count, its cost where the specification has a price."""
+        usage = dict(answer.usage)
+        if self._recording is not None or self._gate is not None:
+            usage.setdefault("requests", 1)
+        price = self._spec.price
+        if price is not None and "cost" not in usage and usage.keys() & {"input_tokens", "output_tokens"}:
+            usage["cost"] = (
+                number(usage, "input_tokens") * price.input + number(usage, "output_tokens") * price.output
+            ) / 1e6
+        return usage
+
+    def _need(self, message: Message) -> Need:
+        """What the call may take: what is shown by its length, and as many tokens as the answer may have."""
+        spec = self._model
+        shown = [m.content for m in (*message.history, message)]
+        letters = len(spec.settings.get("instructions") or "") + sum(len(c) for c in shown if isinstance(c, str))
+        read = letters // CHARACTERS_PER_TOKEN + 1
+        limits = {**spec.settings, **message.options}
+        most = next((limits[k] for k in ("max_tokens", "max_new_tokens") if limits.get(k)), ASSUMED_ANSWER)
+        price = self._spec.price or spec.price
+        cost = 0.0 if price is None else (read * price.input + most * price.output) / 1e6
+        return Need(read + most, cost)
+
+
+def endpoints(experiment: Experiment) -> dict[str, Limits]:
+    """The limits of every endpoint that calls are counted for: the lowest that an agent there gives.
+
+    Without totals these are the endpoints that have limits; with totals also those of all paid and all heavy agents.
+    """
+    total = experiment.budget is not None and experiment.budget.model_dump(exclude={"seconds"}, exclude_none=True)
+    found: dict[str, Limits] = {}
+    for spec in (spec for cell in experiment.cells for spec in cell.agents):
+        limits = Limits(spec.requests_per_minute, spec.tokens_per_minute, spec.concurrency)
+        if any(limit is not None for limit in limits) or (total and (spec.paid or spec.heavy)):
+            before = found.get(spec.endpoint_key, Limits())
+            lowest = (
+                min((x for x in pair if x is not None), default=None) for pair in zip(before, limits, strict=True)
+            )
+            found[spec.endpoint_key] = Limits(*lowest)
+    return found
+
+
+def keep_budget(experiment: Experiment, spent: Spent) -> tuple[Any, frozenset[str]]:
+    """The actor that keeps the budget of a start of a run, and the endpoints that it knows; None where nothing is
+    limited. spent: before this start."""
+    import ray
+
+    limits, budget = endpoints(experiment), experiment.budget
+    if not limits and budget is None:
+        return None, frozenset()
+    totals = Totals(**budget.model_dump()) if budget is not None else Totals()
+    if totals.seconds is not None:
+        totals = totals._replace(until=time.time() + totals.seconds)
+    actor: Any = ray.remote
+    # Started again where it dies: what was spent the workers tell it.
+    kind = actor(BudgetKeeper).options(num_cpus=0, max_restarts=-1, max_task_retries=0)
+    return kind.remote(limits, totals, spent), frozenset(limits)
+
+
+def spent_before(run: Run) -> Spent:
+    """What a run took before this start of it, as far as its store tells."""
+    total = run.cost()
+    tokens = int(number(total, "input_tokens") + number(total, "output_tokens"))
+    requests = max(int(number(total, "requests")), run.ledger()["calls"])
+    return Spent(float(number(total, "cost")), tokens, requests)
