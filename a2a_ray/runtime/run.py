@@ -16,6 +16,7 @@ from a2a_ray.core.transcript import DONE, FAILED, Transcript
 from a2a_ray.runtime.cluster import connect
 from a2a_ray.runtime.experiment import Experiment, Task
 from a2a_ray.runtime.session import Progress, Session, Watch
+from a2a_ray.runtime.startable import check_startable
 from a2a_ray.runtime.store import Run, create_run, open_run, remove_run
 
 UNREACHABLE = re.compile(r"^__main__:|<lambda>|<locals>")
@@ -44,6 +45,7 @@ def run_many(
     """
     experiment = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
     experiment.check()
+    check_startable(experiment)
     _check_workers(workers)
     run = create_run(experiment, storage)
     try:
@@ -93,6 +95,7 @@ def resume(
     if not tasks:
         return run
     given.check()
+    check_startable(given)
     return _hold(run, given, tasks, earlier, workers, address, progress)
 
 
