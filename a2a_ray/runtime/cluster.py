@@ -230,7 +230,8 @@ def await_placed(
 
     Raises PlacementError with what is missing: at once where the cluster as it is could never hold them, after 10 s
     where they wait for what others use, after 130 s where a process with a place has not started, or waits for one node
-    that is full (Ray does not tell these two apart); and where a process or its runtime environment cannot start. What an actor's constructor raises comes as Ray gives it.
+    that is full (Ray does not tell these two apart); and where a process or its runtime environment cannot start. What
+    an actor's constructor raises comes as Ray gives it.
     """
     started = time.monotonic()
     waiting = list(calls)
