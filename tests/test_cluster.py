@@ -299,7 +299,8 @@ Timer(1, both.remove_node, (lost,), {"allow_graceful": False}).start()
 print(json.dumps(placing(1, {"special": 1}, num_cpus=0, resources={"special": 1})))
 """
     sentence, seconds = script(code, RAY_AUTH_MODE="disabled", RAY_TMPDIR=tempfile.mkdtemp(prefix="ray"))
-    assert "they need 1 more special (0 in the cluster" in sentence
+    # Or the place became free for a moment, since the node's processes end one after the other.
+    assert "they need 1 more special (0 in the cluster" in sentence or "a process ended at its start" in sentence
     assert seconds < 40
 
 
