@@ -161,6 +161,7 @@ class Experiment(BaseModel):
     observers: list[Settings] = []
     budget: BudgetSpec | None = None
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
+    shared: bool = False
     _source: str = PrivateAttr("specification")
 
     @field_validator("openings")

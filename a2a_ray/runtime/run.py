@@ -22,6 +22,7 @@ from a2a_ray.runtime.experiment import Experiment
 from a2a_ray.runtime.lease import Lease
 from a2a_ray.runtime.plan import Plan, Watch
 from a2a_ray.runtime.session import OnFailure, Session
+from a2a_ray.runtime.startable import check_startable
 from a2a_ray.runtime.store import Run, create_run, open_run, remove_run
 from a2a_ray.runtime.watching import watching
 
@@ -59,6 +60,7 @@ def run_many(
     experiment = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
     experiment = _budgeted(experiment, budget)
     experiment.check()
+    check_startable(experiment)
     _check_workers(workers)
     run = create_run(experiment, storage)
     try:
@@ -107,6 +109,7 @@ def resume(
     if counts["done"] + (0 if retry_failed else counts["failed"]) == counts["conversations"]:
         return run
     given.check()
+    check_startable(given)
 
     def plan() -> Plan:
         earlier: dict[str, Transcript] = {}

@@ -17,7 +17,7 @@ from a2a_ray.core.transcript import DONE, FAILED, Transcript
 from a2a_ray.runtime import tracing
 from a2a_ray.runtime.budget import NOTHING, Spent
 from a2a_ray.runtime.calls import Calling, keep_budget
-from a2a_ray.runtime.cluster import await_placed, started_locally
+from a2a_ray.runtime.cluster import await_placed, started_locally, storage_place
 from a2a_ray.runtime.columns import end_row, marked, pack, to_batch
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
 from a2a_ray.runtime.lease import Lease
@@ -107,10 +107,17 @@ class Session:
         local = started_locally()
         try:
             actor: Any = ray.remote  # its types know neither these options nor the methods of what it makes
-            options = {"num_cpus": 0, "max_task_retries": 0, "max_restarts": -1 if on_failure == "restore" else 0}
+            options: dict[str, Any] = {
+                "num_cpus": 0,
+                "max_task_retries": 0,
+                "max_restarts": -1 if on_failure == "restore" else 0,
+            }
+            place = storage_place(path, experiment.shared)
+            if place is not None:
+                options["scheduling_strategy"] = place
             self._recorder = actor(Recorder).options(**options).remote(table_uri(path), lease.epoch if lease else 0)
             self._actors.append(self._recorder)
-            await_placed([self._recorder.ready.remote()], [{}], "recorder")
+            await_placed([self._recorder.ready.remote()], [{}], "recorder", place)
             self.plan = plan()
             keys = [[spec.key() for spec in cell.agents] for cell in experiment.cells]
             specs = dict(zip(chain(*keys), chain(*(cell.agents for cell in experiment.cells)), strict=True))

@@ -1,0 +1,464 @@
+"""A real cluster of two nodes, in processes of its own: reaching it, what it lacks, and where a run is stored."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from a2a_ray.core.errors import A2AError, BadInput, PlacementError
+from a2a_ray.core.message import Message
+from a2a_ray.runtime.run import resume, run_many
+from a2a_ray.runtime.store import run_names
+from tests.command_line import ROOT, finish, start, write_spec
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test-alone-" * 3}
+
+CLUSTER = """
+import sys, time
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+cluster.add_node(num_cpus=2, resources={"special": 1})
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+BEGIN = """
+import json, sys, time
+import ray
+from a2a_ray.core.errors import A2AError
+from a2a_ray.runtime import cluster
+from a2a_ray.runtime.cluster import await_placed, connect, storage_place
+
+class Host:
+    def ready(self):
+        return ray.get_runtime_context().get_node_id()
+
+def told(what, *arguments, **more):
+    started = time.monotonic()
+    try:
+        sentence = str(what(*arguments, **more))
+    except A2AError as error:
+        sentence = f"{type(error).__name__}: {error}"
+    return sentence, time.monotonic() - started
+
+def hosts(count, **options):
+    return [ray.remote(Host).options(**options).remote() for _ in range(count)]
+
+def placing(count, demand, strategy=None, **options):
+    started = time.monotonic()
+    held = hosts(count, **options)
+    sentence, _ = told(await_placed, [h.ready.remote() for h in held], [demand] * count, "pool", strategy)
+    for each in held:
+        ray.kill(each)
+    return sentence, time.monotonic() - started
+"""
+
+
+def script(text: str, *arguments: str, **environment: str) -> Any:
+    """What a program of its own prints last, as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + text, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith(("[", "{"))))
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[str]:
+    """Address of a cluster of two nodes with 2 CPUs each, that asks for a token."""
+    own = {**TOKEN, "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}  # so that it is no one else's "auto"
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **own, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    address = next(line.strip() for line in process.stdout if re.fullmatch(r"[\d.]+:\d+\s*", line))
+    yield address
+    process.stdin.close()
+    process.wait(90)
+    shutil.rmtree(own["RAY_TMPDIR"], ignore_errors=True)
+
+
+# --- addresses ------------------------------------------------------------------------------------------------------
+
+
+class Listener(threading.Thread):
+    """Listens, and says `answer` to whoever connects; nothing where it is None."""
+
+    def __init__(self, answer: bytes | None) -> None:
+        super().__init__(daemon=True)
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
+        self.answer = answer
+        self.held: list[socket.socket] = []
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            connection, _ = self.socket.accept()
+            self.held.append(connection)
+            if self.answer is not None:
+                connection.sendall(self.answer)
+
+
+def test_an_address_that_is_no_cluster_is_told_within_15_seconds(two_nodes: str) -> None:
+    silent = Listener(None).address
+    web = Listener(b"HTTP/1.1 400 Bad Request\r\n\r\n").address
+    closed = "127.0.0.1:9"
+    sentences = {
+        closed: "nothing answers there (Connection refused)",
+        silent: "no Ray: it said nothing",
+        web: "no Ray: it answered in another language",
+        "no-such-host.invalid:6379": "nothing answers there (",
+        "10.255.255.1:6379": "answers there",  # dropped, refused or answered by a proxy: as the network likes
+        f"ray://{closed}": "nothing answers there (Connection refused)",
+        f"ray://{silent}": "no Ray: it said nothing",
+        "auto": "nothing answers there (Connection refused)",  # of a cluster that was there
+        "6379": "expected host:port",
+        "http://127.0.0.1:6379": "expected ray://",
+        two_nodes: "the cluster asks for its token: set RAY_AUTH_MODE=token",
+    }
+    code = """
+print(json.dumps({address: told(connect, address) for address in sys.argv[1:]}))
+"""
+    told = script(code, *sentences, RAY_ADDRESS=closed, RAY_AUTH_MODE="disabled")
+    for address, sentence in sentences.items():
+        said, seconds = told[address]
+        assert said.startswith(f"PlacementError: address {address!r}: ")
+        assert sentence in said
+        assert seconds < 15, address
+
+
+def test_a_name_that_is_never_resolved_and_no_cluster_on_this_machine() -> None:
+    code = """
+import socket
+from ray._private import services
+services.find_gcs_addresses = lambda: set()
+services.find_bootstrap_address = lambda temp_dir: None
+out = [told(connect, "auto")]
+socket.getaddrinfo = lambda *arguments, **more: time.sleep(60)
+print(json.dumps(out + [told(connect, "head:6379")]))
+"""
+    nothing, slow = script(code, RAY_ADDRESS="")
+    assert "no Ray runs on this machine and RAY_ADDRESS is not set; start one (ray start --head)" in nothing[0]
+    assert "nothing answers there (timed out)" in slow[0]
+    assert slow[1] < 15
+
+
+def test_other_versions_are_told_with_the_remedy(two_nodes: str) -> None:
+    """The real check of a driver against what the head has published, changed for a while."""
+    code = """
+from ray._raylet import GcsClient
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY as key
+gcs = GcsClient(address=sys.argv[1])
+true = gcs.internal_kv_get(key, namespace=b"cluster")
+out = []
+for change in ({"ray_version": "2.41.0"}, {"ray_version": "2.41.0", "python_version": "3.12.4"}):
+    gcs.internal_kv_put(key, json.dumps(json.loads(true) | change).encode(), True, namespace=b"cluster")
+    out.append(told(connect, sys.argv[1])[0])
+    assert not ray.is_initialized()
+gcs.internal_kv_put(key, true, True, namespace=b"cluster")
+print(json.dumps([*out, told(connect, sys.argv[1])[0], ray.__version__]))
+"""
+    ray_only, both, good, version = script(code, two_nodes, **TOKEN)
+    python = ".".join(map(str, sys.version_info[:3]))
+    here = f"this process Ray {version} on Python {python}; they must be equal"
+    assert f'the cluster runs Ray 2.41.0 on Python {python}, {here}: here pip install "ray==2.41.0", or' in ray_only
+    assert "the cluster runs Ray 2.41.0 on Python 3.12.4" in both
+    assert 'here Python 3.12.4 and pip install "ray==2.41.0", or the same change on every node' in both
+    assert "\n" not in both
+    assert good == "False", "and the process is as it was: it can connect"
+
+
+def test_the_cluster_in_use_may_be_named_and_no_other(two_nodes: str) -> None:
+    code = """
+port = sys.argv[1].rpartition(":")[2]
+print(json.dumps([told(connect, a)[0] for a in (sys.argv[1], f"127.0.0.1:{port}", None, "auto", "127.0.0.1:9")]))
+"""
+    *same, other = script(code, two_nodes, **TOKEN)
+    assert same == ["False"] * 4
+    assert f"this process is connected to {two_nodes!r} already; ray.shutdown() first" in other
+
+
+# --- places ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_can_never_fit_is_told_at_once_with_the_largest_node(two_nodes: str) -> None:
+    code = """
+connect(sys.argv[1])
+print(json.dumps([
+    placing(1, {"CPU": 3}, num_cpus=3),
+    placing(5, {"CPU": 1}, num_cpus=1),
+    placing(1, {"GPU": 2}, num_gpus=2),
+    placing(4, {"CPU": 1}, num_cpus=1),
+]))
+"""
+    large, many, none, fitting = script(code, two_nodes, **TOKEN)
+    assert "pool: 1 of its processes cannot be placed: they need 3 more CPU" in large[0]
+    assert "(4 in the cluster, 2 in its largest node, " in large[0]
+    assert "5 of its processes cannot be placed: they need 5 more CPU (4 in the cluster" in many[0]
+    assert "2 more GPU (0 in the cluster, 0 in its largest node, 0 free)" in none[0]
+    assert max(seconds for _, seconds in (large, many, none)) < 3
+    assert fitting[0] == "None"
+
+
+@pytest.mark.slow
+def test_what_others_use_is_told_apart_from_what_only_starts_slowly(two_nodes: str) -> None:
+    """A process that waits for its runtime environment holds its resources already: nothing is missing then."""
+    code = """
+cluster.PLACEMENT_SECONDS = 3
+connect(sys.argv[1])
+slow = {"worker_process_setup_hook": "tests.test_cluster.sleep_6_seconds"}
+out = [placing(4, {"CPU": 1}, num_cpus=1, runtime_env=slow)]
+time.sleep(1)
+other = hosts(3, num_cpus=1)
+ray.get([h.ready.remote() for h in other])
+out.append(placing(2, {"CPU": 1}, num_cpus=1))
+print(json.dumps(out))
+"""
+    slow, used = script(code, two_nodes, **TOKEN)
+    assert slow[0] == "None"
+    assert slow[1] > 5, "the set-up of the processes took longer than the time in which a place must be found"
+    assert "1 of its processes cannot be placed: they need 1 more CPU" in used[0]
+    assert 3 < used[1] < 20
+
+
+def sleep_6_seconds() -> None:
+    import time
+
+    time.sleep(6)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_asked_for_by_name(two_nodes: str) -> None:
+    code = """
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+cluster.PLACEMENT_SECONDS, cluster.START_SECONDS = 1, 4
+connect(sys.argv[1])
+nowhere = On("ab" * 28, soft=False)
+node = next(n for n in ray.nodes() if "special" in n["Resources"])["NodeID"]
+here = On(node, soft=False)
+held = hosts(2, num_cpus=1, scheduling_strategy=here)
+assert set(ray.get([h.ready.remote() for h in held], timeout=60)) == {node}
+out = [
+    placing(1, {"CPU": 1}, here, num_cpus=1, scheduling_strategy=here),
+    placing(1, {}, nowhere, num_cpus=0, scheduling_strategy=nowhere),
+    placing(1, {}, None, num_cpus=0, scheduling_strategy=nowhere),
+    placing(3, {"CPU": 1}, here, num_cpus=1, scheduling_strategy=here),
+]
+print(json.dumps(out))
+"""
+    full, nowhere, unnamed, many = script(code, two_nodes, **TOKEN)
+    assert "pool: scheduling_strategy: no node abab" in nowhere[0]
+    assert "pool: it cannot be placed: " in unnamed[0]
+    assert "doesn't exist any more" in unnamed[0]
+    assert "3 of its processes cannot be placed" in many[0]
+    assert max(nowhere[1], unnamed[1], many[1]) < 3
+    assert "1 of 1 processes did not start within 130 s: the node that is asked for is full" in full[0]
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_while_it_is_waited_for_is_told() -> None:
+    code = """
+from threading import Timer
+from ray.cluster_utils import Cluster
+both = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+lost = both.add_node(num_cpus=1, resources={"special": 1})
+both.wait_for_nodes()
+connect(both.address)
+first = hosts(1, num_cpus=0, resources={"special": 1})
+ray.get(first[0].ready.remote())
+cluster.PLACEMENT_SECONDS = 60  # a loaded machine takes a while to see that a node is gone
+Timer(1, both.remove_node, (lost,), {"allow_graceful": False}).start()
+print(json.dumps(placing(1, {"special": 1}, num_cpus=0, resources={"special": 1})))
+"""
+    sentence, seconds = script(code, RAY_AUTH_MODE="disabled", RAY_TMPDIR=tempfile.mkdtemp(prefix="ray"))
+    # Or the place became free for a moment, since the node's processes end one after the other.
+    assert "they need 1 more special (0 in the cluster" in sentence or "a process ended at its start" in sentence
+    assert seconds < 40
+
+
+# --- storage --------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_written_where_the_driver_is(two_nodes: str) -> None:
+    code = """
+connect(sys.argv[1])
+here = ray.get_runtime_context().get_node_id()
+place = storage_place("runs/x")
+nodes = ray.get([h.ready.remote() for h in hosts(6, num_cpus=0, scheduling_strategy=place)])
+anywhere = [storage_place("s3://bucket/x"), storage_place("runs/x", shared=True)]
+print(json.dumps([here, nodes, anywhere, storage_place("file:///runs/x").node_id]))
+"""
+    here, nodes, anywhere, by_uri = script(code, two_nodes, **TOKEN)
+    assert nodes == [here] * 6
+    assert anywhere == [None, None]
+    assert by_uri == here
+
+
+def test_a_driver_outside_needs_storage_that_the_cluster_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    from a2a_ray.runtime import cluster
+
+    monkeypatch.setattr(cluster, "by_client", lambda: True)
+    with pytest.raises(BadInput, match=r"storage: 'runs/x'; a folder of this machine.*`shared: true`"):
+        cluster.storage_place("runs/x")
+    assert cluster.storage_place("runs/x", shared=True) is None
+    assert cluster.storage_place("gs://bucket/x") is None
+
+
+def test_a_run_on_a_cluster(two_nodes: str, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path)
+    done = finish(start("run", spec, "--address", two_nodes, "--json", cwd=tmp_path, **TOKEN))
+    assert done.status == 0, done.err
+    assert done.json | {"run": ""} == {"run": "", "conversations": 2, "done": 2, "failed": 0, "turns": 12}
+
+
+def test_the_example_for_the_autoscaler_is_valid() -> None:
+    """By Ray's own schema; a misspelt key is refused by it."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    path = ROOT / "examples" / "cluster.yaml"
+    text = path.read_text()
+    assert text.startswith("# Not run by this project")
+    validate_config(prepare_config(yaml.safe_load(text)))
+    with pytest.raises(Exception, match="min_worker"):
+        validate_config(prepare_config(yaml.safe_load(text.replace("min_workers:", "min_worker:"))))
+
+
+# --- agents in other processes --------------------------------------------------------------------------------------
+
+
+class Steady:
+    """Answers; `fault` says what goes wrong, and where."""
+
+    placement = "worker"
+
+    def __init__(self, name: str, fault: str = "") -> None:
+        self.name, self.fault = name, fault
+        self.lock = threading.Lock()  # the agent itself is never sent: it is made where it works
+
+    def setup(self) -> None:
+        if self.fault == "setup":
+            raise Unsendable(1, 2)
+
+    def step(self, message: Message) -> Message:
+        if self.fault == "step":
+            raise Unsendable(1, 2)
+        return message.reply("yes", self.name)
+
+
+class Unsendable(Exception):
+    """Cannot be pickled; and if it could, its constructor would refuse what pickle gives it."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+        self.lock = threading.Lock()
+
+
+def held_lock() -> Any:
+    """A function that no other process can be given."""
+    lock = threading.Lock()
+    return lambda text: f"{text}{lock}"
+
+
+@pytest.mark.parametrize("placement", ["worker", "actor"])
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"kind": "function", "function": held_lock()}, "agents.0.function: cannot be sent to another process: cannot"),
+        ({"runtime_env": {"pipp": ["x"]}}, "agents.0.runtime_env: unknown key 'pipp'. Did you mean 'pip'?"),
+        ({"runtime_env": {"working_dir": "/no/such"}}, "agents.0.runtime_env: /no/such is not a valid path"),
+        ({"runtime_env": {"pip": 5}}, "agents.0.runtime_env: runtime_env['pip'] must be of type"),
+        ({"num_gpus": 1.5}, "agents.0.num_gpus: 1.5; expected a whole number, or a share below 1"),
+        ({"scheduling_strategy": "SPRED"}, "unknown strategy 'SPRED'. Did you mean 'SPREAD'?"),
+    ],
+)
+def test_what_ray_would_refuse_is_bad_input_and_leaves_no_run(
+    tmp_path: Path, placement: str, change: dict[str, Any], sentence: str
+) -> None:
+    if placement == "worker" and "kind" not in change:
+        pytest.skip("these keys are of agents in actors")
+    agent = {"name": "ann", "kind": "echo", "placement": placement} | change
+    with pytest.raises(BadInput) as error:
+        run_many({"agents": [agent], "openings": ["x"], "rounds": 1}, storage=tmp_path, progress=False)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+    assert run_names(tmp_path) == []
+
+
+def test_an_error_that_cannot_be_sent_fails_its_talks_by_name(ray_cluster: None, tmp_path: Path) -> None:
+    for placement in ("worker", "actor"):
+        agent = {"name": "ann", "kind": Steady, "placement": placement, "fault": "step"}
+        value = {"agents": [agent], "openings": ["x", "y"], "rounds": 1}
+        run = run_many(value, storage=tmp_path / placement, progress=False)
+        sentence = "agent 'ann' failed at turn 1: Unsendable: 1 and 2"
+        assert [t.error for t in run.transcripts()] == [sentence] * 2
+    setup = {**agent, "fault": "setup"}
+    with pytest.raises(A2AError, match="an agent could not be set up: Unsendable: 1 and 2"):
+        run_many({**value, "agents": [setup]}, storage=tmp_path / "setup", progress=False)
+    assert run_names(tmp_path / "setup") == []
+
+
+def test_code_that_the_workers_lack_is_told(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from a2a_ray import EchoAgent\n\nclass Agent(EchoAgent):\n    pass\n"
+    (tmp_path / "only_here_of_test_cluster.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = "only_here_of_test_cluster:Agent"
+    value = {"agents": [{"name": "ann", "kind": kind, "placement": "actor"}], "openings": ["x"], "rounds": 1}
+    with pytest.raises(PlacementError, match=r"cannot import .only_here_of_test_cluster.*installed on every node"):
+        run_many(value, storage=tmp_path / "actor", progress=False)
+    assert run_names(tmp_path / "actor") == []
+
+
+def test_a_run_goes_on_when_a_package_was_installed_on_the_workers(ray_cluster: None, tmp_path: Path) -> None:
+    agent = {"name": "ann", "kind": Needing, "folder": str(tmp_path)}
+    run = run_many({"agents": [agent], "openings": ["x"], "rounds": 1}, storage=tmp_path / "runs", progress=False)
+    assert "No module named 'needed_by_test_cluster'" in next(run.transcripts()).error
+    (tmp_path / "needed_by_test_cluster.py").touch()
+    assert resume(run, retry_failed=True, progress=False).summary()["done"] == 1
+
+
+class Needing(Steady):
+    """Needs a module that is in `folder`, or is not."""
+
+    def __init__(self, name: str, folder: str) -> None:
+        super().__init__(name)
+        self.folder = folder
+
+    def setup(self) -> None:
+        sys.path.append(self.folder)
+        importlib.import_module("needed_by_test_cluster")
+
+
+def test_a_runtime_env_that_cannot_be_built_is_told(ray_cluster: None, tmp_path: Path) -> None:
+    agent = {"name": "ann", "kind": "echo", "placement": "actor", "runtime_env": {"pip": ["a2a-no-such-package==9"]}}
+    with pytest.raises(PlacementError, match="agent 'ann': its runtime_env cannot be built: ") as error:
+        run_many({"agents": [agent], "openings": ["x"], "rounds": 1}, storage=tmp_path, progress=False)
+    assert "\n" not in str(error.value)
+    assert run_names(tmp_path) == []
