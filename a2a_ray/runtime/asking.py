@@ -130,13 +130,19 @@ class Asking:
         return True
 
     async def _overlapping(self, method: str, question: Question, put: Put, begun: Any = None) -> None:
+        limit = None
         try:
-            async with asyncio.timeout(self._timeout) as limit:
-                answer = self._called(method, question) if begun is None else begun
-                answer = await answer if inspect.isawaitable(answer) else answer
+            answer = self._called(method, question) if begun is None else begun
+            if inspect.isawaitable(answer):
+                if self._timeout is None:
+                    answer = await answer
+                else:
+                    async with asyncio.timeout(self._timeout) as limit:
+                        answer = await answer
             outcome = self._checked(method, question, answer)
         except (Exception, SystemExit) as error:
-            outcome = self._late(question.message) if limit.expired() else self.failure(question.message, error)
+            late = limit is not None and limit.expired()
+            outcome = self._late(question.message) if late else self.failure(question.message, error)
         put(question, outcome)
 
     def _one(self, method: str, question: Question) -> Any:
@@ -150,7 +156,7 @@ class Asking:
             return self.failure(question.message, error)
 
     def _called(self, method: str, question: Question) -> Any:
-        if question.state != KEPT:
+        if question.state is not KEPT:
             self.agent.set_state(question.message.conversation, question.state[0])
         return getattr(self.agent, method)(question.message)
 
@@ -162,13 +168,12 @@ class Asking:
                 return self.failure(message, answer)
             if method == "bid":
                 return float(answer)
-            if type(answer) is Message:
-                if self.stateful:
-                    state = self.agent.get_state(message.conversation)
-                    answer = replace(answer, metadata={**answer.metadata, "state": state})
-                elif not (answer.usage or answer.metadata):
-                    return answer  # the conversation checks it; nothing in it that could not be sent
-            return checked_answer(answer, message, self.agent.name)
+            if self.stateful and type(answer) is Message:
+                state = self.agent.get_state(message.conversation)
+                answer = replace(answer, metadata={**answer.metadata, "state": state})
+            if type(answer) is not Message or answer.usage or answer.metadata:
+                return checked_answer(answer, message, self.agent.name)
+            return answer  # the conversation checks it
         except A2AError as error:
             return error
         except Exception as error:

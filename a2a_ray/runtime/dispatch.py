@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import pickle
 import random
 import time
 import uuid
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from a2a_ray.core import errors
@@ -94,7 +96,7 @@ class Dispatcher:
         self._caller = uuid.uuid4().hex
         shared = _lines()
         self._replicas = [Replica(h, _lines() if self._stateful else shared) for h in handles]
-        random.shuffle(self._replicas)  # workers do not all begin with the same one
+        random.Random().shuffle(self._replicas)  # workers do not all begin with the same one
         self._seats: dict[str, Replica] = {}
         self._suspects: deque[list[Asked]] = deque()
         self._number = 0
@@ -194,7 +196,8 @@ class Dispatcher:
         try:
             columns = pack([asked.message for asked in batch])
             calls = Calls(batch[0].method if batch else "step", numbers, columns, states, forget)
-            reply = await replica.handle.exchange.remote(self._caller, meant, calls)
+            sent = cloudpickle.dumps(tuple(calls))
+            reply = Reply(*pickle.loads(await replica.handle.exchange.remote(self._caller, meant, sent)))
         except RayTaskError as error:
             replica.calls -= 1
             self._fail(replica.close(numbers), f"its process failed: {_line(error.cause)}")
