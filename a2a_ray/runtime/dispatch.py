@@ -72,15 +72,16 @@ class Replica:
 class Dispatcher:
     """The questions of one event loop to one agent.
 
-    Each replica has one exchange in flight (two where the agent overlaps: one that waits for answers and one that brings
+    Each replica has one exchange in flight (two where the agent overlaps: one that waits for answers, one that brings
     questions), and what waits is divided among the replicas that are free, at most `max_batch` a call, the replica with
     the fewest open questions first. Several workers share replicas: each counts its own questions, and what the replica
     said about those of the others when it answered last.
 
     A replica that dies is started again by Ray, and the others get its work meanwhile. What was in flight with it is
     asked again, apart from other questions: first in groups of the square root of their number, then each alone; one
-    that was in flight at three deaths fails. So the innocent get answers at a cost that a crash is worth. A paid agent's
-    questions that were in flight raise LostCall instead. Where no replica answers for 120 s, all that waits fails.
+    that was in flight at three deaths fails. So one poisonous question takes none with it, and a crash with many in
+    flight does not mean to ask all of them one by one. A paid agent's questions that were in flight raise LostCall
+    instead. Where no replica answers for 120 s, all that waits fails.
 
     A stateful agent's conversation stays with one replica; a replica that does not hold its state is told it first.
 
@@ -229,7 +230,9 @@ class Dispatcher:
         self._ask_again(replica.close(reply.again))
         if meant not in ("", reply.incarnation):  # it died while no call was in flight, and is back
             replica.holds.clear()
-            self._lose(replica.close([n for n, a in replica.open.items() if a.sent_to == meant]), "it was started again")
+            self._lose(
+                replica.close([n for n, a in replica.open.items() if a.sent_to == meant]), "it was started again"
+            )
         elif reply.again:
             self._leave(replica, reply.problem or "too many of its steps hang")
         replica.alone = replica.alone and bool(replica.open)
@@ -264,7 +267,9 @@ class Dispatcher:
             asked.deaths += 1
             turn = f"turn {asked.message.turn} of {asked.message.conversation!r}"
             if self._paid:
-                sentence = f"its process died while it worked on {turn}; whether the call was made is not known: {reason}"
+                sentence = (
+                    f"its process died while it worked on {turn}; whether the call was made is not known: {reason}"
+                )
                 _settle(asked, LostCall(f"agent {self._name!r}: {sentence}"))
             elif asked.deaths >= DEATHS:
                 sentence = f"its process died {DEATHS} times while it worked on {turn}: {reason}"

@@ -40,13 +40,22 @@ class Reply(NamedTuple):
     problem: str = ""
 
     def pickled(self) -> bytes:
-        """The reply as bytes; answers that no other process can read become errors."""
+        """The reply as bytes; an answer that no other process can read becomes an error."""
         try:
-            return cloudpickle.dumps(tuple(self))
-        except Exception as error:
-            told = ("AgentError", f"an answer cannot be sent to another process: {type(error).__name__}: {error}")
-            failed = {**self.failed, **dict.fromkeys((*self.numbers, *self.bids), told)}
-            return pickle.dumps(tuple(self._replace(numbers=(), messages=(), bids={}, failed=failed)))
+            return bytes(cloudpickle.dumps(tuple(self)))
+        except Exception:
+            good, failed = {}, dict(self.failed)
+            for number, message in zip(self.numbers, unpack(self.messages), strict=True):
+                try:
+                    cloudpickle.dumps(message)
+                    good[number] = message
+                except Exception as error:
+                    failed[number] = (
+                        "",
+                        f"an answer cannot be sent to another process: {type(error).__name__}: {error}",
+                    )
+            kept = self._replace(numbers=list(good), messages=pack([*good.values()]), failed=failed)
+            return bytes(cloudpickle.dumps(tuple(kept)))
 
 
 class Calls(NamedTuple):
@@ -69,9 +78,7 @@ class AgentHost:
     A process that Ray started again sets its agent up by itself before the first question.
     """
 
-    def __init__(
-        self, factory: bytes, timeout: float | None = None, overruns: int = 3, paid: bool = False
-    ) -> None:
+    def __init__(self, factory: bytes, timeout: float | None = None, overruns: int = 3, paid: bool = False) -> None:
         gc.freeze()  # messages are many small objects without cycles; see Worker
         gc.set_threshold(100_000, 10, 10)
         self._factory = factory

@@ -110,7 +110,9 @@ def remote(
     agent cannot be set up.
     """
     if replicas < 1 or max_batch < 1 or overruns < 1:
-        raise BadInput(f"replicas: {replicas}, max_batch: {max_batch}, overruns: {overruns}; expected at least 1 of each")
+        raise BadInput(
+            f"replicas: {replicas}, max_batch: {max_batch}, overruns: {overruns}; expected at least 1 of each"
+        )
     if timeout is not None and not 0 < timeout < float("inf"):
         raise BadInput(f"timeout: {timeout}; expected seconds above 0, or None")
     connect(address)

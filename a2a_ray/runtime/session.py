@@ -90,7 +90,11 @@ class Session:
         for key, spec in heavy.items():
             cpus = spec.num_cpus if spec.num_cpus is not None else (0 if local else 1)
             where = (spec.replicas, cpus, spec.num_gpus, spec.scheduling_strategy, spec.runtime_env)
-            limits = {"timeout": spec.step_timeout, "overruns": spec.overruns, "paid": spec.price is not None}
+            limits: dict[str, Any] = {
+                "timeout": spec.step_timeout,
+                "overruns": spec.overruns,
+                "paid": spec.price is not None,
+            }
             pools[key] = Pool(f"agent {spec.name!r}", _Factory(spec.pool_settings), *where, **limits)
             self._actors += pools[key].hosts
         out = {}
