@@ -44,6 +44,8 @@ class Noting:
         time.sleep(30 if "hang" in content else self.sleep)
         if "fail" in content:
             raise RuntimeError("this is too much")
+        if "interrupt" in content:
+            raise KeyboardInterrupt
         if "poison" in content or ("die once" in content and self.first()):
             time.sleep(0.05)
             os._exit(1)
@@ -78,6 +80,8 @@ class Waiting(Noting):
     async def step(self, message: Message) -> Message:  # type: ignore[override]
         content = str(message.content)
         self.note("step", content, message.turn)
+        if "cancel" in content:
+            raise asyncio.CancelledError
         if "block" in content:
             await asyncio.sleep(30)
         await asyncio.sleep(random.Random(message.seed).random() * self.sleep)
@@ -362,6 +366,15 @@ async def test_a_stateful_agent_takes_a_state_from_an_earlier_run_and_forgets(cr
     told = [rest for _, _, rest in crowd.noted("state")]
     assert told[:3] == ["c 7", "c None", "c None"]
     assert told[3:5] in (["other None", "c None"], ["c None", "other None"])
+
+
+async def test_a_step_that_cancels_itself_or_interrupts_fails(crowd: Crowd) -> None:
+    outcomes = await asked(crowd.agent(Waiting), "cancel", "x")
+    assert answers(outcomes) == [False, True]
+    assert str(outcomes[0]) == "agent 'ann' failed at turn 1: CancelledError: "
+    async with asyncio.timeout(20):
+        (outcome,) = await asked(crowd.agent(Noting), "interrupt")
+    assert str(outcome) == "agent 'ann' failed at turn 1: KeyboardInterrupt: "
 
 
 async def test_an_error_that_cannot_be_unpickled_comes_back_as_text(crowd: Crowd) -> None:

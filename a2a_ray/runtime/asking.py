@@ -47,7 +47,14 @@ class Asking:
     agent goes on in another one, and where `overruns` of them hang at once, it is `exhausted` and not asked any more.
     """
 
-    def __init__(self, agent: Any, timeout: float | None = None, overruns: int = 3, paid: bool = False) -> None:
+    def __init__(
+        self,
+        agent: Any,
+        timeout: float | None = None,
+        overruns: int = 3,
+        paid: bool = False,
+        thread: ThreadPoolExecutor | None = None,
+    ) -> None:
         self.agent = agent
         self.paid = paid or bool(getattr(agent, "paid", False))
         self.stateful = bool(getattr(agent, "stateful", False))
@@ -55,7 +62,7 @@ class Asking:
         self._batch: Any = None if self.paid or self.stateful else getattr(agent, "step_batch", None)
         self._timeout, self._overruns = timeout, overruns
         self._one_at_a_time = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1)
+        self._thread = thread or ThreadPoolExecutor(1)
         self._hanging: set[asyncio.Future[None]] = set()
 
     @property
@@ -122,7 +129,7 @@ class Asking:
             answers = list(answers)
             if len(answers) != len(questions):
                 raise BadAnswer(f"{len(answers)} answers to {len(questions)} messages")
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             log.warning("agent %r: its step_batch failed, so it is asked one by one: %r", self.agent.name, error)
             return False
         for question, answer in zip(questions, answers, strict=True):
@@ -140,7 +147,7 @@ class Asking:
                     async with asyncio.timeout(self._timeout) as limit:
                         answer = await answer
             outcome = self._checked(method, question, answer)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # also one that would end the event loop, or cancel what it runs in
             late = limit is not None and limit.expired()
             outcome = self._late(question.message) if late else self.failure(question.message, error)
         put(question, outcome)
