@@ -45,6 +45,8 @@ def check_agent(
         what lets any replica take any turn.
     options: a turn's overrides that are sent with one of the messages.
 
+    A stateful agent is asked each message as the first of its conversation; and a talk, cut after any turn, must go on
+    from `get_state` to the very same answers (in `another` too), whatever other talk is beside it.
     The agent is asked about 40 times. An agent may raise for some messages, but it must do so every time, and answer
     at least one.
     """
@@ -61,6 +63,9 @@ async def _check_agent(agent: Agent, content: Content, another: Agent | None, op
         for preparation in ("check", "setup"):
             if one is not None and hasattr(one, preparation):
                 getattr(one, preparation)()
+    if getattr(agent, "stateful", False):
+        await _check_memory(agent, another or agent, _questions(content, EMPTY))
+        agent, another = _Anew(agent), None if another is None else _Anew(another)
     messages = _questions(content, options)
     before = [m.to_dict() for m in messages]
     first = [await _ask(agent, m) for m in messages]
@@ -80,6 +85,51 @@ async def _check_agent(agent: Agent, content: Content, another: Agent | None, op
         await _check_batches(agent, messages, first)
     if hasattr(agent, "bid"):
         await _check_bids(agent.bid, messages)
+
+
+class _Anew:
+    """A stateful agent that is asked each message as the first of its conversation."""
+
+    def __init__(self, agent: Any) -> None:
+        self.name, self._agent = agent.name, agent
+        if hasattr(agent, "bid"):
+            self.bid = self._bid
+
+    def step(self, message: Message) -> Any:
+        self._agent.set_state(message.conversation, None)
+        return self._agent.step(message)
+
+    def _bid(self, message: Message) -> Any:
+        self._agent.set_state(message.conversation, None)
+        return self._agent.bid(message)
+
+
+async def _check_memory(agent: Any, another: Any, questions: list[Message]) -> None:
+    """What a stateful agent remembers of a conversation is its state, all of it, and of that conversation alone."""
+    for method in ("get_state", "set_state"):
+        _hold(hasattr(agent, method), f"stateful is True, but there is no {method}")
+    talk = [replace(m, conversation="talk", turn=i + 1) for i, m in enumerate(questions)]
+    agent.set_state("talk", None)
+    answers, states = [], []
+    for message in talk:
+        answers.append(await _ask(agent, message))
+        try:
+            states.append(json.loads(json.dumps(agent.get_state("talk"))))
+        except (TypeError, ValueError) as error:
+            raise AssertionError(
+                f"get_state gives {agent.get_state('talk')!r:.100}, which is no JSON: {error}"
+            ) from None
+    for number in range(1, len(talk)):
+        another.set_state("talk", states[number - 1])
+        told = [await _ask(another, talk[number])]
+        _same(answers[number : number + 1], told, f"turn {number + 1} after set_state of turn {number}'s state")
+    for conversation in ("talk", "aside"):
+        agent.set_state(conversation, None)
+    mixed = []
+    for message in talk:
+        mixed.append(await _ask(agent, message))
+        await _ask(agent, replace(message, conversation="aside"))
+    _same(answers, mixed, "the talk anew, after set_state of None, with another talk beside it")
 
 
 def _questions(content: Content, options: Mapping[str, Any]) -> list[Message]:

@@ -1,4 +1,4 @@
-"""Heavy agents in actors of their own: what goes together, what overlaps, and what becomes of it when a process dies."""
+"""Heavy agents in actors: what goes together, what overlaps, and what becomes of it when a process dies."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,18 @@ from a2a_ray.core.errors import AgentError, BadInput, LostCall, PlacementError
 from a2a_ray.core.message import Message
 from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.runtime import dispatch
+from a2a_ray.runtime.experiment import Experiment
 from a2a_ray.runtime.pool import Pool, RemoteAgent, remote
+from a2a_ray.runtime.run import run_many
+from a2a_ray.testing import check_agent
 
 
 class Noting:
     """Notes in a file what it is asked, by which process; some words make it sleep, fail or die."""
 
-    def __init__(self, notes: Path, sleep: float = 0.0) -> None:
-        self.name, self.notes, self.sleep = "ann", notes, sleep
+    def __init__(self, notes: str | Path, sleep: float = 0.0, name: str = "ann") -> None:
+        self.name, self.notes, self.sleep = name, Path(notes), sleep
 
     def note(self, *words: Any) -> None:
         with self.notes.open("a") as file:
@@ -38,6 +44,8 @@ class Noting:
         time.sleep(30 if "hang" in content else self.sleep)
         if "fail" in content:
             raise RuntimeError("this is too much")
+        if "interrupt" in content:
+            raise KeyboardInterrupt
         if "poison" in content or ("die once" in content and self.first()):
             time.sleep(0.05)
             os._exit(1)
@@ -72,6 +80,8 @@ class Waiting(Noting):
     async def step(self, message: Message) -> Message:  # type: ignore[override]
         content = str(message.content)
         self.note("step", content, message.turn)
+        if "cancel" in content:
+            raise asyncio.CancelledError
         if "block" in content:
             await asyncio.sleep(30)
         await asyncio.sleep(random.Random(message.seed).random() * self.sleep)
@@ -298,6 +308,32 @@ async def test_processes_that_are_gone_for_good_are_told(crowd: Crowd) -> None:
             assert "agent 'ann': all of its processes have died" in str(outcome)
 
 
+async def test_processes_that_cannot_set_up_again_are_waited_for_and_told(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "AWAY_SECONDS", 3.0)
+    agent = crowd.agent(Fragile)
+    assert all(answers(await asked(agent, "x")))
+    down = crowd.notes.with_suffix(".down")
+    down.touch()
+    os.kill(crowd.processes()[0], signal.SIGKILL)
+    await asyncio.sleep(3)
+    (outcome,) = await asked(agent, "x")
+    assert str(outcome) == (
+        "agent 'ann': none of its processes has answered for 3 s:"
+        " an agent could not be set up: RuntimeError: no weights"
+    )
+    down.unlink()
+    await asyncio.sleep(2.5)
+    assert all(answers(await asked(agent, "x")))
+
+
+class Fragile(Noting):
+    def setup(self) -> None:
+        if self.notes.with_suffix(".down").exists():
+            raise RuntimeError("no weights")
+
+
 async def test_a_stateful_agent_keeps_each_conversation_in_one_process(crowd: Crowd) -> None:
     agent = crowd.agent(Counter, replicas=2)
     transcripts = await asyncio.gather(*(held(agent, "x", 6, f"c{i}") for i in range(6)))
@@ -328,7 +364,17 @@ async def test_a_stateful_agent_takes_a_state_from_an_earlier_run_and_forgets(cr
     agent.forget("c")
     await agent.step(question("x", "other"))
     told = [rest for _, _, rest in crowd.noted("state")]
-    assert told[:3] == ["c 7", "c None", "c None"] and told[3:5] in (["other None", "c None"], ["c None", "other None"])
+    assert told[:3] == ["c 7", "c None", "c None"]
+    assert told[3:5] in (["other None", "c None"], ["c None", "other None"])
+
+
+async def test_a_step_that_cancels_itself_or_interrupts_fails(crowd: Crowd) -> None:
+    outcomes = await asked(crowd.agent(Waiting), "cancel", "x")
+    assert answers(outcomes) == [False, True]
+    assert str(outcomes[0]) == "agent 'ann' failed at turn 1: CancelledError: "
+    async with asyncio.timeout(20):
+        (outcome,) = await asked(crowd.agent(Noting), "interrupt")
+    assert str(outcome) == "agent 'ann' failed at turn 1: KeyboardInterrupt: "
 
 
 async def test_an_error_that_cannot_be_unpickled_comes_back_as_text(crowd: Crowd) -> None:
@@ -337,9 +383,21 @@ async def test_an_error_that_cannot_be_unpickled_comes_back_as_text(crowd: Crowd
     assert str(outcome) == "agent 'ann' failed at turn 1: Odd: no key in the answer"
 
 
-def test_a_factory_that_cannot_be_sent_is_told(ray_cluster: None) -> None:
-    import threading
+async def test_an_answer_that_cannot_be_sent_fails_alone(crowd: Crowd) -> None:
+    outcomes = await asked(crowd.agent(Strange), "x", "usage", "content")
+    assert answers(outcomes) == [True, False, False]
+    assert "agent 'ann' at turn 1: usage" in str(outcomes[1])
+    assert "cannot be sent to another process" in str(outcomes[2])
 
+
+class Strange(Noting):
+    def step(self, message: Message) -> Message:
+        if message.content == "usage":
+            return message.reply("x", self.name, usage={"lock": threading.Lock()})
+        return message.reply(threading.Lock() if message.content == "content" else "x", self.name)  # type: ignore[arg-type]
+
+
+def test_a_factory_that_cannot_be_sent_is_told(ray_cluster: None) -> None:
     lock = threading.Lock()
     with pytest.raises(BadInput, match=r"cannot be sent to another process: .*lock.*setup\(\)"):
         remote(lambda: lock, num_cpus=0)
@@ -375,3 +433,77 @@ async def test_options_of_ray_are_passed_on(ray_cluster: None) -> None:
 def test_limits_are_checked(change: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=next(iter(change))):
         remote(lambda: None, **change)
+
+
+class Forgetful(Counter):
+    """Its state says nothing."""
+
+    def get_state(self, conversation: str) -> Any:
+        return None
+
+
+class Mixing(Counter):
+    """Remembers one conversation as another."""
+
+    def step(self, message: Message) -> Message:
+        return replace(super().step(replace(message, conversation="c")), conversation=message.conversation)
+
+
+def test_the_contract_of_stateful_agents(tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    check_agent(Counter(notes))
+    check_agent(Counter(notes), another=Counter(notes))
+    with pytest.raises(AssertionError, match="turn 2 after set_state of turn 1's state"):
+        check_agent(Forgetful(notes))
+    with pytest.raises(AssertionError, match=r"set_state|another talk beside it"):
+        check_agent(Mixing(notes))
+
+
+@pytest.mark.parametrize(
+    "value", [{"timeout": 0}, {"timeout": "nan"}, {"overruns": 0}, {"scheduling_strategy": "spred"}]
+)
+def test_a_specification_with_limits_that_make_no_sense_is_refused(value: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match=f"{next(iter(value))}: "):
+        Experiment.parse({"agents": [{"name": "ann", "kind": "echo", **value}]})
+
+
+def test_a_timeout_is_for_agents_in_actors() -> None:
+    experiment = Experiment.parse({"agents": [{"name": "ann", "kind": "echo", "timeout": 5}]})
+    with pytest.raises(BadInput, match=r"agents\.0\.timeout: 5; .*add placement: actor"):
+        experiment.check()
+
+
+def test_a_timeout_goes_to_the_kind_that_has_one() -> None:
+    agents = [
+        {"name": "ann", "kind": "openai", "model": "m", "timeout": 5},
+        {"name": "bob", "kind": "echo", "placement": "actor", "timeout": 5},
+    ]
+    ann, bob = Experiment.parse({"agents": agents}).agents
+    assert (ann.settings["timeout"], ann.step_timeout) == (5, None)
+    assert ("timeout" in bob.settings, bob.step_timeout) == (False, 5)
+
+
+def test_a_run_with_a_replica_that_dies_is_as_the_undisturbed_one(ray_cluster: None, tmp_path: Path) -> None:
+    def said(storage: str, notes: Path, sleep: float) -> dict[str, list[Any]]:
+        ann = {"name": "ann", "kind": Noting, "notes": str(notes), "sleep": sleep}
+        value = {"agents": [{**ann, "placement": "actor", "num_cpus": 0, "replicas": 2}], "turns": 25, "repeats": 6}
+        run = run_many({**value, "openings": ["x"]}, storage=tmp_path / storage, progress=False)
+        return {t.id: [t.status, *((m.turn, m.content) for m in t.messages)] for t in run.transcripts()}
+
+    calm = said("calm", tmp_path / "calm.notes", 0.0)
+    notes = tmp_path / "notes"
+    killer = threading.Thread(target=kill_one, args=(notes,))
+    killer.start()
+    disturbed = said("disturbed", notes, 0.02)
+    killer.join()
+    assert disturbed == calm
+    assert len({line.split()[0] for line in notes.read_text().splitlines()}) >= 3
+
+
+def kill_one(notes: Path) -> None:
+    """Ends the process that noted the 40th line."""
+    lines: list[str] = []
+    while len(lines) < 40:
+        time.sleep(0.02)
+        lines = notes.read_text().splitlines() if notes.exists() else []
+    os.kill(int(lines[39].split()[0]), signal.SIGKILL)

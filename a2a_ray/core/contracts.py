@@ -25,7 +25,19 @@ class Agent(Protocol):
     * `check()`: raises BadInput, before anything starts, for what this machine can know to be wrong (cheap);
     * `setup()`: loads what is heavy, once, in the process where the agent works;
     * `placement`: "worker" (light: lives inside the conversation worker) or "actor" (heavy: its own Ray actor);
-    * `turn_options`: the settings that `message.options` can override for one turn.
+    * `turn_options`: the settings that `message.options` can override for one turn;
+    * `paid`: True where a call costs money: in an actor it is then asked by `step` alone, and never asked twice unknown
+      to the ledger (`price:` in a specification says the same).
+
+    A foreign agent that keeps memory between turns says so with `stateful = True` and gives
+
+    * `get_state(conversation) -> state`: what it remembers of a conversation, a JSON value. It is kept with each of the
+      agent's answers, as `metadata["state"]`;
+    * `set_state(conversation, state)`: it goes on from this state; from None as if it had never heard of the
+      conversation, which also frees what it holds of one that is over.
+
+    In an actor, all turns of a conversation then go to one replica, and a replica that is new to it is told the newest
+    state first. A stateful agent is asked by `step`, never by `step_batch`.
     """
 
     name: str

@@ -47,7 +47,14 @@ class Asking:
     agent goes on in another one, and where `overruns` of them hang at once, it is `exhausted` and not asked any more.
     """
 
-    def __init__(self, agent: Any, timeout: float | None = None, overruns: int = 3, paid: bool = False) -> None:
+    def __init__(
+        self,
+        agent: Any,
+        timeout: float | None = None,
+        overruns: int = 3,
+        paid: bool = False,
+        thread: ThreadPoolExecutor | None = None,
+    ) -> None:
         self.agent = agent
         self.paid = paid or bool(getattr(agent, "paid", False))
         self.stateful = bool(getattr(agent, "stateful", False))
@@ -55,7 +62,7 @@ class Asking:
         self._batch: Any = None if self.paid or self.stateful else getattr(agent, "step_batch", None)
         self._timeout, self._overruns = timeout, overruns
         self._one_at_a_time = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1)
+        self._thread = thread or ThreadPoolExecutor(1)
         self._hanging: set[asyncio.Future[None]] = set()
 
     @property
@@ -122,7 +129,7 @@ class Asking:
             answers = list(answers)
             if len(answers) != len(questions):
                 raise BadAnswer(f"{len(answers)} answers to {len(questions)} messages")
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
             log.warning("agent %r: its step_batch failed, so it is asked one by one: %r", self.agent.name, error)
             return False
         for question, answer in zip(questions, answers, strict=True):
@@ -130,13 +137,19 @@ class Asking:
         return True
 
     async def _overlapping(self, method: str, question: Question, put: Put, begun: Any = None) -> None:
+        limit = None
         try:
-            async with asyncio.timeout(self._timeout) as limit:
-                answer = self._called(method, question) if begun is None else begun
-                answer = await answer if inspect.isawaitable(answer) else answer
+            answer = self._called(method, question) if begun is None else begun
+            if inspect.isawaitable(answer):
+                if self._timeout is None:
+                    answer = await answer
+                else:
+                    async with asyncio.timeout(self._timeout) as limit:
+                        answer = await answer
             outcome = self._checked(method, question, answer)
-        except (Exception, SystemExit) as error:
-            outcome = self._late(question.message) if limit.expired() else self.failure(question.message, error)
+        except BaseException as error:  # also one that would end the event loop, or cancel what it runs in
+            late = limit is not None and limit.expired()
+            outcome = self._late(question.message) if late else self.failure(question.message, error)
         put(question, outcome)
 
     def _one(self, method: str, question: Question) -> Any:
@@ -150,7 +163,7 @@ class Asking:
             return self.failure(question.message, error)
 
     def _called(self, method: str, question: Question) -> Any:
-        if question.state != KEPT:
+        if question.state is not KEPT:
             self.agent.set_state(question.message.conversation, question.state[0])
         return getattr(self.agent, method)(question.message)
 
@@ -162,13 +175,12 @@ class Asking:
                 return self.failure(message, answer)
             if method == "bid":
                 return float(answer)
-            if type(answer) is Message:
-                if self.stateful:
-                    state = self.agent.get_state(message.conversation)
-                    answer = replace(answer, metadata={**answer.metadata, "state": state})
-                elif not (answer.usage or answer.metadata):
-                    return answer  # the conversation checks it; nothing in it that could not be sent
-            return checked_answer(answer, message, self.agent.name)
+            if self.stateful and type(answer) is Message:
+                state = self.agent.get_state(message.conversation)
+                answer = replace(answer, metadata={**answer.metadata, "state": state})
+            if type(answer) is not Message or answer.usage or answer.metadata:
+                return checked_answer(answer, message, self.agent.name)
+            return answer  # the conversation checks it
         except A2AError as error:
             return error
         except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import pickle
 import random
 import time
 import uuid
@@ -12,13 +13,14 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from a2a_ray.core import errors
 from a2a_ray.core.errors import AgentError, LostCall
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.columns import pack, unpack
 from a2a_ray.runtime.host import Calls, Reply
+from a2a_ray.runtime.replica import Asked, Lines, Replica, emptied, first_line, lines, plain_error
 
 log = logging.getLogger(__name__)
 
@@ -30,55 +32,19 @@ PAUSES = (0.05, 2.0)
 """The first and the longest pause between two looks at a replica that is away, in seconds."""
 
 
-class Asked:
-    """A question under way."""
-
-    __slots__ = ("deaths", "future", "message", "method", "sent_to")
-
-    def __init__(self, method: str, message: Message, future: asyncio.Future[Any]) -> None:
-        self.method, self.message, self.future = method, message, future
-        self.sent_to = ""  # incarnation
-        self.deaths = 0
-
-
-Lines = dict[str, deque[Asked]]
-
-
-class Replica:
-    """What a caller knows of one actor."""
-
-    def __init__(self, handle: Any, waiting: Lines) -> None:
-        self.handle = handle
-        self.waiting = waiting  # shared by all replicas of a stateless agent
-        self.open: dict[int, Asked] = {}  # sent and not answered
-        self.calls = 0  # exchanges in flight
-        self.load = 0  # questions of other callers, when it answered last
-        self.incarnation = ""
-        self.alone = False  # works on suspects, and gets nothing else meanwhile
-        self.away = False  # gets nothing until it is back
-        self.loading = False  # is back, and sets its agent up
-        self.gone = False  # will not come back
-        self.seats = 0  # conversations of a stateful agent that are here
-        self.holds: set[str] = set()  # those whose state it has
-        self.forget: list[str] = []
-
-    def close(self, numbers: Iterable[int]) -> list[Asked]:
-        """Takes away open questions."""
-        return [asked for n in numbers if (asked := self.open.pop(n, None)) is not None]
-
-
 class Dispatcher:
     """The questions of one event loop to one agent.
 
-    Each replica has one exchange in flight (two where the agent overlaps: one that waits for answers and one that brings
+    Each replica has one exchange in flight (two where the agent overlaps: one that waits for answers, one that brings
     questions), and what waits is divided among the replicas that are free, at most `max_batch` a call, the replica with
     the fewest open questions first. Several workers share replicas: each counts its own questions, and what the replica
     said about those of the others when it answered last.
 
     A replica that dies is started again by Ray, and the others get its work meanwhile. What was in flight with it is
     asked again, apart from other questions: first in groups of the square root of their number, then each alone; one
-    that was in flight at three deaths fails. So the innocent get answers at a cost that a crash is worth. A paid agent's
-    questions that were in flight raise LostCall instead. Where no replica answers for 120 s, all that waits fails.
+    that was in flight at three deaths fails. So one poisonous question takes none with it, and a crash with many in
+    flight does not mean to ask all of them one by one. A paid agent's questions that were in flight raise LostCall
+    instead. Where no replica answers for 120 s, all that waits fails.
 
     A stateful agent's conversation stays with one replica; a replica that does not hold its state is told it first.
 
@@ -92,9 +58,9 @@ class Dispatcher:
         self._paid, self._stateful = facts["paid"], facts["stateful"]
         self._most_calls = 2 if facts["overlaps"] else 1
         self._caller = uuid.uuid4().hex
-        shared = _lines()
-        self._replicas = [Replica(h, _lines() if self._stateful else shared) for h in handles]
-        random.shuffle(self._replicas)  # workers do not all begin with the same one
+        shared = lines()
+        self._replicas = [Replica(h, lines() if self._stateful else shared) for h in handles]
+        random.Random().shuffle(self._replicas)  # workers do not all begin with the same one
         self._seats: dict[str, Replica] = {}
         self._suspects: deque[list[Asked]] = deque()
         self._number = 0
@@ -141,8 +107,16 @@ class Dispatcher:
             self._loop.call_soon(self._send)
 
     def _send(self) -> None:
-        """Gives every replica that can take a call what waits for it."""
         self._scheduled = False
+        self._hand_out()
+        for replica in self._replicas:
+            if replica.open and not replica.calls:
+                self._start(replica, [])  # only to wait for answers
+        if all(r.away for r in self._replicas):
+            self._give_up()
+
+    def _hand_out(self) -> None:
+        """Gives every replica that can take a call what waits for it."""
         here = sorted((r for r in self._replicas if not r.away), key=lambda r: len(r.open) + r.load)
         while self._suspects and here:
             replica = here.pop(0)  # where it still works on something else, it gets no more until it is done
@@ -157,11 +131,6 @@ class Dispatcher:
                 if not batch:
                     break
                 self._start(replica, batch)
-        for replica in self._replicas:
-            if replica.open and not replica.calls:
-                self._start(replica, [])  # only to wait for answers
-        if all(r.away for r in self._replicas):
-            self._give_up()
 
     def _take(self, waiting: Lines, share: int) -> list[Asked]:
         line = max(waiting.values(), key=len)
@@ -194,16 +163,17 @@ class Dispatcher:
         try:
             columns = pack([asked.message for asked in batch])
             calls = Calls(batch[0].method if batch else "step", numbers, columns, states, forget)
-            reply = await replica.handle.exchange.remote(self._caller, meant, calls)
+            sent = cloudpickle.dumps(tuple(calls))
+            reply = Reply(*pickle.loads(await replica.handle.exchange.remote(self._caller, meant, sent)))
         except RayTaskError as error:
             replica.calls -= 1
-            self._fail(replica.close(numbers), f"its process failed: {_line(error.cause)}")
+            self._fail(replica.close(numbers), f"its process failed: {first_line(error.cause)}")
         except RayError as error:
             replica.calls -= 1
             self._died(replica, numbers, error)
         except Exception as error:
             replica.calls -= 1
-            self._fail(replica.close(numbers), f"what it is asked cannot be sent: {_line(error)}")
+            self._fail(replica.close(numbers), f"what it is asked cannot be sent: {first_line(error)}")
         else:
             replica.calls -= 1
             self._receive(replica, reply, meant)
@@ -232,29 +202,30 @@ class Dispatcher:
         elif reply.again:
             self._leave(replica, reply.problem or "too many of its steps hang")
         replica.alone = replica.alone and bool(replica.open)
-        self._send()  # the replica works on what waits while the answers are read
+        self._hand_out()  # the replica works on what waits while the answers are read
         for asked, answer in zip(done, unpack(reply.messages), strict=True):
             if asked is not None and not asked.future.done():
                 asked.future.set_result(answer)
         for number, bid in reply.bids.items():
             for asked in replica.close([number]):
-                _settle(asked, bid)
+                asked.settle(bid)
         for number, (kind, sentence) in reply.failed.items():
             for asked in replica.close([number]):
-                _settle(asked, _error(kind, sentence))
+                asked.settle(plain_error(kind, sentence))
 
     def _died(self, replica: Replica, numbers: range, error: RayError) -> None:
         asked = replica.close(numbers)
         if "actor is restarting" in str(error):  # so Ray says of a call that it has not sent
             self._ask_again(asked)
         else:
-            self._lose(asked, _line(error))
+            self._lose(asked, first_line(error))
         if not replica.calls:
-            self._lose(replica.close(list(replica.open)), _line(error))
+            self._lose(replica.close(list(replica.open)), first_line(error))
             replica.holds.clear()
+            replica.forget.clear()
             replica.alone = False
         replica.gone = replica.gone or isinstance(error, ActorDiedError)
-        self._leave(replica, _line(error))
+        self._leave(replica, first_line(error))
 
     def _lose(self, lost: list[Asked], reason: str) -> None:
         """What becomes of questions that were in flight with a process that died."""
@@ -266,10 +237,10 @@ class Dispatcher:
                 sentence = (
                     f"its process died while it worked on {turn}; whether the call was made is not known: {reason}"
                 )
-                _settle(asked, LostCall(f"agent {self._name!r}: {sentence}"))
+                asked.settle(LostCall(f"agent {self._name!r}: {sentence}"))
             elif asked.deaths >= DEATHS:
                 sentence = f"its process died {DEATHS} times while it worked on {turn}: {reason}"
-                _settle(asked, AgentError(f"agent {self._name!r}: {sentence}"))
+                asked.settle(AgentError(f"agent {self._name!r}: {sentence}"))
             elif asked.deaths > 1:
                 self._suspects.append([asked])
             else:
@@ -300,7 +271,7 @@ class Dispatcher:
     def _move(self) -> None:
         """Finds replicas for what waits in the lines of those that are away."""
         if self._stateful:
-            for asked in [a for r in self._replicas if r.away for a in _emptied(r.waiting)]:
+            for asked in [a for r in self._replicas if r.away for a in emptied(r.waiting)]:
                 self._queue(asked)
 
     async def _revive(self, replica: Replica) -> None:
@@ -318,10 +289,10 @@ class Dispatcher:
                     await replica.handle.setup.remote()
                     back = True
             except RayTaskError as error:
-                self._reason = _line(error.cause)
+                self._reason = first_line(error.cause)
             except (RayError, TimeoutError) as error:
                 replica.gone = isinstance(error, ActorDiedError)
-                self._reason = _line(error)
+                self._reason = first_line(error)
             finally:
                 replica.loading = False
             self._schedule()
@@ -339,42 +310,10 @@ class Dispatcher:
             sentence = f"none of its processes has answered for {AWAY_SECONDS:g} s: {self._reason}"
         else:
             return
-        waiting = [a for r in self._replicas for a in _emptied(r.waiting)]
+        waiting = [a for r in self._replicas for a in emptied(r.waiting)]
         self._fail([*waiting, *(a for group in self._suspects for a in group)], sentence)
         self._suspects.clear()
 
     def _fail(self, asked: Iterable[Asked], sentence: str) -> None:
         for one in asked:
-            _settle(one, AgentError(f"agent {self._name!r}: {sentence}"))
-
-
-def _settle(asked: Asked, outcome: Any) -> None:
-    if asked.future.done():
-        return
-    if isinstance(outcome, BaseException):
-        asked.future.set_exception(outcome)
-    else:
-        asked.future.set_result(outcome)
-
-
-def _lines() -> Lines:
-    return {"step": deque(), "bid": deque()}
-
-
-def _emptied(lines: Lines) -> list[Asked]:
-    asked = [a for line in lines.values() for a in line]
-    for line in lines.values():
-        line.clear()
-    return asked
-
-
-def _line(error: object) -> str:
-    """The first line of what an error says."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def _error(kind: str, sentence: str) -> AgentError:
-    """The plain error of this package for what an agent raised in its process."""
-    cls = getattr(errors, kind, AgentError)
-    return cls(sentence) if isinstance(cls, type) and issubclass(cls, AgentError) else AgentError(sentence)
+            one.settle(AgentError(f"agent {self._name!r}: {sentence}"))

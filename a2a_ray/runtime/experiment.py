@@ -71,6 +71,15 @@ class AgentSpec(BaseModel):
     concurrency: int | None = Field(None, ge=1)
     endpoint: str | None = None
 
+    @model_validator(mode="after")
+    def _placed(self) -> AgentSpec:
+        where = self.scheduling_strategy
+        if isinstance(where, str) and where not in ("DEFAULT", "SPREAD"):
+            raise BadInput(
+                f"scheduling_strategy: {where!r}; expected DEFAULT, SPREAD, or from Python an object of Ray's"
+            )
+        return self
+
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of the agent's kind, its name and kind with them."""
@@ -281,6 +290,11 @@ class Experiment(BaseModel):
             if key in seen:
                 continue
             seen.add(key)
+            if spec.step_timeout is not None and not spec.heavy:
+                raise BadInput(
+                    f"agents.{i}.timeout: {spec.timeout:g}; a step beside the conversation cannot be stopped;"
+                    " add placement: actor"
+                )
             agent = spec.build(f"agents.{i}")
             if hasattr(agent, "check"):
                 try:

@@ -8,7 +8,10 @@ import os
 import pickle
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
+
+from ray import cloudpickle
 
 from a2a_ray.core.errors import A2AError, AgentError, PlacementError
 from a2a_ray.core.message import Message
@@ -37,6 +40,24 @@ class Reply(NamedTuple):
     load: int = 0
     problem: str = ""
 
+    def pickled(self) -> bytes:
+        """The reply as bytes; an answer that no other process can read becomes an error."""
+        try:
+            return bytes(cloudpickle.dumps(tuple(self)))
+        except Exception:
+            good, failed = {}, dict(self.failed)
+            for number, message in zip(self.numbers, unpack(self.messages), strict=True):
+                try:
+                    cloudpickle.dumps(message)
+                    good[number] = message
+                except Exception as error:
+                    failed[number] = (
+                        "",
+                        f"an answer cannot be sent to another process: {type(error).__name__}: {error}",
+                    )
+            kept = self._replace(numbers=list(good), messages=pack([*good.values()]), failed=failed)
+            return bytes(cloudpickle.dumps(tuple(kept)))
+
 
 class Calls(NamedTuple):
     """What goes with one exchange: packed messages for `step` or `bid`, and the caller's numbers for them.
@@ -63,6 +84,7 @@ class AgentHost:
         gc.set_threshold(100_000, 10, 10)
         self._factory = factory
         self._limits = (timeout, overruns, paid)
+        self._thread = ThreadPoolExecutor(1)  # a synchronous agent works in the thread where it was made
         self._incarnation = uuid.uuid4().hex
         self._asking: Asking | None = None
         self._making: asyncio.Future[Asking] | None = None
@@ -85,12 +107,17 @@ class AgentHost:
             "paid": asking.paid,
         }
 
-    async def exchange(self, caller: str, incarnation: str, calls: Calls) -> Reply:
+    async def exchange(self, caller: str, incarnation: str, sent: bytes) -> bytes:
         """Takes questions, and gives what is answered by now; waits for at least one where some are open.
 
         A call of the same caller that waits already returns at once, so that a caller needs one waiting call only.
         Nothing is asked where the caller means another incarnation of this process ("" for any).
+
+        sent: pickled `Calls`; gives a pickled `Reply`. Bytes cost Ray less than objects (0.2 ms of 0.7 ms a call).
         """
+        return (await self._exchange(caller, incarnation, Calls(*pickle.loads(sent)))).pickled()
+
+    async def _exchange(self, caller: str, incarnation: str, calls: Calls) -> Reply:
         if self._ends or incarnation not in ("", self._incarnation):
             # Even a process that is about to end gives what is answered; a stranger to the caller has nothing for it.
             known = self._callers.get(caller, _Caller()) if incarnation == self._incarnation else _Caller()
@@ -103,10 +130,10 @@ class AgentHost:
         if calls.forget:
             self._spawn(asking.forget(calls.forget))
         if calls.numbers:
-            mine.open += len(calls.numbers)
+            mine.open.update(calls.numbers)
             self._spawn(self._ask(asking, calls, mine))
         await mine.filled()
-        return mine.take(self._incarnation, sum(c.open for c in self._callers.values() if c is not mine))
+        return mine.take(self._incarnation, sum(len(c.open) for c in self._callers.values() if c is not mine))
 
     async def _ask(self, asking: Asking, calls: Calls, mine: _Caller) -> None:
         states = calls.states
@@ -114,7 +141,12 @@ class AgentHost:
             Question(number, message, states.get(number, KEPT) if states else KEPT)
             for number, message in zip(calls.numbers, unpack(calls.columns), strict=True)
         ]
-        await asking.ask(calls.method, questions, mine.put)
+        try:
+            await asking.ask(calls.method, questions, mine.put)
+        except BaseException as error:  # whatever it is, nobody waits for ever
+            for question in questions:
+                if question.number in mine.open:
+                    mine.put(question, asking.failure(question.message, error))
         if asking.exhausted and not self._ends:
             self._ends = True
             # Ray starts an actor again whose process ended; an actor that exits by Ray's own means stays away.
@@ -123,7 +155,7 @@ class AgentHost:
     async def _made(self) -> Asking:
         if self._asking is None:
             if self._making is None:
-                self._making = asyncio.ensure_future(asyncio.to_thread(self._make))
+                self._making = asyncio.get_running_loop().run_in_executor(self._thread, self._make)
             making = self._making
             try:
                 self._asking = await asyncio.shield(making)
@@ -144,7 +176,7 @@ class AgentHost:
             agent = factory()
             if hasattr(agent, "setup"):
                 agent.setup()
-            return Asking(agent, *self._limits)
+            return Asking(agent, *self._limits, thread=self._thread)
         except A2AError:
             raise
         except (Exception, SystemExit) as error:  # a foreign error may not survive the way between processes
@@ -160,13 +192,13 @@ class _Caller:
     """What one caller asked and has not got yet."""
 
     def __init__(self) -> None:
-        self.open = 0
+        self.open: set[int] = set()
         self._outcomes: list[tuple[int, Any]] = []
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, question: Question, outcome: Any) -> None:
         """Keeps what became of a question, and wakes the call that waits."""
-        self.open -= 1
+        self.open.discard(question.number)
         self._outcomes.append((question.number, outcome))
         self._release()
 

@@ -51,7 +51,7 @@ class RemoteAgent:
                 dispatcher.forget(conversation)
 
     def forget(self, conversation: str) -> None:
-        """Lets the replicas drop what they hold of a conversation that is over. Nothing where the agent is stateless."""
+        """Lets a stateful agent drop what it holds of a conversation that is over; of others there is nothing."""
         if self.stateful:
             self._states.pop(conversation, None)
             for dispatcher in self._dispatchers.values():
