@@ -52,6 +52,12 @@ OnFailure = Annotated[
         metavar="restore|raise", help="When a process or node of the run dies: replace it, or end the run (resumable)."
     ),
 ]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        metavar="COST", min=0, help="End the run, resumable, before calls cost more; agents need a price."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
 EmbedderName = Annotated[
     str, typer.Option("--embedder", metavar="NAME|none", help="Sentence-embedding model, or none (word measures only).")
@@ -119,6 +125,7 @@ def run(
     workers: Workers = None,
     address: Address = None,
     on_failure: OnFailure = "restore",
+    budget: Budget = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and start nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -146,6 +153,10 @@ def resume(
     workers: Workers = None,
     address: Address = None,
     on_failure: OnFailure = "restore",
+    budget: Budget = None,
+    steal: Annotated[
+        bool, typer.Option("--steal", help="Take the run from a driver that still seems to hold it.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Let failed conversations go on too.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -284,12 +295,17 @@ def finish(run: Run, as_json: bool) -> None:
 
     counts = run.summary()
     say(f"{run.path}: {counts['done']} of {counts['conversations']} conversations done, {counts['turns']:,} turns.")
+    ledger = run.ledger()
+    if ledger["perhaps_paid_twice"]:
+        say(f"Of {ledger['calls']:,} paid calls, {ledger['perhaps_paid_twice']:,} may have been paid twice.")
+    if run.stopped:
+        say(f"Stopped: {run.stopped}")
     if as_json:
-        print(json.dumps({"run": run.path, **counts}))
+        print(json.dumps({"run": run.path, **counts, "ledger": ledger, "cost": run.cost().get("cost")}))
     if counts["failed"]:
         show_failures(run)
         raise typer.Exit(1)
-    if not as_json:
+    if not as_json and not run.stopped:
         say(f"Next: a2a-ray show {run.path}; a2a-ray report {run.path}")
 
 

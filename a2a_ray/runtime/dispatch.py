@@ -16,7 +16,7 @@ from typing import Any
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from a2a_ray.core.errors import AgentError, LostCall
+from a2a_ray.core.errors import AgentError, LostCall, PlacementError
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.columns import pack, unpack
 from a2a_ray.runtime.host import Calls, Reply
@@ -301,7 +301,7 @@ class Dispatcher:
             self._move()
 
     def _give_up(self) -> None:
-        """Fails what waits where no replica is coming back, or none was back for long."""
+        """Ends the run where no replica is coming back, or none was back for long: that is no fault of a conversation."""
         since = self._none_since
         late = since is not None and time.monotonic() - since > AWAY_SECONDS
         if all(r.gone for r in self._replicas):
@@ -311,7 +311,8 @@ class Dispatcher:
         else:
             return
         waiting = [a for r in self._replicas for a in emptied(r.waiting)]
-        self._fail([*waiting, *(a for group in self._suspects for a in group)], sentence)
+        for asked in (*waiting, *(a for group in self._suspects for a in group)):
+            asked.settle(PlacementError(f"agent {self._name!r}: {sentence}"))
         self._suspects.clear()
 
     def _fail(self, asked: Iterable[Asked], sentence: str) -> None:

@@ -181,6 +181,7 @@ class Session:
         """Gives conversations to workers as they finish others. KeyboardInterrupt stops all after their turn."""
         try:
             self._hold(watch)
+            self._ask_recorder(lambda: self._recorder.close.remote())
         except KeyboardInterrupt:
             self._stop()
             raise
@@ -358,6 +359,11 @@ class Session:
             post.actor.stop.remote()
         if pending:
             ray.wait(pending, num_returns=len(pending), timeout=30)
+
+    def recorder_stats(self) -> dict[str, float]:
+        """Rows and commits of this start, and the seconds that commits took."""
+        stats: dict[str, float] = self._ask_recorder(lambda: self._recorder.stats.remote())
+        return stats
 
     def end(self) -> None:
         """Ends all actors of the run."""

@@ -220,12 +220,14 @@ def _own_folder(base: str) -> str:
     raise BadInput(f"storage: {base}: ten thousand runs began in this second; use several storage folders")
 
 
-def remove_run(run: Run) -> None:
-    """Takes away a run in which nothing was said."""
-    if not turns_of(run.path).count_rows():
+def remove_run(run: Run) -> bool:
+    """Takes away a run in which nothing was said; whether that was so."""
+    empty = not turns_of(run.path).count_rows()
+    if empty:
         fs, root = filesystem(run.path)
         with contextlib.suppress(OSError):
             fs.delete_dir(root)
+    return empty
 
 
 def versions() -> dict[str, str]:
