@@ -301,7 +301,8 @@ def finish(run: Run, as_json: bool) -> None:
     if run.stopped:
         say(f"Stopped: {run.stopped}")
     if as_json:
-        print(json.dumps({"run": run.path, **counts, "ledger": ledger, "cost": run.cost().get("cost")}))
+        paid = {"ledger": ledger, "cost": run.cost().get("cost")} if ledger["calls"] else {}
+        print(json.dumps({"run": run.path, **counts, **paid, **({"stopped": run.stopped} if run.stopped else {})}))
     if counts["failed"]:
         show_failures(run)
         raise typer.Exit(1)

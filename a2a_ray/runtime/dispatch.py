@@ -301,7 +301,7 @@ class Dispatcher:
             self._move()
 
     def _give_up(self) -> None:
-        """Ends the run where no replica is coming back, or none was back for long: that is no fault of a conversation."""
+        """Ends the run where no replica comes back, or none was back for long: that is no fault of a conversation."""
         since = self._none_since
         late = since is not None and time.monotonic() - since > AWAY_SECONDS
         if all(r.gone for r in self._replicas):

@@ -37,7 +37,7 @@ class Pool:
         overruns: int = 3,
         paid: bool = False,
     ) -> None:
-        self._what = what
+        self._what, self._strategy = what, scheduling_strategy
         try:
             # Pickled here, so that a node on which it cannot be loaded can say so; and with the actor's other arguments
             # it stays available for a restart.
@@ -61,13 +61,17 @@ class Pool:
         self._placed = [h.ready.remote() for h in self.hosts]
         self._setups = [h.setup.remote() for h in self.hosts]
 
+    def placed(self) -> None:
+        """Returns when every replica has its place. Raises PlacementError."""
+        await_placed(self._placed, [self._demand] * len(self.hosts), self._what, self._strategy)
+
     def facts(self) -> dict[str, Any]:
         """Waits for placement and set-up; what callers must know of the agent: name, overlaps, bids, stateful, paid.
 
         Raises PlacementError or AgentError.
         """
         try:
-            await_placed(self._placed, [self._demand] * len(self.hosts), self._what)
+            self.placed()
             facts: dict[str, Any] = ray.get(self._setups)[0]
         except RayTaskError as error:
             cause = error.cause

@@ -65,7 +65,7 @@ def run_many(
     run = create_run(experiment, storage)
     try:
         return _hold(run, experiment, lambda: Plan(experiment), workers, address, progress, on_failure)
-    except (PlacementError, AgentError) as error:
+    except (BadInput, PlacementError, AgentError) as error:
         if remove_run(run):  # nothing was said, so nothing is left
             raise
         raise type(error)(f"{error}; what was said is kept: a2a-ray resume {run.path}") from None

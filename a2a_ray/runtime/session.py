@@ -170,6 +170,8 @@ class Session:
             )
             pools[key] = made
             self._actors += pools[key].hosts
+        for pool in pools.values():  # what cannot be placed is told before anything is loaded
+            pool.placed()
         out = {}
         for key, spec in heavy.items():
             # At most half of an agent's talks in a call: while it works on one half, the others have the second.

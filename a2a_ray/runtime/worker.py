@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import A2AError, PlacementError, StorageError
+from a2a_ray.core.errors import A2AError, BadInput, PlacementError, StorageError
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import detectors, protocols, stops
 from a2a_ray.core.stop import StopCondition
@@ -109,6 +109,8 @@ class Worker:
     async def _held(self, task: Task, earlier: Sequence[Message], careful: bool) -> Outcome:
         try:
             conversation = self._conversation(task, earlier)
+        except BadInput as error:  # the driver could build all parts
+            raise PlacementError(f"on a node: {error}; is the same code, and data, on every node?") from None
         except (Exception, SystemExit) as error:  # an observer's first look, or an agent's set-up
             return await self._never_begun(task, f"{type(error).__name__}: {error}")
         transcript = conversation.transcript
