@@ -130,7 +130,7 @@ def remote_turns(repetitions: int) -> dict[str, float]:
 
 def async_share(repetitions: int) -> dict[str, float]:
     """`async_share_of_ideal`."""
-    agent = remote(Slow, num_cpus=0, max_batch=512)
+    agent = remote(Slow, num_cpus=0)
     asyncio.run(held(agent, 512, 3))
     rates = [asyncio.run(held(agent, 512, 40)) for _ in range(repetitions)]
     return {"async_share_of_ideal": round(statistics.median(rates) / (512 / SECONDS), 3)}

@@ -208,13 +208,16 @@ async def test_a_paid_agent_is_asked_by_step_alone(crowd: Crowd) -> None:
 
 async def test_answers_do_not_wait_for_slower_ones(crowd: Crowd) -> None:
     agent = crowd.agent(Waiting)
-    slow = asyncio.ensure_future(agent.step(question("block")))
-    await asyncio.sleep(0.1)
+    slow = []
+    for _ in range(3):
+        slow.append(asyncio.ensure_future(agent.step(question("block"))))
+        await asyncio.sleep(0.1)
     async with asyncio.timeout(5):
         transcript = await held(agent, "x", 10)
     assert len(transcript.messages) == 10
-    assert not slow.done()
-    slow.cancel()
+    for each in slow:
+        assert not each.done()
+        each.cancel()
 
 
 async def test_order_within_each_of_many_conversations_on_one_asynchronous_actor(crowd: Crowd) -> None:
@@ -263,6 +266,9 @@ async def test_a_poisonous_question_fails_and_those_beside_it_do_not(crowd: Crow
     assert answers(outcomes) == [True, True, False, True, True]
     assert "agent 'ann': its process died 3 times while it worked on turn 1 of 'c2'" in str(outcomes[2])
     assert sum(content == "poison 1" for _, _, content in crowd.noted("step")) == 3
+    together = [int(n) for _, _, n in crowd.noted("batch")]
+    assert together == ([] if kind is not Batching else [5, *together[1:]])
+    assert max(together[1:], default=0) <= 2, "those in flight at the first death are asked again in smaller groups"
     assert all(answers(await asked(agent, "x", "x")))
 
 
@@ -353,6 +359,14 @@ async def test_a_stateful_agent_goes_on_where_it_was_in_a_new_process(crowd: Cro
     for transcript in await talks:
         assert [m.content for m in transcript.messages] == [f"{t} of {t}" for t in range(1, 21)]
     assert len(crowd.processes()) == 2
+
+
+async def test_a_stateful_agent_is_told_its_state_where_its_process_died_between_turns(crowd: Crowd) -> None:
+    agent = crowd.agent(Counter)
+    assert (await agent.step(question("x"))).content == "1 of 1"
+    os.kill(crowd.processes()[0], signal.SIGKILL)
+    await asyncio.sleep(4)
+    assert (await agent.step(question("x", turn=2))).content == "2 of 2"
 
 
 async def test_a_stateful_agent_takes_a_state_from_an_earlier_run_and_forgets(crowd: Crowd) -> None:
