@@ -54,7 +54,7 @@ def keys(rows: Any) -> list[Key]:
     return list(zip(*columns, strict=True))
 
 
-def on_record(folder: Path) -> list[Key]:
+def on_record(folder: Path | str) -> list[Key]:
     """Keys in the table; each conversation must be without a gap."""
     found = keys(turns_of(str(folder)).to_table())
     last = Counter(id for id, _, kind in found if kind not in (END, CALL))

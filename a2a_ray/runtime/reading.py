@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -59,4 +60,12 @@ def reason(error: BaseException) -> str:
     if number:
         return os.strerror(number)
     text = re.sub(r"\x1b\[\d*m|↳", "", str(error))
-    return " ".join(text.split())[:300] or type(error).__name__
+    full = re.search(r"\(os error (\d+)\)", text)
+    if full and int(full[1]) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return f"the disk is full, or a limit is reached ({os.strerror(int(full[1]))})"
+    text = re.sub(
+        r"Failed to parse parquet: External: | in \S+, after \d+ retries.*?retry_timeout:? \S+ -",
+        "",
+        " ".join(text.split()),
+    )
+    return text[:300] or type(error).__name__
