@@ -178,14 +178,19 @@ def test_recorders_that_race_write_each_turn_once(tmp_path: Path) -> None:
     """Each takes the table over from the other again and again; all resend everything."""
     rows = talk("c", 12)
     writers: list[Writer] = []
+    failed: list[StorageError] = []
 
     def write(start: threading.Barrier) -> None:
         start.wait()
         for stop in range(1, len(rows) + 1):
-            with contextlib.suppress(TakenOver):
-                writer = Writer(uri(tmp_path))
-                writers.append(writer)
+            writer = Writer(uri(tmp_path))
+            writers.append(writer)
+            try:
                 writer.write([to_batch(rows[:stop])])
+            except TakenOver:
+                pass
+            except StorageError as error:
+                failed.append(error)
 
     barrier = threading.Barrier(3)
     threads = [threading.Thread(target=write, args=[barrier]) for _ in range(3)]
@@ -193,6 +198,7 @@ def test_recorders_that_race_write_each_turn_once(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert not failed
     Writer(uri(tmp_path)).write([to_batch(rows)])
     assert on_record(tmp_path) == sorted(keys(rows))
     assert sum(w.rows for w in writers) <= len(rows)

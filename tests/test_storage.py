@@ -63,6 +63,21 @@ def test_a_full_disk_ends_the_run_at_once_and_what_was_acknowledged_is_there(tmp
     assert after_the_kill(tmp_path, acknowledged) == 40 * 5
 
 
+@pytest.mark.parametrize("name", ["a b", "über", "#1", "a?b", "a+b%c"])
+def test_folders_with_odd_names(tmp_path: Path, name: str) -> None:
+    writer = Writer(uri(tmp_path / name))
+    writer.write([to_batch(talk("c", 3))])
+    writer.close()
+    assert on_record(tmp_path / name) == sorted(keys(talk("c", 3)))
+    Lease.acquire(tmp_path / name).release()
+    assert Lease.acquire(tmp_path / name).epoch == 2
+
+
+def test_a_folder_that_deltalake_cannot_write_to_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the turns cannot be written"):
+        Writer(uri(tmp_path / "[1]")).write([to_batch(talk("c", 3))])
+
+
 # An object store
 
 
