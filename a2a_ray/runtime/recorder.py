@@ -104,7 +104,7 @@ class Recorder:
 
     def _check(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise StorageError(str(self._error))
 
     async def _all_committed(self) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -48,9 +48,8 @@ class Writer:
     def __init__(self, uri: str, epoch: int = 0) -> None:
         self._uri, self._epoch = uri, epoch
         # Our own retries are bounded by time and look at the table in between; the store's own would take minutes.
-        self._options = (
-            {"max_retries": "3", "retry_timeout": "10s"} if "://" in uri and not uri.startswith("file:") else None
-        )
+        remote = "://" in uri and not uri.startswith("file:")
+        self._options = {"max_retries": "3", "retry_timeout": "10s"} if remote else None
         self._table: DeltaTable | None = None
         self._reign = 0
         self._committed = Committed()
@@ -83,11 +82,11 @@ class Writer:
             log.warning("%s: not compacted: %s", self._uri, reason(error))
 
     def close(self) -> None:
-        """Compacts, and takes away files older than READER_HOURS that were replaced, or never committed."""
+        """Compacts, and takes away files that were replaced more than READER_HOURS ago."""
         self.compact()
         if self._table is not None:
             with contextlib.suppress(Exception):
-                self._table.vacuum(READER_HOURS, dry_run=False, enforce_retention_duration=False, full=True)
+                self._table.vacuum(READER_HOURS, dry_run=False, enforce_retention_duration=False)
         self._table = None
 
     def _write(self, batches: Sequence[pa.RecordBatch]) -> list[StorageError | None]:
@@ -147,9 +146,7 @@ class Writer:
         """Whether to try again: after a conflict, or what an object store reports. A disk does not mend itself."""
         from deltalake.exceptions import CommitFailedError, DeltaError
 
-        if isinstance(error, CommitFailedError):
-            return True
-        passes = self._options is not None and isinstance(error, DeltaError | OSError)
+        passes = isinstance(error, DeltaError | OSError) if self._options else isinstance(error, CommitFailedError)
         if passes:
             log.warning("%s: trying again: %s", self._uri, reason(error))
         return passes
