@@ -54,7 +54,7 @@ def keys(rows: Any) -> list[Key]:
     return list(zip(*columns, strict=True))
 
 
-def on_record(folder: Path) -> list[Key]:
+def on_record(folder: Path | str) -> list[Key]:
     """Keys in the table; each conversation must be without a gap."""
     found = keys(turns_of(str(folder)).to_table())
     last = Counter(id for id, _, kind in found if kind not in (END, CALL))
@@ -178,14 +178,19 @@ def test_recorders_that_race_write_each_turn_once(tmp_path: Path) -> None:
     """Each takes the table over from the other again and again; all resend everything."""
     rows = talk("c", 12)
     writers: list[Writer] = []
+    failed: list[StorageError] = []
 
     def write(start: threading.Barrier) -> None:
         start.wait()
         for stop in range(1, len(rows) + 1):
-            with contextlib.suppress(TakenOver):
-                writer = Writer(uri(tmp_path))
-                writers.append(writer)
+            writer = Writer(uri(tmp_path))
+            writers.append(writer)
+            try:
                 writer.write([to_batch(rows[:stop])])
+            except TakenOver:
+                pass
+            except StorageError as error:
+                failed.append(error)
 
     barrier = threading.Barrier(3)
     threads = [threading.Thread(target=write, args=[barrier]) for _ in range(3)]
@@ -193,6 +198,7 @@ def test_recorders_that_race_write_each_turn_once(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert not failed
     Writer(uri(tmp_path)).write([to_batch(rows)])
     assert on_record(tmp_path) == sorted(keys(rows))
     assert sum(w.rows for w in writers) <= len(rows)
@@ -334,9 +340,9 @@ class Method:
         return asyncio.ensure_future(self.line.call(self.name, *args))
 
 
-async def hold(recording: Recording, conversation: str, turns: int, paid: bool) -> None:
-    """A conversation as a worker holds it."""
-    for row in talk(conversation, turns):
+async def hold(recording: Recording, conversation: str, turns: int, paid: bool, last: int = -1) -> None:
+    """A conversation as a worker holds it, after turn `last`."""
+    for row in talk(conversation, turns)[last + 1 :]:
         if paid and row.kind == "message":
             await recording.commit(call_row(row, "ann", "step", 0, 1.0))
         if recording.add(row):
@@ -344,7 +350,7 @@ async def hold(recording: Recording, conversation: str, turns: int, paid: bool) 
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(i, marks=pytest.mark.slow) for i in range(5, 40))])
 async def test_workers_outlive_recorders_and_every_turn_is_there_once(tmp_path: Path, seed: int) -> None:
     line = Line(tmp_path, random.Random(seed))
     workers = [Recording(line, f"worker-{i}", rows=20, unanswered=4) for i in range(3)]
@@ -356,6 +362,40 @@ async def test_workers_outlive_recorders_and_every_turn_is_there_once(tmp_path: 
     expected = [key for _, id, turns, _ in talks for key in keys(talk(id, turns))]
     expected += [(id, t, CALL) for _, id, turns, paid in talks if paid for t in range(1, turns + 1)]
     assert on_record(tmp_path) == sorted(expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_the_talks_of_a_dead_worker_go_on_with_another(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    line = Line(tmp_path)
+    talks = [(f"c{i}", 15, i % 4 == 0) for i in range(20)]
+    attempts = 0
+    for number in range(4):
+        there = turns_of(str(tmp_path)).to_table() if number else to_batch([])
+        last: Counter[str] = Counter()
+        for id, turn, kind in keys(there):
+            if kind != CALL:
+                last[id] = max(last[id], turn + 1)
+        recording = Recording(line, f"worker-{number}", rows=chance.randint(1, 60))
+        holding = asyncio.gather(*(hold(recording, *t, last=last[t[0]] - 1) for t in talks))
+        if number == 3:
+            await asyncio.wait_for(holding, 60)
+            await recording.flush()
+            break
+        await asyncio.wait({holding}, timeout=chance.uniform(0.02, 0.3))
+        holding.cancel()
+        recording.add(said("c0", 16))  # what it had on its way when it was given up
+        await line.fence.remote(f"worker-{number}")
+        with contextlib.suppress(StorageError, asyncio.CancelledError):
+            await holding
+        with pytest.raises(StorageError, match="given up for dead"):
+            await recording.flush()
+        attempts += 1
+    found = on_record(tmp_path)
+    assert [k for k in found if k[2] != CALL] == sorted(k for id, turns, _ in talks for k in keys(talk(id, turns)))
+    calls = Counter(k for k in found if k[2] == CALL)
+    assert set(calls) == {(id, t, CALL) for id, turns, paid in talks if paid for t in range(1, turns + 1)}
+    assert calls.total() <= len(calls) + attempts * 5, "of each talk at most one call was outstanding at each death"
 
 
 async def test_hundreds_that_commit_at_once_go_in_a_few_batches(tmp_path: Path) -> None:

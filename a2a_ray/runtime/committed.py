@@ -24,7 +24,8 @@ class Committed:
     """The keys of a turns table. About 200 bytes a conversation, more while calls to paid agents are unanswered.
 
     Turns of a conversation are contiguous from 0 (the opening), so its last one says which are there. Ends and calls
-    are known by their marks; a call whose turn is there was acknowledged long ago and is never sent again.
+    are known by their marks; a call whose turn is there was acknowledged before it was made, so it is never sent
+    again.
     """
 
     def __init__(self, table: pads.Dataset | None = None) -> None:
@@ -80,13 +81,7 @@ class Committed:
         before[order] = previous
         return before, highest[np.append(first[1:], len(order)) - 1]
 
-    def _marks(
-        self,
-        rows: pa.RecordBatch,
-        places: _Array,
-        before: _Array,
-        new: _Array,
-    ) -> dict[int, int]:
+    def _marks(self, rows: pa.RecordBatch, places: _Array, before: _Array, new: _Array) -> dict[int, int]:
         """Looks at ends and calls: clears `new` of those on record; gives the attempts of ends that must change."""
         attempts: dict[int, int] = {}
         for place, (id, turn, kind, attempt, by) in zip(places.tolist(), _parts(rows.take(places)), strict=True):
@@ -145,7 +140,7 @@ def _with_attempts(rows: pa.RecordBatch, changed: dict[int, int]) -> pa.RecordBa
     index = rows.schema.get_field_index("metadata")
     texts = rows.column(index).to_pylist()
     for place, attempt in changed.items():
-        texts[place] = json.dumps({"attempt": attempt} | {**json.loads(texts[place]), "attempt": attempt})
+        texts[place] = json.dumps({"attempt": 0} | json.loads(texts[place]) | {"attempt": attempt})
     return rows.set_column(index, rows.schema.field(index), pa.array(texts, pa.string()))
 
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from a2a_ray.core.errors import BadInput, StorageError
-from a2a_ray.runtime.reading import reason
+from a2a_ray.runtime.reading import filesystem, reason
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -66,14 +66,14 @@ class Lease:
         location = str(path).rstrip("/")
         try:
             table = _open(location)
-            holder = _holder(table)
+            holder = _holder(table, location)
             alive = holder and not steal and not _gone(holder)
             if holder and alive and (time.time() - holder["renewed"] < EXPIRY_SECONDS or _moves(table)):
                 raise _held(location, holder)
             lease = cls(location, table, (table.transaction_version(_APP) or 0) + 1)
             lease._commit("held")
         except CommitFailedError:
-            other = _holder(_open(location)) or {}
+            other = _holder(_open(location), location) or {}
             raise _held(location, other) from None
         except (DeltaError, OSError) as error:
             raise StorageError(f"{location}: its lease cannot be written: {reason(error)}") from error
@@ -91,7 +91,7 @@ class Lease:
                 self._commit("held")
             except CommitFailedError:  # by another, or by ourselves where the answer got lost
                 self._table = _open(self._path)
-                holder = _holder(self._table)
+                holder = _holder(self._table, self._path)
                 self.lost = holder is None or holder["token"] != self._who["token"]
         return not self.lost
 
@@ -137,19 +137,24 @@ def _open(path: str) -> DeltaTable:
     from deltalake import DeltaTable
     from deltalake.exceptions import TableNotFoundError
 
-    uri = f"{path}/lease" if "://" in path else str(Path(path).absolute() / "lease")
     try:
-        return DeltaTable(uri)
+        return DeltaTable(_uri(path))
     except TableNotFoundError:
-        return DeltaTable.create(uri, _SCHEMA, mode="ignore", configuration=_KEPT)
+        return DeltaTable.create(_uri(path), _SCHEMA, mode="ignore", configuration=_KEPT)
 
 
-def _holder(table: DeltaTable) -> dict[str, Any] | None:
+def _uri(path: str) -> str:
+    return f"{path}/lease" if "://" in path else str(Path(path).absolute() / "lease")
+
+
+def _holder(table: DeltaTable, path: str) -> dict[str, Any] | None:
     """Who holds the lease by the newest entry of the table's log; None where nobody does."""
-    newest = max(table.history(1), key=lambda entry: entry["version"])  # there can be later ones than the loaded table
-    if "lease" not in newest:  # the table was only just made
-        return None
-    found: dict[str, Any] = json.loads(newest["lease"])
+    # Not by history(): that finds nothing in a folder with '#' in its name, and entries later than the loaded table.
+    fs, root = filesystem(_uri(path))
+    with fs.open_input_stream(f"{root}/_delta_log/{table.version():020}.json") as file:
+        entries = [json.loads(line) for line in file.read().splitlines()]
+    (facts,) = (entry["commitInfo"] for entry in entries if "commitInfo" in entry)
+    found: dict[str, Any] = json.loads(facts.get("lease", '{"state": "new"}'))
     return found if found["state"] == "held" else None
 
 

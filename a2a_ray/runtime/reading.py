@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -12,6 +14,9 @@ import pyarrow.fs as pafs
 
 from a2a_ray.core.errors import StorageError
 from a2a_ray.runtime.columns import SCHEMA
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
@@ -36,20 +41,20 @@ def turns_of(path: str) -> pads.Dataset:
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
     try:
-        return dataset(DeltaTable(table_uri(path)))
+        return dataset(DeltaTable(table_uri(path)), table_uri(path))
     except TableNotFoundError:
         return pads.dataset(SCHEMA.empty_table())
     except (DeltaError, OSError, pa.ArrowInvalid) as error:
         raise StorageError(f"{path}: cannot read its turns: {reason(error)}") from error
 
 
-def dataset(table: object) -> pads.Dataset:
-    """The rows of a loaded DeltaTable."""
-    names = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()  # type: ignore[attr-defined]
+def dataset(table: DeltaTable, uri: str) -> pads.Dataset:
+    """The rows of a loaded table. uri: where it was loaded from."""
+    names = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
     # Not by the table's own reader: its file system is a Python object, which Arrow's threads may still let go of
     # when the interpreter has ended; the process is aborted then.
-    fs, root = filesystem(table.table_uri)  # type: ignore[attr-defined]
-    files = [f"{root.rstrip('/')}/{name}" for name in names]
+    fs, root = filesystem(uri)
+    files = [f"{root}/{name}" for name in names]
     return pads.dataset(files, SCHEMA, "parquet", fs) if files else pads.dataset(SCHEMA.empty_table())
 
 
@@ -59,4 +64,12 @@ def reason(error: BaseException) -> str:
     if number:
         return os.strerror(number)
     text = re.sub(r"\x1b\[\d*m|↳", "", str(error))
-    return " ".join(text.split())[:300] or type(error).__name__
+    full = re.search(r"\(os error (\d+)\)", text)
+    if full and int(full[1]) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return f"the disk is full, or a limit is reached ({os.strerror(int(full[1]))})"
+    text = re.sub(
+        r"Failed to parse parquet: External: | in \S+, after \d+ retries.*?retry_timeout:? \S+ -",
+        "",
+        " ".join(text.split()),
+    )
+    return text[:300] or type(error).__name__

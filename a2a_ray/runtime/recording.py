@@ -103,7 +103,7 @@ class Recording:
         answer = asyncio.ensure_future(_plain(call))
         try:
             while not (await asyncio.wait({answer}, timeout=RECORDER_SECONDS / 2))[0]:
-                await self._alive()
+                await self._alive(RECORDER_SECONDS / 2)
             answer.result()
         except RayActorError:
             if epoch == self._epoch and self._finding is None:
@@ -119,10 +119,10 @@ class Recording:
                 self._committed = self._sent.popleft().rows
             self._wake()
 
-    async def _alive(self) -> None:
-        """Returns if the recorder gives a sign of life. Raises StorageError."""
+    async def _alive(self, seconds: float) -> None:
+        """Returns if the recorder gives a sign of life within that time. Raises StorageError."""
         try:
-            await asyncio.wait_for(_plain(self._recorder.ready.remote()), RECORDER_SECONDS / 2)
+            await asyncio.wait_for(_plain(self._recorder.ready.remote()), seconds)
         except TimeoutError:
             raise StorageError(f"the recorder has given no sign of life for {RECORDER_SECONDS:.0f} s") from None
 
@@ -133,7 +133,7 @@ class Recording:
         deadline = time.monotonic() + RECORDER_SECONDS
         while True:
             try:
-                await self._alive()
+                await self._alive(max(deadline - time.monotonic(), 0.1))
                 break
             except StorageError as error:
                 self._fail(error)

@@ -48,7 +48,8 @@ class Writer:
     def __init__(self, uri: str, epoch: int = 0) -> None:
         self._uri, self._epoch = uri, epoch
         # Our own retries are bounded by time and look at the table in between; the store's own would take minutes.
-        self._options = {"max_retries": "3", "retry_timeout": "10s"} if "://" in uri else None
+        remote = "://" in uri and not uri.startswith("file:")
+        self._options = {"max_retries": "3", "retry_timeout": "10s"} if remote else None
         self._table: DeltaTable | None = None
         self._reign = 0
         self._committed = Committed()
@@ -64,8 +65,9 @@ class Writer:
         Raises StorageError where it cannot be committed, at once for a local disk, after RETRY_SECONDS for an object
         store; TakenOver where another writer has the table.
         """
+        before = self.commits
         refused = self._retried(lambda: self._write(batches))
-        if self.commits and self.commits % COMPACT_EVERY == 0:
+        if self.commits > before and self.commits % COMPACT_EVERY == 0:
             self.compact()
         return refused
 
@@ -124,8 +126,10 @@ class Writer:
                 if self._table is None:
                     self._load()
                 return action()
-            except BaseException:
+            except BaseException as error:
                 self._table = None  # what was committed, and by whom, must be looked up
+                if type(error).__name__ == "PanicException":  # deltalake's; Python takes it for no Exception
+                    raise OSError(str(error)) from error
                 raise
 
         retry = retry_if_exception(self._passes)
@@ -142,9 +146,7 @@ class Writer:
         """Whether to try again: after a conflict, or what an object store reports. A disk does not mend itself."""
         from deltalake.exceptions import CommitFailedError, DeltaError
 
-        if isinstance(error, CommitFailedError):
-            return True
-        passes = self._options is not None and isinstance(error, DeltaError | OSError)
+        passes = isinstance(error, DeltaError | OSError) if self._options else isinstance(error, CommitFailedError)
         if passes:
             log.warning("%s: trying again: %s", self._uri, reason(error))
         return passes
@@ -169,4 +171,4 @@ class Writer:
         if seen != self._reign:
             whose = "another driver" if seen >> 32 > self._epoch else "a newer recorder"
             raise TakenOver(f"the run was taken over by {whose}, which goes on with it; this one has stopped")
-        self._committed, self._table = Committed(dataset(table)), table
+        self._committed, self._table = Committed(dataset(table, self._uri)), table
