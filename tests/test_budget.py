@@ -1,12 +1,10 @@
-"""The shared budget: its rules against a simulated run, and real runs on Ray that it limits or ends."""
+"""The shared budget: its rules against simulated workers, and the gate in front of them. Real runs: test_calls.py."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2a_ray.core.errors import BadInput
-from a2a_ray.core.message import Message
 from a2a_ray.runtime import budget as rules
 from a2a_ray.runtime.budget import Budget, Limits, Need, Reply, Report, Spent, Totals, Window
-from a2a_ray.runtime.calls import endpoints
-from a2a_ray.runtime.experiment import Experiment
 from a2a_ray.runtime.gate import Gate, Halted, Line, Waiting
-from a2a_ray.runtime.run import resume, run_many
 from tests.strategies import PlannedCall, planned_calls
 
 STEP = 0.5
@@ -219,6 +212,18 @@ def test_a_window_forgets_after_its_time_and_not_before(uses: list[tuple[float, 
         late = sum(a for t, a in done if t > now - 20.05)
         assert exact - 1e-9 <= window.used(now) <= late + 1e-9
     assert window.used(now + 20.0) == 0.0
+
+
+def test_a_report_that_did_not_arrive_is_told_again() -> None:
+    line = Line()
+    assert not line.enter(Waiting(Need(5), Future(), "c"))
+    line.take(1, line.report(0.0), 0.0)
+    line.end(Need(5), Spent(0.1, 7, 2))
+    told = line.report(0.0)
+    assert (told.begun, told.tokens) == (2, 7)
+    assert line.report(0.0)[:2] == (0, 0)
+    line.untell(told)
+    assert line.report(0.0)[:2] == (2, 7)
 
 
 # --- the gate -----------------------------------------------------------------------------------------------------

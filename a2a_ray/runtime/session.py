@@ -159,8 +159,8 @@ class Session:
                         for worker in self._workers:
                             worker.stop.remote()
                     watch(count.progress(said.total))
-            if self.stopped:  # by now the last calls are counted
-                self.stopped = ray.get(self._keeper.state.remote(), timeout=WATCH_SECONDS * 20)
+            if self._keeper is not None:  # by now the last calls are counted
+                self.stopped = ray.get(self._keeper.state.remote())
             watch(count.progress(_sum(ray.get([w.said.remote() for w in self._workers]))))
         except KeyboardInterrupt:
             self._stop(pending)

@@ -184,14 +184,14 @@ class Worker:
             agents, options = [], {}
             for spec, key in zip(cell.agents, self._keys[index], strict=True):
                 if spec.heavy:
-                    agents.append(self._calls.wrapped(self._remote[key], spec))
+                    agents.append(self._calls.wrapped(self._remote[key], spec, key))
                     options[spec.name] = spec.turn_settings()
                     continue
                 if key not in self._light:
                     self._light[key] = spec.build()
                     if hasattr(self._light[key], "setup"):
                         self._light[key].setup()
-                agents.append(self._calls.wrapped(self._light[key], spec))
+                agents.append(self._calls.wrapped(self._light[key], spec, key))
             stop: StopCondition | None = None
             for each in cell.stop:
                 condition = stops.build(each, "stop")
