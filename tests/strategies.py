@@ -281,6 +281,8 @@ def planned_calls(draw: st.DrawFn) -> list[list[PlannedCall]]:
 
     def plan() -> PlannedCall:
         need = int(rng.integers(1, 400))
-        return PlannedCall(float(rng.uniform(0, spread)), float(rng.uniform(0, longest)), need, int(rng.integers(0, need + 1)))
+        return PlannedCall(
+            float(rng.uniform(0, spread)), float(rng.uniform(0, longest)), need, int(rng.integers(0, need + 1))
+        )
 
     return [sorted(plan() for _ in range(calls)) for _ in range(workers)]

@@ -29,7 +29,7 @@ class Simulated:
     line: Line = field(default_factory=Line)
     ends: list[tuple[float, PlannedCall]] = field(default_factory=list)
     begun: list[tuple[float, float, PlannedCall]] = field(default_factory=list)
-    spent: Spent = Spent()
+    spent: Spent = rules.NOTHING
     calls: dict[int, PlannedCall] = field(default_factory=dict)
 
     def begin(self, now: float, call: PlannedCall) -> None:
@@ -104,7 +104,9 @@ def begun(workers: list[Simulated]) -> list[tuple[float, float, PlannedCall]]:
 def test_never_more_requests_in_any_minute_and_none_waits_for_ever(
     plans: list[list[PlannedCall]], limit: int, seed: int
 ) -> None:
-    workers, _ = simulate(plans, Limits(requests_per_minute=limit), seed=seed, seconds=60.0 * sum(map(len, plans)) + 900)
+    workers, _ = simulate(
+        plans, Limits(requests_per_minute=limit), seed=seed, seconds=60.0 * sum(map(len, plans)) + 900
+    )
     starts = np.array([start for start, _, _ in begun(workers)])
     assert len(starts) == sum(map(len, plans)), "every call is made at last"
     for window, most in ((60.0, limit), (5.0, -(-limit // 12))):

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from a2a_ray.core.contracts import Agent
-from a2a_ray.core.errors import AgentError, BadInput, LostCall, MissingExtra
+from a2a_ray.core.errors import BadInput, LostCall, MissingExtra
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.runtime import logs, tracing
+from a2a_ray.runtime import logs, session, tracing
+from a2a_ray.runtime.budget import Limits, Spent
 from a2a_ray.runtime.calls import Called, Calling, Calls, attempts_before, endpoints, spent_before
 from a2a_ray.runtime.columns import CALL
-from a2a_ray.runtime.budget import Limits, Spent
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
 from a2a_ray.runtime.run import resume, run_many
 from a2a_ray.runtime.session import Progress
@@ -203,8 +203,9 @@ def test_money(ray_cluster: None, tmp_path: Path) -> None:
     assert run.stopped.startswith(f"budget of 1.20 spent ({spent.cost:.2f}; the next call may cost 0.5)")
 
 
-def test_wall_time_ends_light_and_heavy_talks(ray_cluster: None, tmp_path: Path) -> None:
-    value = spec(tmp_path / "calls", "worker", conversations=2, turns=1000, wait=0.05)
+@pytest.mark.parametrize("limits", [{}, {"requests_per_minute": 30}])
+def test_wall_time_ends_talks_also_those_that_wait(ray_cluster: None, tmp_path: Path, limits: dict[str, Any]) -> None:
+    value = spec(tmp_path / "calls", "worker", conversations=5, turns=1000, wait=0.05, **limits)
     started = time.monotonic()
     run = held(value, tmp_path, budget={"seconds": 2})
     assert run.stopped.startswith("budget of 2 seconds spent")
@@ -225,6 +226,31 @@ def test_limits_hold_for_all_workers_together(ray_cluster: None, tmp_path: Path)
         assert sum(start <= t < start + 4.9 for t in times) <= 4, "a twelfth of the minute's in 5 s"
         assert sum(start <= t < start + 0.29 for t in times) <= 3, "3 at once"
     assert max(now.in_flight for now in seen) == 8
+
+
+def test_a_keeper_that_dies_is_started_again(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    keepers: list[Any] = []
+    start = session.keep_budget
+
+    def kept(*arguments: Any) -> Any:
+        keeper, by_key = start(*arguments)
+        keepers.append(keeper)
+        return keeper, by_key
+
+    def watch(now: Progress) -> None:
+        if now.messages > 4 and keepers:
+            ray.kill(keepers.pop(), no_restart=False)
+
+    monkeypatch.setattr(session, "keep_budget", kept)
+    value = spec(tmp_path / "calls", "worker", 4, 12, concurrency=2, wait=0.1)
+    run = run_many({**value, "budget": {"requests": 30}}, storage=tmp_path, progress=watch)
+    assert not keepers, "one was killed"
+    assert run.stopped.startswith("budget of 30 requests spent (30)")
+    assert len(run.turns) == sum(received(tmp_path / "calls").values()) == 30
 
 
 def test_endpoints_and_their_limits() -> None:
@@ -358,12 +384,6 @@ def test_log_records_of_agents_are_in_the_logs_of_ray(ray_cluster: None, tmp_pat
 
 # --- spans --------------------------------------------------------------------------------------------------------
 
-TRACED = """
-import sys
-from a2a_ray import run_many
-agents = [{"name": n, "kind": "tests.test_calls:Payable", "file": sys.argv[1] + "/calls", "model": "m"} for n in ("ann", "bob")]
-"""
-
 
 def test_no_spans_where_nobody_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for key in (tracing.EXPORTER, *tracing.ENDPOINTS):
@@ -378,3 +398,66 @@ def test_an_exporter_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv(tracing.EXPORTER, "no_such")
     with pytest.raises(MissingExtra, match=r"OTEL_TRACES_EXPORTER: 'no_such'.*pip install opentelemetry-sdk"):
         tracing.settings()
+
+
+def test_spans_of_a_run_have_the_genai_names(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opentelemetry.sdk", reason="opentelemetry-sdk is not installed")
+    monkeypatch.setenv(tracing.EXPORTER, "console")
+    value = spec(tmp_path / "calls", "worker", 2, 3) | {"openings": ["x", "fail"], "repeats": 1}
+    run = held(value, tmp_path)
+    spans = [span for span in printed_spans() if span["attributes"].get("a2a_ray.run") == Path(run.path).name]
+    good = sorted(
+        (s for s in spans if s["status"]["status_code"] != "ERROR"), key=lambda s: s["attributes"]["a2a_ray.turn"]
+    )
+    (bad,) = (s for s in spans if s["status"]["status_code"] == "ERROR")
+    assert [s["name"] for s in good] == ["invoke_agent ann", "invoke_agent bob", "invoke_agent ann"]
+    assert good[1]["attributes"] == {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.agent.name": "bob",
+        "gen_ai.conversation.id": "0-0-0",
+        "gen_ai.usage.input_tokens": 4,
+        "gen_ai.usage.output_tokens": 6,
+        "a2a_ray.run": Path(run.path).name,
+        "a2a_ray.turn": 2,
+        "a2a_ray.method": "step",
+    }
+    assert len({s["context"]["trace_id"] for s in good}) == 1, "one trace for a conversation"
+    assert bad["context"]["trace_id"] != good[0]["context"]["trace_id"]
+    assert bad["attributes"]["error.type"] == "ConnectionError"
+    assert "ConnectionError" in run.transcript("0-1-0").error
+
+
+def printed_spans() -> list[dict[str, Any]]:
+    """What the console exporter wrote in the workers of the local Ray."""
+    import ray
+
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path())
+    spans = []
+    for file in folder.glob("worker-*.out"):
+        text = file.read_text(errors="replace")
+        while (begin := text.find('{\n    "name": "invoke_agent')) >= 0:
+            span, length = json.JSONDecoder().raw_decode(text[begin:])
+            spans.append(span)
+            text = text[begin + length :]
+    return spans
+
+
+async def test_a_conversation_that_goes_on_elsewhere_stays_in_its_trace() -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept = InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    one, two = tracing.Tracing("run"), tracing.Tracing("run")
+    one._tracer = two._tracer = provider.get_tracer("a2a_ray")
+    for made, turn in ((one, 1), (two, 2)):
+        with made.span("ann", "gpt-5-mini", Message("c", turn, "", "x"), "step"):
+            pass
+    first, second = kept.get_finished_spans()
+    assert first.context.trace_id == second.context.trace_id
+    assert first.context.span_id != second.context.span_id
+    assert second.attributes["gen_ai.request.model"] == "gpt-5-mini"

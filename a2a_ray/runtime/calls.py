@@ -40,8 +40,8 @@ class Calling(NamedTuple):
     """What workers are told of it.
 
     run: how the run is called in metrics, spans and log records. keeper: actor that keeps the budget, where there is
-    one. endpoints: by key of an agent, where its calls count; agents that are not in it have no budget. export: whether metrics are collected. otel: OpenTelemetry's settings; empty
-    where no spans are wanted.
+    one. endpoints: by key of an agent, where its calls count; agents that are not in it have no limits. export: whether
+    metrics are collected. otel: OpenTelemetry's settings; empty where no spans are wanted.
     """
 
     run: str
@@ -230,8 +230,7 @@ def endpoints(experiment: Experiment) -> tuple[dict[str, Limits], dict[str, str]
         endpoint = by_key[spec.key()] = spec.endpoint_key
         limits = Limits(spec.requests_per_minute, spec.tokens_per_minute, spec.concurrency)
         if any(limits) or (total and (spec.paid or spec.heavy)):
-            pairs = zip(found.get(endpoint, Limits()), limits, strict=True)
-            found[endpoint] = Limits(*(min((x for x in pair if x), default=None) for pair in pairs))
+            found[endpoint] = limits.lower(found.get(endpoint, Limits()))
     return found, {key: endpoint for key, endpoint in by_key.items() if endpoint in found}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from a2a_ray.runtime.experiment import Experiment, Task
 from a2a_ray.runtime.gate import Halted
 from a2a_ray.runtime.pool import RemoteAgent
 from a2a_ray.runtime.recorder import Recording
+
+log = logging.getLogger(__name__)
 
 CONTROL = "control"
 """Concurrency group of what must be answered while a light agent computes: it has an event loop of its own."""
@@ -78,7 +81,7 @@ class Worker:
         self._light: dict[str, Any] = {}
         self._slots = asyncio.Semaphore(slots)
         self._stopped = False
-        self._in_flight = 0
+        self._said = self._in_flight = 0
         self._sender: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -90,7 +93,7 @@ class Worker:
     async def said(self) -> Said:
         """What it did so far."""
         meter = self._calls.meter
-        return Said(meter.turns.total(), self._in_flight, meter.spent.tokens, meter.spent.cost)
+        return Said(self._said, self._in_flight, meter.spent.tokens, meter.spent.cost)
 
     @ray.method(concurrency_group=CONTROL)
     async def stop(self) -> None:
@@ -135,14 +138,17 @@ class Worker:
             return await self._never_begun(task, f"{type(error).__name__}: {error}")
         transcript = conversation.transcript
         logs.about.set(transcript)
-        recording, turns = self._recording, self._calls.meter.turns
+        recording, meter = self._recording, self._calls.meter
+        counted = meter.turns if meter.exports else None
         if not earlier and not self._stopped and recording.add(opening_row(transcript)):
             await recording.send()
         try:
             if not self._stopped:
                 async for message in conversation:
                     if message.kind == "message":
-                        turns[message.sender] += 1
+                        self._said += 1
+                        if counted is not None:
+                            counted[message.sender] += 1
                     if recording.add(message):
                         await recording.send()
                     if self._stopped:
@@ -152,6 +158,7 @@ class Worker:
         except A2AError:
             if transcript.status != FAILED:  # no fault of the conversation but of the store
                 raise
+            log.warning("the conversation failed: %s", transcript.error)
         if transcript.status != RUNNING and recording.add(end_row(transcript, time.time())):
             await recording.send()
         new = len(transcript) - len(earlier)
