@@ -56,11 +56,13 @@ class OpenAIAgent:
     max_attempts: requests for one turn, the first one included. Time-outs, failed connections and the statuses 408,
         409, 429 and 5xx are tried again after `backoff` seconds, doubled each time, or as long as Retry-After asks for,
         at most `max_backoff` seconds; plus up to `backoff` at random. An exhausted quota is not tried again.
-    concurrency: most requests under way from one replica; one that waits for its next attempt keeps its place.
+    concurrency: most requests under way from one replica, and where a specification gives it, from all replicas
+        together (docs/budgets.md); one that waits for its next attempt keeps its place.
     price: money per million tokens, {"input": x, "output": y}; gives usage["cost"].
     extra_body: further fields of each request.
 
-    usage: input_tokens and output_tokens as far as the server tells, requests (failed attempts included), cost.
+    usage: input_tokens and output_tokens as far as the server tells, requests (failed attempts included), unanswered
+        (those of them that timed out or lost their connection: they may have been served, and be on the bill), cost.
     metadata: finish_reason, and model and response_id as served. An answer without content (finish_reason tells why) is
     kept as empty text.
     """
@@ -158,6 +160,8 @@ class OpenAIAgent:
 
     async def step(self, message: Message) -> Message:
         """The answer to one message. Raises AgentError, ContextTooSmall among them."""
+        from openai import APIStatusError
+
         where = f"agent {self.name!r} at turn {message.turn}"
         try:
             line = await self._line()
@@ -166,13 +170,17 @@ class OpenAIAgent:
         request = self._request(message, where)
         secret = None if self.api_key_env is None else line.client.api_key
         foreign: Exception | None = None
-        attempts = 0
+        attempts = refused = 0
 
         async def attempt() -> str:
-            nonlocal attempts
+            nonlocal attempts, refused
             attempts += 1
             async with asyncio.timeout(self.timeout):
-                return await _post(line.client, self.mode, request, self.extra_body)
+                try:
+                    return await _post(line.client, self.mode, request, self.extra_body)
+                except APIStatusError:
+                    refused += 1
+                    raise
 
         async with line.slots:
             try:
@@ -181,7 +189,7 @@ class OpenAIAgent:
                 foreign = error
         if foreign is not None:  # raised out here, so that no foreign error, which may hold the key, is its context
             raise failure(foreign, attempts, where, self, secret)
-        return self._answer(message, body, attempts, where, secret)
+        return self._answer(message, body, attempts, attempts - refused - 1, where, secret)
 
     async def step_batch(self, messages: Sequence[Message]) -> list[Message | AgentError]:
         """The answers in order, asked for at once (see `concurrency`); a failed one is its error."""
@@ -270,7 +278,9 @@ class OpenAIAgent:
             reraise=True,
         )
 
-    def _answer(self, message: Message, body: str, attempts: int, where: str, secret: str | None) -> Message:
+    def _answer(
+        self, message: Message, body: str, attempts: int, unanswered: int, where: str, secret: str | None
+    ) -> Message:
         read = _read(body, self.mode)
         if read is None:
             raise AgentError(
@@ -279,6 +289,8 @@ class OpenAIAgent:
             )
         answer, choice, text = read
         usage: dict[str, Any] = {"requests": attempts}
+        if unanswered:
+            usage["unanswered"] = unanswered
         counts = answer.get("usage")
         for ours, theirs in (("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens")):
             count = counts.get(theirs) if isinstance(counts, dict) else None

@@ -1,4 +1,4 @@
-"""The shared budget: its rules against a simulated run, and real runs on Ray that it limits or ends."""
+"""The shared budget: its rules against simulated workers, and the gate in front of them. Real runs: test_calls.py."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Simulated:
     line: Line = field(default_factory=Line)
     ends: list[tuple[float, PlannedCall]] = field(default_factory=list)
     begun: list[tuple[float, float, PlannedCall]] = field(default_factory=list)
-    spent: Spent = Spent()
+    spent: Spent = rules.NOTHING
     calls: dict[int, PlannedCall] = field(default_factory=dict)
 
     def begin(self, now: float, call: PlannedCall) -> None:
@@ -214,6 +214,18 @@ def test_a_window_forgets_after_its_time_and_not_before(uses: list[tuple[float, 
         late = sum(a for t, a in done if t > now - 20.05)
         assert exact - 1e-9 <= window.used(now) <= late + 1e-9
     assert window.used(now + 20.0) == 0.0
+
+
+def test_a_report_that_did_not_arrive_is_told_again() -> None:
+    line = Line()
+    assert not line.enter(Waiting(Need(5), Future(), "c"))
+    line.take(1, line.report(0.0), 0.0)
+    line.end(Need(5), Spent(0.1, 7, 2))
+    told = line.report(0.0)
+    assert (told.begun, told.tokens) == (2, 7)
+    assert line.report(0.0)[:2] == (0, 0)
+    line.untell(told)
+    assert line.report(0.0)[:2] == (2, 7)
 
 
 # --- the gate -----------------------------------------------------------------------------------------------------

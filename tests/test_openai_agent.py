@@ -198,7 +198,9 @@ def test_vectors_are_refused() -> None:
 def test_every_attempt_is_counted() -> None:
     faults = [refusal(s, "later") for s in (429, 500, 409)] + [httpx2.ReadTimeout("slow"), httpx2.ConnectError("no")]
     agent = Mocked(answers(*faults, completion()), max_attempts=6)
-    assert ask(agent).usage["requests"] == 6 == len(agent.requests)
+    usage = ask(agent).usage
+    assert usage["requests"] == 6 == len(agent.requests)
+    assert usage["unanswered"] == 2, "of these nobody knows whether they are on the bill"
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])

@@ -54,9 +54,7 @@ OnFailure = Annotated[
 ]
 Budget = Annotated[
     float | None,
-    typer.Option(
-        metavar="COST", min=0, help="End the run, resumable, before calls cost more; agents need a price."
-    ),
+    typer.Option(metavar="COST", min=0, help="End the run, resumable, before calls cost more; agents need a price."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
 EmbedderName = Annotated[

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import repeat, takewhile
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 MINUTE = 60.0
 BURST_SECONDS = 5.0
@@ -41,7 +41,7 @@ class Spent(NamedTuple):
 
     def plus(self, other: Spent) -> Spent:
         """The sum."""
-        return Spent(*(a + b for a, b in zip(self, other, strict=True)))
+        return Spent(self.cost + other.cost, self.tokens + other.tokens, self.requests + other.requests)
 
 
 NOTHING = Spent()
@@ -66,6 +66,21 @@ class Limits(NamedTuple):
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     concurrency: int | None = None
+
+    def lower(self, other: Limits) -> Limits:
+        """Of each limit the lower one."""
+        return Limits(
+            _lower(self.requests_per_minute, other.requests_per_minute),
+            _lower(self.tokens_per_minute, other.tokens_per_minute),
+            _lower(self.concurrency, other.concurrency),
+        )
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _lower(one: _Number | None, other: _Number | None) -> _Number | None:
+    return min((x for x in (one, other) if x is not None), default=None)
 
 
 class Report(NamedTuple):

@@ -38,13 +38,13 @@ class Calling(NamedTuple):
     """What workers are told of it.
 
     run: how the run is called in metrics, spans and log records. keeper: actor that keeps the budget, where there is
-    one, and the endpoints that it knows. export: whether metrics are collected. otel: OpenTelemetry's settings; empty
-    where no spans are wanted.
+    one. endpoints: by key of an agent, where its calls count; agents that are not in it have no limits. export: whether
+    metrics are collected. otel: OpenTelemetry's settings; empty where no spans are wanted.
     """
 
     run: str
     keeper: Any = None
-    endpoints: frozenset[str] = frozenset()
+    endpoints: Mapping[str, str] = EMPTY
     export: bool = False
     otel: Mapping[str, str] = EMPTY
 
@@ -60,13 +60,17 @@ class Calls:
         self._tracing = tracing(calling.run, calling.otel)
         self._gate = None if calling.keeper is None else Gate(uuid.uuid4().hex, calling.keeper.exchange.remote)
 
-    def wrapped(self, agent: Any, spec: AgentSpec) -> Any:
-        """The agent as conversations are to call it; itself where nothing is to be done."""
-        gate = self._gate if spec.endpoint_key in self._endpoints else None
-        if not spec.paid and gate is None and self._tracing is None and not (self._watched and spec.heavy):
+    def wrapped(self, agent: Any, spec: AgentSpec, key: str) -> Any:
+        """The agent as conversations are to call it; itself where nothing is to be done. key: the agent's, as the
+        driver has it."""
+        endpoint = self._endpoints.get(key)
+        if not spec.paid and endpoint is None and self._tracing is None and not (self._watched and spec.heavy):
             return agent
         recording = self._recording if spec.paid else None
-        return Called(agent, spec, recording, gate, self.meter, self._tracing, self._attempts)
+        called = Called(agent, spec, recording, self.meter, self._tracing, self._attempts)
+        if self._gate is not None and endpoint is not None:
+            called.limit(self._gate, endpoint)
+        return called
 
     def halt(self) -> None:
         """Lets no call begin any more; those that wait for the budget raise Halted."""
@@ -91,18 +95,22 @@ class Called:
         agent: Any,
         spec: AgentSpec,
         recording: Any,
-        gate: Gate | None,
         meter: Meter,
         tracer: Tracing | None,
         attempts: MutableMapping[tuple[str, int], int],
     ) -> None:
         self.name: str = agent.name
-        self._agent, self._spec, self._recording, self._gate = agent, spec, recording, gate
+        self._agent, self._spec, self._recording = agent, spec, recording
         self._meter, self._tracing, self._attempts = meter, tracer, attempts
         self._model = spec.inner
-        self._endpoint = spec.endpoint_key
+        self._gate: Gate | None = None
+        self._endpoint = ""
         if hasattr(agent, "bid"):
             self.bid = self._bid
+
+    def limit(self, gate: Gate, endpoint: str) -> None:
+        """From now on calls wait at the gate."""
+        self._gate, self._endpoint = gate, endpoint
 
     async def step(self, message: Message) -> Any:
         """The agent's answer. Raises what the agent raises, and Halted where the run stops before it is called."""
@@ -202,39 +210,38 @@ class Called:
         return Need(read + most, cost)
 
 
-def endpoints(experiment: Experiment) -> dict[str, Limits]:
-    """The limits of every endpoint that calls are counted for: the lowest that an agent there gives.
+def endpoints(experiment: Experiment) -> tuple[dict[str, Limits], dict[str, str]]:
+    """The limits of every endpoint that calls are counted for, the lowest that an agent there gives; and the endpoint
+    of each agent's key.
 
     Without totals these are the endpoints that have limits; with totals also those of all paid and all heavy agents.
     """
     total = experiment.budget is not None and experiment.budget.model_dump(exclude={"seconds"}, exclude_none=True)
     found: dict[str, Limits] = {}
+    by_key: dict[str, str] = {}
     for spec in (spec for cell in experiment.cells for spec in cell.agents):
+        endpoint = by_key[spec.key()] = spec.endpoint_key
         limits = Limits(spec.requests_per_minute, spec.tokens_per_minute, spec.concurrency)
-        if any(limit is not None for limit in limits) or (total and (spec.paid or spec.heavy)):
-            before = found.get(spec.endpoint_key, Limits())
-            lowest = (
-                min((x for x in pair if x is not None), default=None) for pair in zip(before, limits, strict=True)
-            )
-            found[spec.endpoint_key] = Limits(*lowest)
-    return found
+        if any(limits) or (total and (spec.paid or spec.heavy)):
+            found[endpoint] = limits.lower(found.get(endpoint, Limits()))
+    return found, {key: endpoint for key, endpoint in by_key.items() if endpoint in found}
 
 
-def keep_budget(experiment: Experiment, spent: Spent) -> tuple[Any, frozenset[str]]:
-    """The actor that keeps the budget of a start of a run, and the endpoints that it knows; None where nothing is
-    limited. spent: before this start."""
+def keep_budget(experiment: Experiment, spent: Spent) -> tuple[Any, dict[str, str]]:
+    """The actor that keeps the budget of a start of a run, and the endpoint of each limited agent's key; None where
+    nothing is limited. spent: before this start."""
     import ray
 
-    limits, budget = endpoints(experiment), experiment.budget
+    (limits, by_key), budget = endpoints(experiment), experiment.budget
     if not limits and budget is None:
-        return None, frozenset()
+        return None, {}
     totals = Totals(**budget.model_dump()) if budget is not None else Totals()
     if totals.seconds is not None:
         totals = totals._replace(until=time.time() + totals.seconds)
     actor: Any = ray.remote
     # Started again where it dies: what was spent the workers tell it.
     kind = actor(BudgetKeeper).options(num_cpus=0, max_restarts=-1, max_task_retries=0)
-    return kind.remote(limits, totals, spent), frozenset(limits)
+    return kind.remote(limits, totals, spent), by_key
 
 
 def spent_before(run: Run) -> Spent:

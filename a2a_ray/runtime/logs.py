@@ -22,13 +22,12 @@ def name_records(run: str) -> None:
 
     def named(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
-        talk = about.get()
-        record.run, record.conversation, record.turn = run, "", 0
+        talk, conversation, turn = about.get(), "", 0
         if talk is not None:
-            record.conversation = getattr(talk, "conversation", None) or talk.id
-            record.turn = getattr(talk, "turn", 0) or len(talk.turns) + 1
-        words = (record.run, record.conversation, str(record.turn or ""))
-        record.where = " ".join(word for word in words if word) or "-"
+            conversation = getattr(talk, "conversation", None) or talk.id
+            turn = getattr(talk, "turn", 0) or len(talk.turns) + 1
+        where = " ".join(word for word in (run, conversation, str(turn or "")) if word)
+        vars(record).update(run=run, conversation=conversation, turn=turn, where=where)
         return record
 
     logging.setLogRecordFactory(named)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from a2a_ray.runtime.budget import Spent, number
+from a2a_ray.runtime.budget import NOTHING, Spent, number
 
 SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]
@@ -32,12 +32,16 @@ def exported() -> bool:
 
 
 class Meter:
-    """What the agents of one worker did. run: how the run is called in the metrics' tag."""
+    """What the agents of one worker did. run: how the run is called in the metrics' tag.
+
+    turns: messages by agent; whoever sees them counts them here, where `exports` is True.
+    """
 
     def __init__(self, run: str, export: bool) -> None:
+        self.exports = export
         self.turns: Counter[str] = Counter()
-        self.spent = Spent()
-        self._run, self._export = run, export
+        self.spent = NOTHING
+        self._run = run
         self._counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._seconds: defaultdict[str, list[float]] = defaultdict(list)
         self._told: Counter[str] = Counter()
@@ -45,14 +49,15 @@ class Meter:
 
     def call(self, agent: str, seconds: float, usage: Mapping[str, Any], failed: bool = False) -> None:
         """A call that ended. seconds: from its begin to its answer, without the wait for a budget."""
+        if not self.exports:
+            return
         counts = self._counts[agent]
         counts["calls"] += 1
         counts["failed_calls"] += failed
         counts["retries"] += max(0, number(usage, "requests") - 1)
         for key in ("input_tokens", "output_tokens", "cost"):
             counts[key] += number(usage, key)
-        if self._export:
-            self._seconds[agent].append(seconds)
+        self._seconds[agent].append(seconds)
 
     def add(self, took: Spent) -> Spent:
         """Adds to `spent`; gives `took`."""
@@ -66,7 +71,7 @@ class Meter:
     def export(self, pools: Iterable[Any]) -> None:
         """Hands everything since the last time to Ray. pools: remote agents; where one has `batches` (sizes of its
         calls, which are taken away) and `queue` (messages that wait), these too."""
-        if not self._export:
+        if not self.exports:
             return
         if not self._metrics:
             self._metrics = _metrics()

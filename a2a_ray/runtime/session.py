@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -222,8 +223,9 @@ class Session:
                     if post.asked is None and post.starting is None:
                         post.asked = post.actor.said.remote()
                 watch(self._progress())
-        if self.stopped:  # by now the last calls are counted
-            self.stopped = ray.get(self._keeper.state.remote(), timeout=20 * WATCH_SECONDS)
+        if self._keeper is not None:  # by now the last calls are counted
+            with contextlib.suppress(RayActorError):
+                self.stopped = ray.get(self._keeper.state.remote())
         for post in self._posts:
             self._ask_said(post)
         watch(self._progress())

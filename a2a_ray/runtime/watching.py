@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 from a2a_ray.runtime.plan import Progress, Watch
 
@@ -34,7 +35,7 @@ def watching(name: str, progress: Watch | bool) -> Iterator[Watch]:
 
 def _in_notebook(name: str) -> Watch:
     """A line under the cell that changes as the run goes. (rich's own bar needs ipywidgets, and shows nothing else.)"""
-    from IPython.display import display
+    display = import_module("IPython.display").display  # there, for this is a notebook
 
     def shown(text: str, share: float) -> dict[str, str]:
         bar = f'<progress max="1" value="{share:.4f}"></progress>'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +25,8 @@ from a2a_ray.runtime.gate import Halted
 from a2a_ray.runtime.plan import Outcome, Said
 from a2a_ray.runtime.pool import RemoteAgent
 from a2a_ray.runtime.recording import Recording
+
+log = logging.getLogger(__name__)
 
 CONTROL = "control"
 """Concurrency group of what must be answered while a light agent computes: it has an event loop of its own."""
@@ -60,7 +63,7 @@ class Worker:
         self._light: dict[str, Any] = {}
         self._slots = asyncio.Semaphore(slots)
         self._stopped = False
-        self._in_flight = 0
+        self._said = self._in_flight = 0
         self._sender: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -72,7 +75,7 @@ class Worker:
     async def said(self) -> Said:
         """What it did so far."""
         meter = self._calls.meter
-        return Said(meter.turns.total(), self._in_flight, meter.spent.tokens, meter.spent.cost)
+        return Said(self._said, self._in_flight, meter.spent.tokens, meter.spent.cost)
 
     @ray.method(concurrency_group=CONTROL)
     async def stop(self) -> None:
@@ -115,14 +118,17 @@ class Worker:
             return await self._never_begun(task, f"{type(error).__name__}: {error}")
         transcript = conversation.transcript
         logs.about.set(transcript)
-        recording, turns = self._recording, self._calls.meter.turns
+        recording, meter = self._recording, self._calls.meter
+        counted = meter.turns if meter.exports else None
         if not earlier and not self._stopped and recording.add(opening_row(transcript)):
             await recording.send()
         try:
             if not self._stopped:
                 async for message in conversation:
                     if message.kind == "message":
-                        turns[message.sender] += 1
+                        self._said += 1
+                        if counted is not None:
+                            counted[message.sender] += 1
                     if recording.add(message):
                         await recording.send()
                     if careful:
@@ -135,6 +141,7 @@ class Worker:
             if transcript.status != FAILED or isinstance(error, (PlacementError, StorageError)):
                 transcript.status = RUNNING  # no fault of the conversation but of what it runs on
                 raise
+            log.warning("the conversation failed: %s", transcript.error)
         if transcript.status != RUNNING and recording.add(end_row(transcript, time.time())):
             await recording.send()
         return Outcome(task, transcript.status, len(transcript.messages))
@@ -166,14 +173,14 @@ class Worker:
             agents, options = [], {}
             for spec, key in zip(cell.agents, self._keys[index], strict=True):
                 if spec.heavy:
-                    agents.append(self._calls.wrapped(self._remote[key], spec))
+                    agents.append(self._calls.wrapped(self._remote[key], spec, key))
                     options[spec.name] = spec.turn_settings()
                     continue
                 if key not in self._light:
                     self._light[key] = spec.build()
                     if hasattr(self._light[key], "setup"):
                         self._light[key].setup()
-                agents.append(self._calls.wrapped(self._light[key], spec))
+                agents.append(self._calls.wrapped(self._light[key], spec, key))
             stop: StopCondition | None = None
             for each in cell.stop:
                 condition = stops.build(each, "stop")

@@ -1,0 +1,463 @@
+"""Paid, limited and watched agents in real runs: the ledger, budgets that end a run, spans, log records, progress."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from a2a_ray.core.contracts import Agent
+from a2a_ray.core.errors import BadInput, LostCall, MissingExtra
+from a2a_ray.core.message import Message
+from a2a_ray.core.transcript import Transcript
+from a2a_ray.runtime import logs, session, tracing
+from a2a_ray.runtime.budget import Limits, Spent
+from a2a_ray.runtime.calls import Called, Calling, Calls, attempts_before, endpoints, spent_before
+from a2a_ray.runtime.columns import CALL
+from a2a_ray.runtime.experiment import AgentSpec, Experiment
+from a2a_ray.runtime.run import resume, run_many
+from a2a_ray.runtime.session import Progress
+from a2a_ray.runtime.store import Run
+from a2a_ray.runtime.watching import in_words
+
+PRICE = {"input": 1000.0, "output": 1000.0}
+"""Money per million tokens: one of ten tokens costs 0.01."""
+
+
+class Payable:
+    """Takes a while, costs ten tokens, and keeps a file of the calls that it gets. Its turns follow from the seed."""
+
+    def __init__(self, name: str, file: str, wait: float = 0.0, told: bool = True) -> None:
+        self.name, self.file, self.wait, self.told = name, Path(file), wait, told
+
+    async def step(self, message: Message) -> Message:
+        with self.file.open("a") as calls:
+            calls.write(f"{time.time()} {message.conversation} {message.turn}\n")
+        await asyncio.sleep(self.wait)
+        if "fail" in str(message.content):
+            raise ConnectionError("no")
+        usage = {"input_tokens": 4, "output_tokens": 6} if self.told else {}
+        return message.reply(str(message.seed % 1000), self.name, usage)
+
+    def bid(self, message: Message) -> float:
+        return message.seed % 7
+
+
+def spec(file: Path, placement: str = "actor", conversations: int = 4, turns: int = 5, **more: Any) -> dict[str, Any]:
+    agent = {"kind": Payable, "file": str(file), "placement": placement, **more}
+    agents = [{"name": name, **agent} for name in ("ann", "bob")]
+    return {"agents": agents, "turns": turns, "openings": ["x"], "repeats": conversations}
+
+
+def held(value: dict[str, Any], storage: Path, **more: Any) -> Run:
+    return run_many(value, storage=storage, progress=False, **more)
+
+
+def received(file: Path) -> Counter[tuple[str, int]]:
+    lines = [line.split() for line in file.read_text().splitlines()]
+    return Counter((conversation, int(turn)) for _, conversation, turn in lines)
+
+
+def ledger(run: Run) -> list[dict[str, Any]]:
+    rows = [row for row in run.rows.to_pylist() if row["kind"] == CALL]
+    return [{**row, **json.loads(row["metadata"])} for row in rows]
+
+
+# --- the ledger ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("placement", ["worker", "actor"])
+def test_a_paid_call_is_in_the_ledger_before_it_is_made(ray_cluster: None, tmp_path: Path, placement: str) -> None:
+    run = held(spec(tmp_path / "calls", placement, price=PRICE), tmp_path)
+    assert run.summary() == {"conversations": 4, "done": 4, "failed": 0, "turns": 20}
+    rows = ledger(run)
+    assert Counter((r["conversation"], r["turn"]) for r in rows) == received(tmp_path / "calls")
+    assert {(r["method"], r["attempt"]) for r in rows} == {("step", 0)}
+    times = {(c, int(n)): float(t) for t, c, n in (x.split() for x in (tmp_path / "calls").read_text().splitlines())}
+    assert all(r["created_at"].timestamp() <= times[r["conversation"], r["turn"]] for r in rows)
+    usage = [m.usage for t in run.transcripts() for m in t.messages]
+    assert usage == [{"input_tokens": 4, "output_tokens": 6, "requests": 1, "cost": 0.01}] * 20
+    assert spent_before(run.turns) == Spent(pytest.approx(0.2), 200, 20)  # type: ignore[arg-type]
+
+
+def test_same_transcripts_paid_or_not(ray_cluster: None, tmp_path: Path) -> None:
+    free = held(spec(tmp_path / "a", "worker"), tmp_path / "free")
+    paid = held(spec(tmp_path / "b", "actor", price=PRICE, requests_per_minute=60_000), tmp_path / "paid")
+    assert not ledger(free)
+    texts = [[(m.turn, m.sender, m.content, m.seed) for t in run.transcripts() for m in t] for run in (free, paid)]
+    assert texts[0] == texts[1]
+
+
+def test_bids_of_a_paid_agent_are_in_the_ledger(ray_cluster: None, tmp_path: Path) -> None:
+    value = spec(tmp_path / "calls", "worker", 1, 2, price=PRICE) | {"protocol": {"kind": "adaptive", "by": "bid"}}
+    rows = ledger(held(value, tmp_path))
+    assert [r["method"] for r in rows] == ["bid", "bid", "step"] * 2
+
+
+def test_a_call_that_failed_is_counted_on_when_it_is_made_again(ray_cluster: None, tmp_path: Path) -> None:
+    value = spec(tmp_path / "calls", "worker", 1, 2, price=PRICE) | {"openings": ["fail", "fine"]}
+    run = held(value, tmp_path)
+    assert run.summary()["failed"] == 1
+    assert attempts_before(run.rows)[("0-0-0", 1)] == 1
+    again = resume(run, progress=False, retry_failed=True)
+    assert [(r["turn"], r["attempt"]) for r in ledger(again) if r["conversation"] == "0-0-0"] == [(1, 0), (1, 1)]
+    assert received(tmp_path / "calls")["0-0-0", 1] == 2
+
+
+class Ledger:
+    """A recording that keeps rows in a list; each commit takes a turn of the event loop."""
+
+    def __init__(self) -> None:
+        self.rows: list[Message] = []
+
+    async def commit(self, *rows: Message) -> None:
+        await asyncio.sleep(0)
+        self.rows += rows
+
+
+class Dying:
+    """Its process dies at the first calls."""
+
+    def __init__(self, deaths: int) -> None:
+        self.name, self.deaths = "ann", deaths
+
+    async def step(self, message: Message) -> Message:
+        self.deaths -= 1
+        if self.deaths >= 0:
+            raise LostCall("the process died")
+        return message.reply("said", self.name, {"requests": 2})
+
+
+def called(agent: Any, recording: Any, **more: Any) -> Any:
+    calls = Calls(Calling("run"), recording)
+    return calls.wrapped(agent, AgentSpec(name="ann", kind="echo", price=PRICE, **more), "key")
+
+
+async def test_a_lost_paid_call_is_made_again_twice_at_most() -> None:
+    recording = Ledger()
+    agent = called(Dying(2), recording)
+    assert isinstance(agent, Called)
+    assert isinstance(agent, Agent)
+    answer = await agent.step(Message("c", 3, "bob", "x"))
+    assert answer.usage == {"requests": 4, "unanswered": 2}
+    assert [(r.conversation, r.turn, r.sender, r.kind) for r in recording.rows] == [("c", 3, "ann", CALL)] * 3
+    assert [r.metadata["attempt"] for r in recording.rows] == [0, 1, 2]
+    with pytest.raises(LostCall):
+        await called(Dying(3), recording).step(Message("c", 4, "bob", "x"))
+    assert len(recording.rows) == 6
+
+
+async def test_no_call_is_made_while_the_ledger_is_not_committed() -> None:
+    class Stuck(Ledger):
+        async def commit(self, *rows: Message) -> None:
+            await asyncio.sleep(3600)
+
+    agent = Dying(0)
+    asking = asyncio.create_task(called(agent, Stuck()).step(Message("c", 1, "", "x")))
+    await asyncio.sleep(0.05)
+    assert agent.deaths == 0
+    asking.cancel()
+
+
+def test_only_what_is_paid_limited_or_watched_is_wrapped() -> None:
+    agent, calls = object(), Calls(Calling("run"), None)
+    assert calls.wrapped(agent, AgentSpec(name="ann", kind="echo"), "key") is agent
+    assert calls.wrapped(agent, AgentSpec(name="ann", kind="echo", placement="actor"), "key") is agent
+
+
+# --- budgets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("placement", ["worker", "actor"])
+def test_a_spent_budget_ends_a_run_cleanly_and_more_goes_on(ray_cluster: None, tmp_path: Path, placement: str) -> None:
+    calm = held(spec(tmp_path / "calm", placement, price=PRICE, wait=0.01), tmp_path / "undisturbed")
+    value = spec(tmp_path / "calls", placement, price=PRICE, wait=0.01)
+    run = held({**value, "budget": {"requests": 7}}, tmp_path, workers=2)
+    assert run.stopped.startswith("budget of 7 requests spent (7); go on with more: a2a-ray resume ")
+    assert len(run.turns) == sum(received(tmp_path / "calls").values()) == 7
+    assert run.summary()["failed"] == 0
+    assert resume(run, progress=False).stopped.startswith("budget of 7 requests spent (7)")
+    assert sum(received(tmp_path / "calls").values()) == 7
+    more = resume(run, progress=False, budget={"requests": 12})
+    assert "budget of 12 requests spent (12)" in more.stopped
+    assert sum(received(tmp_path / "calls").values()) == 12
+    done = resume(run, progress=False, budget={"requests": 20})
+    assert done.stopped == ""
+    said = [[(m.turn, m.content, m.seed) for t in r.transcripts() for m in t] for r in (done, calm)]
+    assert said[0] == said[1]
+    assert set(received(tmp_path / "calls").values()) == {1}, "no call was made twice"
+
+
+def test_money(ray_cluster: None, tmp_path: Path) -> None:
+    value = spec(tmp_path / "calls", conversations=30, price=PRICE, wait=0.02)
+    run = held({**value, "budget": {"cost": 1.2}}, tmp_path)
+    spent = spent_before(run.turns)
+    # A call is taken to need 500 tokens where its settings give no limit, so the last ones are not begun; it takes 10.
+    assert 0.65 < spent.cost < 0.72
+    assert run.stopped.startswith(f"budget of 1.20 spent ({spent.cost:.2f}; the next call may cost 0.5)")
+
+
+@pytest.mark.parametrize("limits", [{}, {"requests_per_minute": 30}])
+def test_wall_time_ends_talks_also_those_that_wait(ray_cluster: None, tmp_path: Path, limits: dict[str, Any]) -> None:
+    value = spec(tmp_path / "calls", "worker", conversations=5, turns=1000, wait=0.05, **limits)
+    started = time.monotonic()
+    run = held(value, tmp_path, budget={"seconds": 2})
+    assert run.stopped.startswith("budget of 2 seconds spent")
+    assert time.monotonic() - started < 30
+    assert 0 < len(run.turns) < 200
+
+
+def test_limits_hold_for_all_workers_together(ray_cluster: None, tmp_path: Path) -> None:
+    value = spec(tmp_path / "calls", "worker", 8, 4, requests_per_minute=48, concurrency=3, endpoint="here", wait=0.3)
+    for agent in value["agents"]:
+        agent["told"] = False
+    seen: list[Progress] = []
+    run = run_many({**value, "budget": {"requests": 12}}, storage=tmp_path, workers=2, progress=seen.append)
+    times = sorted(float(line.split()[0]) for line in (tmp_path / "calls").read_text().splitlines())
+    assert len(times) == 12
+    assert len(run.turns) == 12
+    for start in times:
+        assert sum(start <= t < start + 4.9 for t in times) <= 4, "a twelfth of the minute's in 5 s"
+        assert sum(start <= t < start + 0.29 for t in times) <= 3, "3 at once"
+    assert max(now.in_flight for now in seen) == 8
+
+
+def test_a_keeper_that_dies_is_started_again(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    keepers: list[Any] = []
+    start = session.keep_budget
+
+    def kept(*arguments: Any) -> Any:
+        keeper, by_key = start(*arguments)
+        keepers.append(keeper)
+        return keeper, by_key
+
+    def watch(now: Progress) -> None:
+        if now.messages > 4 and keepers:
+            ray.kill(keepers.pop(), no_restart=False)
+
+    monkeypatch.setattr(session, "keep_budget", kept)
+    value = spec(tmp_path / "calls", "worker", 4, 12, concurrency=2, wait=0.1)
+    run = run_many({**value, "budget": {"requests": 30}}, storage=tmp_path, progress=watch)
+    assert not keepers, "one was killed"
+    assert run.stopped.startswith("budget of 30 requests spent (30)")
+    assert len(run.turns) == sum(received(tmp_path / "calls").values()) == 30
+
+
+def test_endpoints_and_their_limits() -> None:
+    openai = {"kind": "openai", "model": "m", "api_key_env": None}
+    agents = [
+        {"name": "a", **openai, "requests_per_minute": 60, "concurrency": 8},
+        {"name": "b", **openai, "requests_per_minute": 30},
+        {"name": "c", **openai, "base_url": "http://other/v1"},
+        {"name": "d", "kind": "echo", "endpoint": "mine", "tokens_per_minute": 10},
+        {"name": "e", "kind": "echo"},
+    ]
+    experiment = Experiment.parse({"agents": agents})
+    limits, by_key = endpoints(experiment)
+    assert [by_key.get(a.key()) for a in experiment.agents] == ["None m", "None m", None, "mine", None]
+    assert limits == {"None m": Limits(30, None, 8), "mine": Limits(None, 10, None)}
+    assert experiment.agents[0].build().concurrency == 8
+    total = Experiment.parse({"agents": agents, "budget": {"cost": 5}})
+    assert endpoints(total)[0].keys() == {"None m", "http://other/v1 m", "mine"}
+    assert [a.paid for a in experiment.agents] == [True, True, True, False, False]
+    asked = {"name": "r", "kind": "regression", "dim": 2, "objective": [1.0, 0.0], "model_agent": openai}
+    spec = Experiment.parse({"agents": [asked]}).agents[0]
+    assert spec.paid
+    assert spec.endpoint_key == "None m"
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ({"budget": {"cots": 5}}, "Did you mean 'cost'"),
+        ({"budget": {"cost": 0}}, "budget.cost: 0; expected greater than 0"),
+        ({"agents": [{"name": "a", "kind": "echo", "requests_per_minute": 0}]}, "requests_per_minute: 0; expected at"),
+        ({"agents": [{"name": "a", "kind": "echo", "concurrency": 0}]}, "concurrency: 0; expected at least 1"),
+    ],
+)
+def test_limits_that_make_no_sense(value: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        Experiment.parse({"agents": [{"name": "a", "kind": "echo"}], **value})
+
+
+# --- seeing it ----------------------------------------------------------------------------------------------------
+
+
+def test_progress_in_words() -> None:
+    now = Progress(200, 12, 3, 1234, 5000, 100.0, 41, 9000, 1.234)
+    assert in_words(now) == (
+        "12/200 talks, 3 failed, 41 in flight, 1,234 turns, 12 turns/s, cost 1.23, at most 0:05:05 left"
+    )
+    assert in_words(Progress(2, 2, 0, 4, 4, 2.0)) == "2/2 talks, 4 turns, 2 turns/s"
+    assert in_words(Progress(2, 0, 0, 0, 4, 0.0, 2)) == "0/2 talks, 2 in flight, 0 turns, 0 turns/s"
+
+
+def test_progress_tells_what_is_under_way_and_what_it_costs(ray_cluster: None, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    value = spec(tmp_path / "calls", "worker", 6, 6, price=PRICE, wait=0.3)
+    run_many(value, storage=tmp_path, progress=seen.append)
+    assert max(now.in_flight for now in seen) == 6
+    assert seen[-1][:5] == (6, 6, 0, 36, 36)
+    assert seen[-1].tokens == 360
+    assert seen[-1].cost == pytest.approx(0.36)
+    assert 0 < seen[1].cost < 0.36
+
+
+NOTEBOOK = """
+from a2a_ray import run_many
+agents = [{"name": n, "kind": "tests.test_calls:Payable", "file": FILE, "wait": 0.4} for n in ("ann", "bob")]
+run = run_many({"agents": agents, "turns": 4, "openings": ["x"]}, storage=STORAGE)
+"""
+
+
+def test_progress_in_a_notebook(tmp_path: Path) -> None:
+    client = pytest.importorskip("nbclient", reason="nbclient and ipykernel are not installed")
+    nbformat = pytest.importorskip("nbformat")
+    code = f"FILE, STORAGE = {str(tmp_path / 'calls')!r}, {str(tmp_path)!r}" + NOTEBOOK
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    client.NotebookClient(notebook, timeout=200, kernel_name="python3").execute()
+    shown = [o for o in notebook.cells[0].outputs if o.output_type == "display_data"]
+    assert len(shown) == 1, "one line, which changes"
+    assert "1/1 talks, 4 turns" in shown[0]["data"]["text/plain"]
+    assert '<progress max="1" value="1.0000">' in shown[0]["data"]["text/html"]
+
+
+def test_log_records_name_run_conversation_and_turn(caplog: pytest.LogCaptureFixture) -> None:
+    factory, handlers = logging.getLogRecordFactory(), list(logging.getLogger().handlers)
+    try:
+        logs.name_records("run-1")
+        written = logging.getLogger("elsewhere")
+        written.warning("nothing is held")
+        transcript = Transcript("0-1-2", ("ann",), "x")
+        logs.about.set(transcript)
+        written.warning("one is held")
+        logs.about.set(Message("0-1-3", 7, "ann", "y"))
+        written.warning("a message is answered")
+    finally:
+        logging.setLogRecordFactory(factory)
+        logging.getLogger().handlers[:] = handlers
+        logs.about.set(None)
+    told = [(r.run, r.conversation, r.turn, r.where) for r in caplog.records]  # type: ignore[attr-defined]
+    assert told == [
+        ("run-1", "", 0, "run-1"),
+        ("run-1", "0-1-2", 1, "run-1 0-1-2 1"),
+        ("run-1", "0-1-3", 7, "run-1 0-1-3 7"),
+    ]
+
+
+class Talkative(Payable):
+    """Writes a log record at each turn."""
+
+    async def step(self, message: Message) -> Message:
+        logging.getLogger("mine").warning("I was asked %s", message.content)
+        return await super().step(message)
+
+
+def test_log_records_of_agents_are_in_the_logs_of_ray(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    value = spec(tmp_path / "calls", "worker", 1, 2)
+    value["agents"] = [{**agent, "kind": Talkative} for agent in value["agents"]]
+    run = held(value, tmp_path)
+    name = Path(run.path).name
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path())
+    deadline = time.monotonic() + 20
+    lines: list[str] = []
+    while len(lines) < 2 and time.monotonic() < deadline:
+        texts = [file.read_text(errors="replace") for file in folder.glob("worker-*.err")]
+        lines = [line for text in texts for line in text.splitlines() if f"[{name} 0-0-0 " in line]
+    assert [line.partition("WARNING ")[2] for line in lines] == [
+        f"mine [{name} 0-0-0 1] I was asked x",
+        f"mine [{name} 0-0-0 2] I was asked {run.transcript('0-0-0').messages[0].content}",
+    ]
+
+
+# --- spans --------------------------------------------------------------------------------------------------------
+
+
+def test_no_spans_where_nobody_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in (tracing.EXPORTER, *tracing.ENDPOINTS):
+        monkeypatch.delenv(key, raising=False)
+    assert tracing.settings() == {}
+    monkeypatch.setenv(tracing.EXPORTER, "none")
+    assert tracing.settings() == {}
+    assert tracing.tracing("run", {}) is None
+
+
+def test_an_exporter_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(tracing.EXPORTER, "no_such")
+    with pytest.raises(MissingExtra, match=r"OTEL_TRACES_EXPORTER: 'no_such'.*pip install opentelemetry-sdk"):
+        tracing.settings()
+
+
+def test_spans_of_a_run_have_the_genai_names(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opentelemetry.sdk", reason="opentelemetry-sdk is not installed")
+    monkeypatch.setenv(tracing.EXPORTER, "console")
+    value = spec(tmp_path / "calls", "worker", 2, 3) | {"openings": ["x", "fail"], "repeats": 1}
+    run = held(value, tmp_path)
+    spans = [span for span in printed_spans() if span["attributes"].get("a2a_ray.run") == Path(run.path).name]
+    good = sorted(
+        (s for s in spans if s["status"]["status_code"] != "ERROR"), key=lambda s: s["attributes"]["a2a_ray.turn"]
+    )
+    (bad,) = (s for s in spans if s["status"]["status_code"] == "ERROR")
+    assert [s["name"] for s in good] == ["invoke_agent ann", "invoke_agent bob", "invoke_agent ann"]
+    assert good[1]["attributes"] == {
+        "gen_ai.operation.name": "invoke_agent",
+        "gen_ai.agent.name": "bob",
+        "gen_ai.conversation.id": "0-0-0",
+        "gen_ai.usage.input_tokens": 4,
+        "gen_ai.usage.output_tokens": 6,
+        "a2a_ray.run": Path(run.path).name,
+        "a2a_ray.turn": 2,
+        "a2a_ray.method": "step",
+    }
+    assert len({s["context"]["trace_id"] for s in good}) == 1, "one trace for a conversation"
+    assert bad["context"]["trace_id"] != good[0]["context"]["trace_id"]
+    assert bad["attributes"]["error.type"] == "ConnectionError"
+    assert "ConnectionError" in run.transcript("0-1-0").error
+
+
+def printed_spans() -> list[dict[str, Any]]:
+    """What the console exporter wrote in the workers of the local Ray."""
+    import ray
+
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path())
+    spans = []
+    for file in folder.glob("worker-*.out"):
+        text = file.read_text(errors="replace")
+        while (begin := text.find('{\n    "name": "invoke_agent')) >= 0:
+            span, length = json.JSONDecoder().raw_decode(text[begin:])
+            spans.append(span)
+            text = text[begin + length :]
+    return spans
+
+
+async def test_a_conversation_that_goes_on_elsewhere_stays_in_its_trace() -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace", reason="opentelemetry-sdk is not installed")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    kept = InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    one, two = tracing.Tracing("run"), tracing.Tracing("run")
+    one._tracer = two._tracer = provider.get_tracer("a2a_ray")
+    for made, turn in ((one, 1), (two, 2)):
+        with made.span("ann", "gpt-5-mini", Message("c", turn, "", "x"), "step"):
+            pass
+    first, second = kept.get_finished_spans()
+    assert first.context.trace_id == second.context.trace_id
+    assert first.context.span_id != second.context.span_id
+    assert second.attributes["gen_ai.request.model"] == "gpt-5-mini"
