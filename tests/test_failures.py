@@ -103,3 +103,44 @@ def test_suspects_find_the_poison_and_clear_the_others(count: int, data: st.Data
     else:
         pytest.fail("the poison was never found")
     assert deaths <= 8 + 2 * count.bit_length()
+
+
+class Remembers:
+    """Counts in its memory how often it was asked in each conversation; its process ends once, at the fourth time."""
+
+    stateful = True
+
+    def __init__(self, name: str, once: str = "") -> None:
+        self.name, self._once = name, once
+        self._asked: dict[str, int] = {}
+
+    def step(self, message: Message) -> Message:
+        """Says how often it was asked."""
+        count = self._asked[message.conversation] = self._asked.get(message.conversation, 0) + 1
+        if count == 4 and self._once and not Path(self._once).exists():
+            Path(self._once).touch()
+            os._exit(1)
+        return message.reply(f"asked {count} times", self.name)
+
+    def get_state(self, conversation: str) -> int:
+        """How often it was asked."""
+        return self._asked.get(conversation, 0)
+
+    def set_state(self, conversation: str, state: int | None) -> None:
+        """Goes on from this."""
+        if state is None:
+            self._asked.pop(conversation, None)
+        else:
+            self._asked[conversation] = state
+
+
+def test_an_agent_with_memory_goes_on_where_it_was(ray_cluster: None, tmp_path: Path) -> None:
+    agents = [
+        {"name": "ann", "kind": "tests.test_failures:Remembers", "once": str(tmp_path / "died"), "replicas": 2},
+        {"name": "bob", "kind": "tests.test_failures:Deadly"},
+    ]
+    value = {"agents": agents, "openings": [f"calm{i}" for i in range(5)], "turns": 11, "name": "memory"}
+    run = run_many(value, storage=tmp_path / "runs", progress=False)
+    assert (tmp_path / "died").exists()
+    for transcript in run.transcripts():
+        assert [m.content for m in transcript.turns if m.sender == "ann"] == [f"asked {n} times" for n in range(1, 7)]

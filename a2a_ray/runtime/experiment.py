@@ -119,8 +119,11 @@ class AgentSpec(BaseModel):
 
     @property
     def heavy(self) -> bool:
-        """Whether the agent works in an actor of its own."""
-        return (self.placement or getattr(agent_kinds.get(self.kind), "placement", "worker")) == "actor"
+        """Whether the agent works in an actor of its own; one that keeps memory always does."""
+        made = agent_kinds.get(self.kind)
+        return bool(getattr(made, "stateful", False)) or (
+            (self.placement or getattr(made, "placement", "worker")) == "actor"
+        )
 
     def build(self, where: str = "agent") -> Any:
         """The agent itself, not yet set up. Raises BadInput."""

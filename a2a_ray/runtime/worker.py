@@ -59,6 +59,7 @@ class Worker:
         self._recording = Recording(recorder, name)
         self._calls = Calls(calling, self._recording)
         self._remote = {key: RemoteAgent(*parts) for key, parts in pools.items()}
+        self._stateful = {key for key, agent in self._remote.items() if agent.stateful}
         self._parts: dict[int, tuple[list[Any], Any, StopCondition | None, dict[str, Any]]] = {}
         self._light: dict[str, Any] = {}
         self._slots = asyncio.Semaphore(slots)
@@ -104,10 +105,15 @@ class Worker:
     async def _hold(self, task: Task, earlier: Sequence[Message], careful: bool) -> Outcome:
         async with self._slots:
             self._in_flight += 1
+            memories = [self._remote[key] for key in self._keys[task.cell] if key in self._stateful]
+            for agent in memories:
+                agent.restore(task.id, _state(agent.name, earlier))
             try:
                 return await self._held(task, earlier, careful)
             finally:
                 self._in_flight -= 1
+                for agent in memories:
+                    agent.forget(task.id)
 
     async def _held(self, task: Task, earlier: Sequence[Message], careful: bool) -> Outcome:
         try:
@@ -193,3 +199,8 @@ class Worker:
             await asyncio.sleep(SEND_SECONDS)
             await self._recording.send()
             self._calls.meter.export(self._remote.values())
+
+
+def _state(agent: str, earlier: Sequence[Message]) -> Any:
+    """The newest state that an agent which keeps memory gave with its answers; None where there is none."""
+    return next((m.metadata.get("state") for m in reversed(earlier) if m.sender == agent), None)
