@@ -85,6 +85,8 @@ def serving() -> Iterator[Store]:
                 urllib.request.urlopen(bucket).close()
                 break
             except OSError:
+                if process.poll() is not None:
+                    raise RuntimeError("the object store did not start; see python -m tests.object_store") from None
                 time.sleep(0.2)
         yield store
     finally:

@@ -476,6 +476,25 @@ async def test_a_compaction_every_so_many_commits_and_at_the_end(
         await recorder.append("w", 0, 11, to_batch(talk("d", 1)))
 
 
+def test_a_compaction_does_not_rewrite_the_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltalake import DeltaTable
+
+    monkeypatch.setattr(writer_module, "COMPACT_BYTES", 50_000)
+    monkeypatch.setattr(writer_module, "COMPACT_EVERY", 5)
+    chance = random.Random(0)
+    writer = Writer(uri(tmp_path))
+    for turn in range(60):
+        files = set(DeltaTable(uri(tmp_path)).file_uris()) if turn else set()
+        texts = ("".join(chance.choices("abcdefgh", k=80)) for _ in range(300))
+        rows = [
+            Message(f"c{i}", turn, "", text, kind=OPENING if turn == 0 else "message") for i, text in enumerate(texts)
+        ]
+        writer.write([to_batch(rows)])
+    after = set(DeltaTable(uri(tmp_path)).file_uris())
+    assert sum(Path(f).stat().st_size for f in after) > 10 * 50_000
+    assert 0 < sum(Path(f).stat().st_size for f in files - after) <= 3 * 50_000
+
+
 # With Ray
 
 

@@ -84,6 +84,7 @@ def test_a_folder_that_deltalake_cannot_write_to_is_told(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[Store]:
     pytest.importorskip("moto")
+    pytest.importorskip("flask_cors")
     with serving() as store:
         yield store
 

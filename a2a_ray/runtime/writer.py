@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 COMPACT_EVERY = 100
 """Commits between compactions: a commit slows down with the number of files, from 8 ms to 24 ms after 400."""
 COMPACT_BYTES = 32 * 2**20
-"""Files of this size are left alone, so that a compaction never rewrites much more than that."""
+"""Size of a compacted file. A compaction rewrites two to three times as much, however large the table is."""
 RETRY_SECONDS = 60.0
 """How long an object store may fail before the run ends."""
 READER_HOURS = 24
