@@ -37,7 +37,7 @@ MESSAGE, BID, COMBINE, NUDGE = "message", "bid", "combine", "nudge"
 simultaneous turns; the protocol's intervention. Transcripts of others may carry more (`action`, `result`)."""
 ASIDE = frozenset({BID, COMBINE, NUDGE})
 """Kinds that no agent says: they are on record, but count for no limit and in no order of turns."""
-RESERVED = ASIDE | {"opening", "end"}
+RESERVED = ASIDE | {"opening", "end", "call"}
 """Kinds that no agent's answer may have: they are the protocol's and the store's."""
 
 
