@@ -12,9 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
+from ray.exceptions import ActorUnavailableError
 
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, BadInput, LostCall, PlacementError
@@ -23,6 +26,7 @@ from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.runtime import dispatch
 from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.runtime.host import AgentHost
 from a2a_ray.runtime.pool import Pool, RemoteAgent, remote
 from a2a_ray.runtime.run import run_many
 from a2a_ray.testing import check_agent
@@ -303,6 +307,26 @@ async def test_a_paid_call_in_flight_is_lost_not_made_again(crowd: Crowd) -> Non
     assert len(crowd.noted("step")) == 1
     assert all(answers(await asked(agent, "x", "x", "x"))), "those that come while the process is away wait for it"
     assert len(crowd.noted("step")) == 4
+
+
+@pytest.mark.parametrize(("said", "sent"), [("IOError: The actor is restarting.", False), ("RpcError: reset", True)])
+async def test_a_paid_call_that_ray_did_not_send_is_not_lost(tmp_path: Path, said: str, sent: bool) -> None:
+    """Which of the two Ray says depends on some milliseconds; so a host here stands for the actor."""
+    host = AgentHost(cloudpickle.dumps(lambda: Paid(tmp_path / "notes")))
+    errors = [ActorUnavailableError(f"The actor is temporarily unavailable: {said}", None)]
+
+    async def exchange(*arguments: Any) -> bytes:
+        if errors:
+            raise errors.pop()
+        return await host.exchange(*arguments)
+
+    calls = {"exchange": exchange, "ready": host.ready, "setup": host.setup}
+    actor = SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()})
+    agent = RemoteAgent("ann", [actor], await host.setup())
+    outcomes = await asked(agent, "x", "x")
+    assert answers(outcomes) == [not sent, not sent]
+    assert all(isinstance(outcome, LostCall) for outcome in outcomes if sent)
+    assert all(answers(await asked(agent, "x", "x")))
 
 
 async def test_processes_that_are_gone_for_good_are_told(crowd: Crowd) -> None:
