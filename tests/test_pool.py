@@ -12,9 +12,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
+from ray.exceptions import ActorUnavailableError
 
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, BadInput, LostCall, PlacementError
@@ -23,6 +26,7 @@ from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.runtime import dispatch
 from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.runtime.host import AgentHost
 from a2a_ray.runtime.pool import Pool, RemoteAgent, remote
 from a2a_ray.runtime.run import run_many
 from a2a_ray.testing import check_agent
@@ -259,6 +263,7 @@ async def test_steps_that_hang_fail_alone_and_the_process_is_replaced_after_some
     assert [int(p) for p, _, content in crowd.noted("step") if content == "x 1"] == [first, first, second, second]
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("kind", [Noting, Batching, Waiting])
 async def test_a_poisonous_question_fails_and_those_beside_it_do_not(crowd: Crowd, kind: type[Noting]) -> None:
     agent = crowd.agent(kind, sleep=0.01)
@@ -272,6 +277,7 @@ async def test_a_poisonous_question_fails_and_those_beside_it_do_not(crowd: Crow
     assert all(answers(await asked(agent, "x", "x")))
 
 
+@pytest.mark.chaos
 async def test_others_get_the_work_while_a_process_is_away(crowd: Crowd) -> None:
     agent = crowd.agent(Noting, sleep=0.02, replicas=2)
     talks = asyncio.gather(*(held(agent, "x", 60, str(i)) for i in range(4)))
@@ -286,6 +292,7 @@ async def test_others_get_the_work_while_a_process_is_away(crowd: Crowd) -> None
     assert len(crowd.processes()) == 3
 
 
+@pytest.mark.chaos
 async def test_a_process_that_died_unnoticed_sets_its_agent_up_again(crowd: Crowd) -> None:
     agent = crowd.agent(Paid)
     assert all(answers(await asked(agent, "x")))
@@ -295,6 +302,7 @@ async def test_a_process_that_died_unnoticed_sets_its_agent_up_again(crowd: Crow
     assert len(crowd.noted("step")) == 3
 
 
+@pytest.mark.chaos
 async def test_a_paid_call_in_flight_is_lost_not_made_again(crowd: Crowd) -> None:
     agent = crowd.agent(Paid)
     outcomes = await asked(agent, "poison", "x")
@@ -303,6 +311,26 @@ async def test_a_paid_call_in_flight_is_lost_not_made_again(crowd: Crowd) -> Non
     assert len(crowd.noted("step")) == 1
     assert all(answers(await asked(agent, "x", "x", "x"))), "those that come while the process is away wait for it"
     assert len(crowd.noted("step")) == 4
+
+
+@pytest.mark.parametrize(("said", "sent"), [("IOError: The actor is restarting.", False), ("RpcError: reset", True)])
+async def test_a_paid_call_that_ray_did_not_send_is_not_lost(tmp_path: Path, said: str, sent: bool) -> None:
+    """Which of the two Ray says depends on some milliseconds; so a host here stands for the actor."""
+    host = AgentHost(cloudpickle.dumps(lambda: Paid(tmp_path / "notes")))
+    errors = [ActorUnavailableError(f"The actor is temporarily unavailable: {said}", None)]
+
+    async def exchange(*arguments: Any) -> bytes:
+        if errors:
+            raise errors.pop()
+        return await host.exchange(*arguments)
+
+    calls = {"exchange": exchange, "ready": host.ready, "setup": host.setup}
+    actor = SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()})
+    agent = RemoteAgent("ann", [actor], await host.setup())
+    outcomes = await asked(agent, "x", "x")
+    assert answers(outcomes) == [not sent, not sent]
+    assert all(isinstance(outcome, LostCall) for outcome in outcomes if sent)
+    assert all(answers(await asked(agent, "x", "x")))
 
 
 async def test_processes_that_are_gone_for_good_are_told(crowd: Crowd) -> None:
@@ -314,6 +342,7 @@ async def test_processes_that_are_gone_for_good_are_told(crowd: Crowd) -> None:
             assert "agent 'ann': all of its processes have died" in str(outcome)
 
 
+@pytest.mark.chaos
 async def test_processes_that_cannot_set_up_again_are_waited_for_and_told(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,6 +380,7 @@ async def test_a_stateful_agent_keeps_each_conversation_in_one_process(crowd: Cr
     assert len(crowd.noted("state")) == 6, "each is told once that it begins"
 
 
+@pytest.mark.chaos
 async def test_a_stateful_agent_goes_on_where_it_was_in_a_new_process(crowd: Crowd) -> None:
     agent = crowd.agent(Counter, sleep=0.02)
     talks = asyncio.gather(*(held(agent, "x", 20, f"c{i}") for i in range(3)))
@@ -361,6 +391,7 @@ async def test_a_stateful_agent_goes_on_where_it_was_in_a_new_process(crowd: Cro
     assert len(crowd.processes()) == 2
 
 
+@pytest.mark.chaos
 async def test_a_stateful_agent_is_told_its_state_where_its_process_died_between_turns(crowd: Crowd) -> None:
     agent = crowd.agent(Counter)
     assert (await agent.step(question("x"))).content == "1 of 1"
@@ -497,6 +528,7 @@ def test_a_timeout_goes_to_the_kind_that_has_one() -> None:
     assert ("timeout" in bob.settings, bob.step_timeout) == (False, 5)
 
 
+@pytest.mark.chaos
 def test_a_run_with_a_replica_that_dies_is_as_the_undisturbed_one(ray_cluster: None, tmp_path: Path) -> None:
     def said(storage: str, notes: Path, sleep: float) -> dict[str, list[Any]]:
         ann = {"name": "ann", "kind": Noting, "notes": str(notes), "sleep": sleep}

@@ -293,12 +293,12 @@ class Experiment(BaseModel):
             if key in seen:
                 continue
             seen.add(key)
+            agent = spec.build(f"agents.{i}")
             if spec.step_timeout is not None and not spec.heavy:
                 raise BadInput(
                     f"agents.{i}.timeout: {spec.timeout:g}; a step beside the conversation cannot be stopped;"
                     " add placement: actor"
                 )
-            agent = spec.build(f"agents.{i}")
             if hasattr(agent, "check"):
                 try:
                     agent.check()
