@@ -24,7 +24,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 
 from a2a_ray.analysis.embedding import BATCH, Embedder, load_embedder
-from a2a_ray.analysis.loops import LEAST, LoopDetector, scan_many
+from a2a_ray.analysis.loops import LoopDetector, scan_many
 from a2a_ray.core.errors import A2AError
 from a2a_ray.core.exchange import read_jsonl
 from a2a_ray.core.message import Message
@@ -59,7 +59,7 @@ def lexical(repetitions: int) -> dict[str, float]:
     messages = talk("long", texts(TURNS, 1)).turns
     rates, costs, state = [], [], 0
     for _ in range(repetitions):
-        detector = LoopDetector(loop=LEAST)
+        detector = LoopDetector()
         marks = [time.process_time()]  # of this core alone, whatever else runs
         for message in messages:
             detector.update(message)
@@ -83,7 +83,7 @@ def embedder_share(repetitions: int) -> float | None:
         print(f"no embedder: {error}", file=sys.stderr)
         return None
     model, shares = embedder._loaded(), []
-    scan_many([talk("warm", texts(2, 3))], embedder, loop=LEAST)
+    scan_many([talk("warm", texts(2, 3))], embedder)
     for i in range(repetitions):
         said = texts(2 * TALKS * LENGTH, 10 + i)
         own, ours = said[::2], said[1::2]
@@ -92,7 +92,7 @@ def embedder_share(repetitions: int) -> float | None:
         alone = time.perf_counter() - started
         talks = [talk(str(k), ours[k * LENGTH : (k + 1) * LENGTH]) for k in range(TALKS)]
         started = time.perf_counter()
-        scan_many(talks, embedder, loop=LEAST)
+        scan_many(talks, embedder)
         shares.append(alone / (time.perf_counter() - started))
     return round(statistics.median(shares), 3)
 
@@ -107,7 +107,7 @@ def scan_s(repetitions: int) -> float | None:
     seconds = []
     for _ in range(repetitions):
         started = time.perf_counter()
-        scan_many(talks, loop=LEAST)
+        scan_many(talks)
         seconds.append(time.perf_counter() - started)
     return round(statistics.median(seconds), 2)
 

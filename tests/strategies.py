@@ -233,11 +233,11 @@ _VOCABULARY = ["".join(np.random.default_rng(i).choice(list("abcdefghiklmnoprstu
 def planted_cycles(draw: st.DrawFn) -> tuple[list[str], int, int]:
     """Turns that begin with news and then go round four times; the turn (from 1) of the cycle's first, and its period.
 
-    Any period from 1 to 12, noise in up to a tenth of the words of each turn. A cycle of one turn has 40 words or more:
+    Any period from 1 to 12, noise in up to a tenth of the words of each turn. A cycle of one turn has 16 words or more:
     a shorter one with so much noise is not told from a template until its fifth round.
     """
     period, rng = draw(st.integers(1, 12)), np.random.default_rng(draw(st.integers(0, 10**6)))
-    words = draw(st.integers(40 if period == 1 else 15, 60))
+    words = draw(st.integers(16 if period == 1 else 8, 60))
     noise = draw(st.floats(0, 0.1))
 
     def turn() -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from a2a_ray.agents.function import FunctionAgent
 from a2a_ray.agents.replay import ReplayAgent
-from a2a_ray.analysis.loops import LEAST, LoopDetector, scan
+from a2a_ray.analysis.loops import LoopDetector, scan
 from a2a_ray.core.contracts import Say, Stop, TurnProtocol, Verdict, View
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import A2AError
@@ -49,7 +49,7 @@ def run(script: list[Any], embedder: str | None = None, **settings: Any) -> Tran
 
     names = list(dict.fromkeys(s[0] for s in script if NUDGE not in s))
     agents = [FunctionAgent(name, speak, "message") for name in names]
-    observer = LoopDetector(embedder, **{"loop": LEAST, **settings})
+    observer = LoopDetector(embedder, **settings)
     return Conversation(agents, Script(script), "Go.", turns=len(script), observers=[observer]).run()
 
 
@@ -74,7 +74,7 @@ def quiet(script: list[Any], embedder: str | None = None) -> bool:
 def semantic() -> str:
     """The name of the default embedder, where its weights are on this machine."""
     try:
-        LoopDetector("default", loop=LEAST)
+        LoopDetector("default")
     except A2AError as error:
         pytest.skip(str(error))
     return "default"
@@ -387,7 +387,7 @@ def test_21_templates() -> None:
 
 def test_22_prose_and_dialogue(shared: Path) -> None:
     lines = (shared / "prose.jsonl").read_text(encoding="utf-8").splitlines()
-    alarms = [scan(Transcript.from_exchange(json.loads(line)), loop=LEAST).alarm for line in lines]
+    alarms = [scan(Transcript.from_exchange(json.loads(line))).alarm for line in lines]
     assert sum(alarm is not None for alarm in alarms) <= 2
 
 
@@ -397,7 +397,7 @@ def test_23_a_resumed_run_whose_history_holds_the_loop() -> None:
         [ReplayAgent(name, {11: "And what now?"}) for name in ("ann", "bob")],
         turns=11,
         transcript=earlier.until(10),
-        observers=[LoopDetector(loop=LEAST, action="stop")],
+        observers=[LoopDetector(action="stop")],
     )
     transcript = again.run()
     assert len(transcript.messages) == 10
@@ -410,7 +410,7 @@ def test_24_streamed_and_scanned(embedder: str | None, request: pytest.FixtureRe
         request.getfixturevalue("semantic")
     said = talk(*STORY[:4], *["We could ask somebody who has been there before."] * 5, *STORY[4:], *THANKS)
     streamed = run(said, embedder)
-    scanned = scan(streamed, embedder, loop=LEAST)
+    scanned = scan(streamed, embedder)
     spoken = [(turn, v) for turn, v in zip(scanned.turns, scanned.verdicts, strict=True) if v.status != "none"]
     assert spoken == [(turn, verdict) for turn, _, verdict in streamed.verdicts]
     assert scanned.alarm is not None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2a_ray.analysis.loops import LEAST, LoopDetector, Scan, scan
+from a2a_ray.analysis.loops import LoopDetector, Scan, scan
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
 from tests.strategies import planted_cycles, random_talk, texts
@@ -23,7 +23,7 @@ def transcript(said: list[str], speakers: list[int] | None = None, names: str = 
 
 
 def read(talk: Transcript) -> Scan:
-    return scan(talk, loop=LEAST)
+    return scan(talk)
 
 
 @given(planted_cycles(), st.data())
@@ -69,7 +69,7 @@ def test_names_do_not_matter(planted: tuple[list[str], int, int], names: list[st
 @given(st.lists(texts, max_size=8), planted_cycles(), st.integers(0, 30))
 def test_a_pickled_state_goes_on_the_same(first: list[str], planted: tuple[list[str], int, int], at: int) -> None:
     talk = transcript([*first, *planted[0]])
-    detector = LoopDetector(loop=LEAST)
+    detector = LoopDetector()
     for message in talk.turns[:at]:
         detector.update(message)
     copy = pickle.loads(pickle.dumps(detector))

@@ -11,24 +11,18 @@ from a2a_ray.analysis.loops.actions import ACTION, KINDS, ROUNDS, Calls, Rounds
 from a2a_ray.analysis.loops.evidence import MOST, Repeat, Run, sentence
 from a2a_ray.analysis.loops.lexical import Copied, Recall
 from a2a_ray.analysis.loops.semantic import REACH, Meaning, loaded, named, scale_of
-from a2a_ray.analysis.loops.signs import Voice, of_courtesy, of_words
+from a2a_ray.analysis.loops.signs import READ, answered, of_courtesy, of_likeness, of_words, shrinks
 from a2a_ray.analysis.loops.words import quoted, words
 from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import ASIDE, NUDGE, Message
 
-SCORE = "loops 1"
+SCORE = "loops 2"
 """Version of the score: raised with every change of what it is made of."""
 
-LEAST = 2.0
-"""The default threshold is never below this, however rarely normal talks come near it: two turns that repeat are no
-loop yet."""
-
-ALONE = 0.6
-"""What one speaker alone repeats weighs so much of what the whole talk repeats."""
-
-SHORT = 2
-"""A turn of so many words weighs half of a long one."""
+SHORT, ALONE = 2, 12
+"""A turn of so many words weighs half of a long one, for the whole talk and for a speaker alone: whoever asks puts
+short questions again, and the news is in the answers."""
 
 NEWS, ANSWERED = 0.6, 0.5
 """From this novelty on, a turn of somebody else takes away from what one speaker repeats: so much, if all is new."""
@@ -93,7 +87,7 @@ class LoopDetector:
         if loop is None:
             from a2a_ray.analysis.calibration import shipped
 
-            loop = max(LEAST, shipped("lexical" if self._embedder is None else "semantic").threshold)
+            loop = shipped("lexical" if self._embedder is None else "semantic").threshold
         warn = WARNING * loop if warn is None else warn
         if not 0 < warn <= loop < MOST:
             raise BadInput(f"warn: {warn}, loop: {loop}; expected 0 < warn <= loop < {MOST:g}, the largest score")
@@ -106,7 +100,7 @@ class LoopDetector:
         self._recall = Recall()
         self._meaning = Meaning()
         self._speakers: dict[str, int] = {}
-        self._talk, self._voices = Voice(), dict[int, Voice]()
+        self._talk, self._alone = Run(), dict[int, Run]()  # of the whole talk, and of each speaker alone
         self._starts: list[int] = []  # where turns begin, in words of the talk, as far back as `_recall` reaches
         self._turns: list[int] = []  # and their numbers
         self._quotes: deque[str] = deque(maxlen=REACH + 1)
@@ -140,48 +134,59 @@ class LoopDetector:
             return
         self._silent.clear()
         who = self._who(message.sender)
-        voice = self._voices.get(who)
-        if voice is None:
-            voice = self._voices[who] = Voice()
+        alone = self._alone.get(who)
+        if alone is None:
+            alone = self._alone[who] = Run()
         self._starts.append(self._recall.length)
         self._turns.append(message.turn)
         self._quotes.append(text[:_QUOTED])
         copied = self._recall.read(found, numbers)
-        weight = copied.words / (copied.words + SHORT)
         back = len(self._starts) - bisect_right(self._starts, copied.source) if copied.length else 0
         by_words = Found(of_words(copied), "words", back, 1 - copied.novelty)
         both = (by_words, by_words)
         if self._embedder is not None:
-            both = self._compare(text, who, copied.novelty, weight, by_words)
-        for run, one in zip((self._talk.run, voice.run), both, strict=True):
+            both = self._compare(text, found, who, by_words)
+        for run, one, short in ((self._talk, both[0], SHORT), (alone, both[1], ALONE)):
+            weight = copied.words / (copied.words + short)
+            if one.sign > 0 and shrinks(copied):
+                continue
             if one.sign > 0:
                 run.add(self._repeat(message, text, copied, weight, one), spent)
             else:
                 run.lose(-one.sign * weight, message.turn)
         if copied.novelty > NEWS:
-            for other in self._voices.values():
-                if other is not voice:
-                    other.run.lose(ANSWERED * weight * (copied.novelty - NEWS) / (1 - NEWS), message.turn)
+            weight = copied.words / (copied.words + SHORT)
+            for other in self._alone.values():
+                if other is not alone:
+                    other.lose(ANSWERED * weight * (copied.novelty - NEWS) / (1 - NEWS), message.turn)
         if self._starts[0] < self._recall.first:
             gone = bisect_right(self._starts, self._recall.first)
             del self._starts[:gone], self._turns[:gone]
 
-    def _compare(self, text: str, who: int, novelty: float, weight: float, by_words: Found) -> tuple[Found, Found]:
+    def _compare(self, text: str, said: list[str], who: int, by_words: Found) -> tuple[Found, Found]:
         """The stronger sign, of the words or of the meaning: for the whole talk, and for the speaker alone."""
         embedder = loaded(self._embedder)
         scale = scale_of(embedder)
         if not scale.reads(text):
-            self._meaning.skip(who, scale.courtesies.shape[1])
+            self._meaning.skip(said, who, scale.courtesies.shape[1])
             return by_words, by_words
-        likeness = self._meaning.read(embedder.vector(text[:EMBEDDED]), who, scale)
-        courtesy = Found(of_courtesy(likeness.courtesy), "courtesy", 1, likeness.courtesy)
+        like = self._meaning.read(embedder.vector(text[:EMBEDDED]), said, who, scale)
+        alone = self._alone[who]
+        # Who asks again after an answer that brought something asks a new question. What is not read is not known.
+        trust = (1 - alone.answered) * min(1.0, READ / len(text))
+        alone.answered = 0.0
+        for other in self._alone.values():
+            if other is not alone:
+                other.answered = max(other.answered, answered(like.fresh))
+        courtesy = Found(of_courtesy(like.courtesy), "courtesy", 1, like.courtesy)
         both = []
-        for voice, like, back in (
-            (self._talk, likeness.talk, likeness.period),
-            (self._voices[who], likeness.own, likeness.own_period),
+        for run, value, news, back in (
+            (self._talk, like.talk, like.news, like.period),
+            (alone, like.own, like.own_news, like.own_period),
         ):
-            voice.hear(novelty, weight)
-            both.append(max(by_words, Found(voice.of_likeness(like), "meaning", back, like), courtesy))
+            run.hear(1 - by_words.similarity, len(said) / (len(said) + SHORT))
+            sign = of_likeness(value, news, run.wording)
+            both.append(max(by_words, Found(sign * trust if sign > 0 else sign, "meaning", back, value), courtesy))
         return both[0], both[1]
 
     def _repeat(self, message: Message, text: str, copied: Copied, weight: float, found: Found) -> Repeat:
@@ -211,8 +216,8 @@ class LoopDetector:
             self._before_round = spent
         self._round = found if found.times >= ROUNDS else None
         if found.new:  # progress, whatever is said beside it
-            for voice in (self._talk, *self._voices.values()):
-                voice.run.lose(1.0, message.turn)
+            for run in (self._talk, *self._alone.values()):
+                run.lose(1.0, message.turn)
         if not found.waiting:
             return None
         evidence = {"kind": "action", "onset": found.second, "earlier": found.first, "span": found.text}
@@ -221,10 +226,10 @@ class LoopDetector:
 
     def _verdict(self, turn: int, waiting: Verdict | None) -> Verdict:
         """The status now, with hysteresis."""
-        self.score, run = self._talk.run.level, self._talk.run
-        for voice in self._voices.values():
-            if ALONE * voice.run.level > self.score:
-                self.score, run = ALONE * voice.run.level, voice.run
+        self.score, run = self._talk.score, self._talk
+        for alone in self._alone.values():
+            if alone.score > self.score:
+                self.score, run = alone.score, alone
         counted = self._counted()
         if counted is not None:
             self.score = MOST
@@ -248,8 +253,8 @@ class LoopDetector:
     def _recovered(self, turn: int, run: Run) -> Verdict:
         evidence = {**(self._alarm or {}), "score": round(self.score, 3), "recovers_at": run.left or turn}
         self._alarm = None
-        for voice in (self._talk, *self._voices.values()):
-            voice.run.forget()
+        for each in (self._talk, *self._alone.values()):
+            each.forget()
         reason = f"recovered: nothing repeats what was said before from turn {evidence['recovers_at']} on"
         return Verdict("recovered", "record", reason, evidence=evidence)
 

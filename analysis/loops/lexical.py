@@ -12,6 +12,7 @@ This is the idea of compression distances (Li et al. 2004, "The similarity metri
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from a2a_ray.analysis.loops.words import NUMBER
@@ -48,6 +49,8 @@ class Copied(NamedTuple):
 
     words: length of the turn. novelty: 0 to 1. new: words that are not copied. fresh: those in runs of `FRESH` or more.
     swapped: new words within a copied passage, in the place of as many others. changed: numbers in the place of others.
+    left_out: words of a recent turn that the copy of it, up to its end, passes over.
+    framed: whether one recent turn is said again, word for word but for those swapped.
     again: share of the copied words whose passage had been copied before.
     start, length, source: the longest copied passage: its place in the turn, its length, and the place in the talk that
         it was copied from, counted in words from the beginning; length 0 where there is none.
@@ -59,13 +62,15 @@ class Copied(NamedTuple):
     fresh: int
     swapped: int
     changed: int
+    left_out: int
+    framed: bool
     again: float
     start: int
     length: int
     source: int
 
 
-NO_WORDS = Copied(0, 1.0, 0, 0, 0, 0, 0.0, 0, 0, 0)
+NO_WORDS = Copied(0, 1.0, 0, 0, 0, 0, 0, False, 0.0, 0, 0, 0)
 
 
 class Recall:
@@ -85,6 +90,7 @@ class Recall:
         self._distances: list[int] = []  # used before, the newest first
         self._going = 0  # distance of the copy with which the newest turn ended, if it did
         self._idle = 0
+        self._guess = 0  # distance put first among those used before, while it was not
 
     @property
     def length(self) -> int:
@@ -117,9 +123,11 @@ class Recall:
         """
         if whole is None and not self._distances and known.count(None) == len(known):
             self._going = 0
-            return Copied(size, 1.0, size, size if size >= FRESH else 0, 0, 0, 0.0, 0, 0, 0)
+            return NO_WORDS._replace(words=size, new=size, fresh=size if size >= FRESH else 0)
         cost = 0.0
         fresh = swapped = changed = copied = again = run = at = 0
+        sources: list[tuple[int, int]] = []  # where each passage was, from place to place of the talk
+        backs: set[int] = set()  # and at which distances
         before = self._going  # distance of the copy before
         longest = (0, 0, 0)
         known += [None] * (size - len(known))
@@ -127,6 +135,9 @@ class Recall:
             known[0] = whole
         window, offset = self._words, begin - self.first
         distances = self._distances = [d for d in self._distances if d <= offset]
+        self._guess = 0 if whole is not None else self._alongside(known, begin)
+        if self._guess and self._guess not in distances:
+            distances[:] = [self._guess, *distances[: DISTANCES - 1]]
         while at < size:
             here, found = offset + at, known[at]
             if found is None:
@@ -157,6 +168,8 @@ class Recall:
                 fresh += run
             elif back == before:
                 swapped += run
+            sources.append((begin + at - back, begin + at - back + length))
+            backs.add(back)
             before, run = back, 0
             at += length
         fresh += run if run >= FRESH else 0
@@ -165,7 +178,33 @@ class Recall:
         if self._idle > IDLE:
             self._distances.clear()
         share = again / copied if copied else 0.0
-        return Copied(size, min(1.0, cost / size), size - copied, fresh, swapped, changed, share, *longest)
+        framed = not fresh and self._framed(backs, begin, size, copied)
+        left_out = 0 if run else self._left_out(sources, begin)
+        swapped = size - copied if framed else swapped
+        novelty = min(1.0, cost / size)
+        return Copied(size, novelty, size - copied, fresh, swapped, changed, left_out, framed, share, *longest)
+
+    def _alongside(self, known: list[int | None], begin: int) -> int:
+        """The distance of the recent turn that most passages point at, each at its own place in it; 0 for none."""
+        turns = [place - at for at, place in enumerate(known) if place is not None and place - at in self._begins]
+        return begin - max(turns, key=turns.count) if turns else 0
+
+    def _framed(self, backs: set[int], begin: int, size: int, copied: int) -> bool:
+        """Whether all passages, at these distances, are at their places in one recent turn of the same length."""
+        if len(backs) != 1 or 2 * copied <= size:
+            return False
+        start = begin - next(iter(backs))
+        ends = [*self._begins[1:], begin]
+        return start in self._begins and ends[self._begins.index(start)] - start == size
+
+    def _left_out(self, sources: list[tuple[int, int]], begin: int) -> int:
+        """How many words are passed over between passages that stand so in one recent turn, and reach its end."""
+        ends = [*self._begins[1:], begin]
+        if len(sources) < 2 or sources[-1][1] not in ends:
+            return 0
+        start = self._begins[ends.index(sources[-1][1])]
+        gaps = [after - until for (_, until), (after, _) in pairwise(sources)]
+        return sum(gaps) if sources[0][0] >= start and min(gaps) >= 0 else 0
 
     def _best(self, here: int, at: int, known: int | None, before: int, whole: bool) -> tuple[float, int, int, int]:
         """The copy that saves most from a place of the window on: words saved, length, distance, changed numbers.
@@ -176,7 +215,8 @@ class Recall:
         window, distances = self._words, self._distances
         word = window[here]
         best: tuple[float, int, int, int] = (0.0, 0, 0, 0)
-        tries = [(d, ON if d != before else 0.0) for d in distances if window[here - d] == word]
+        cost_of = {before: 0.0, self._guess: TURN}
+        tries = [(d, cost_of.get(d, ON)) for d in distances if window[here - d] == word]
         if known is not None and known >= self.first:
             distance = here + self.first - known
             if whole:
@@ -194,6 +234,8 @@ class Recall:
             if saved > best[0]:
                 best = (saved, length, distance, changed)
         if best[1]:
+            if best[2] == self._guess:
+                self._guess = 0
             if best[2] in distances:
                 distances.remove(best[2])
             distances.insert(0, best[2])
@@ -246,6 +288,7 @@ class Recall:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._words = state["words"].split(" ") if state["words"] else []
         self._copied = bytearray(state["copied"])
+        self._guess = 0
         self.first, self._distances = state["first"], state["distances"]
         self._going, self._idle = state["going"], state["idle"]
         self._numbers, self._begins = state["numbers"], state["begins"]

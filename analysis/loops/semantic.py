@@ -28,6 +28,10 @@ ROUNDS = 3
 REACH = PERIODS * ROUNDS
 """So many turns are kept."""
 
+STEM_FROM, STEM, READ = 4, 6, 600
+"""A content word has so many letters or more (in English most of what is shorter only holds a sentence together), is
+told by so many, and is looked for among so many words of a turn, which is what is embedded of it."""
+
 SAMPLE = 1000
 """So many characters of a text tell whether the embedder can read it."""
 
@@ -79,14 +83,18 @@ class Likeness(NamedTuple):
     """How a turn is like earlier ones, on the embedder's scale.
 
     talk: mean over the turns one to three periods before, of the best period. period: that period, in turns.
-    own: the same among the speaker's own turns. own_period: in the talk's turns, to the speaker's turn a period before.
+    news: share of the content words of the turn that none of the last `PERIODS` turns said, 0 to 1.
+    own, own_period, own_news: the same among the speaker's own turns; the period still in the talk's turns.
     courtesy: likeness to the nearest courtesy.
     """
 
     talk: float
     period: int
+    news: float
     own: float
     own_period: int
+    own_news: float
+    fresh: int
     courtesy: float
 
 
@@ -156,44 +164,66 @@ def scale_of(embedder: Embedder) -> Scale:
 
 
 class Meaning:
-    """The vectors of the last turns and who said them. float16, so that a pickled copy goes on exactly the same."""
+    """The vectors and content words of the last turns, and who said them. float16, so that a pickled copy goes on
+    exactly the same."""
 
     def __init__(self) -> None:
         self._vectors: deque[NDArray[np.float16]] = deque(maxlen=REACH)
+        self._content: deque[frozenset[str]] = deque(maxlen=REACH)
         self._speakers: deque[int] = deque(maxlen=REACH)
 
-    def skip(self, speaker: int, size: int) -> None:
+    def skip(self, said: Sequence[str], speaker: int, size: int) -> None:
         """A turn that cannot be read: it is like none. size: of the vectors."""
         import numpy as np
 
-        self._vectors.append(np.zeros(size, dtype=np.float16))
-        self._speakers.append(speaker)
+        self._keep(np.zeros(size, dtype=np.float16), content(said), speaker)
 
-    def read(self, vector: NDArray[np.float32], speaker: int, scale: Scale) -> Likeness:
-        """Compares a turn with those before and keeps it. vector: unit, shape (d,)."""
+    def read(self, vector: NDArray[np.float32], said: Sequence[str], speaker: int, scale: Scale) -> Likeness:
+        """Compares a turn with those before and keeps it. vector: unit, shape (d,). said: the words of the turn."""
         import numpy as np
 
         now = vector.astype(np.float16).astype(np.float32)
         talk = own = (0.0, 0)
+        places = [i for i, s in enumerate(self._speakers) if s == speaker][::-1]
         if self._vectors:
             cosines = np.asarray(self._vectors, dtype=np.float32) @ now
             talk = _recurring(cosines[::-1].tolist())
-            places = [i for i, s in enumerate(self._speakers) if s == speaker][::-1]
             mean, back = _recurring([float(cosines[i]) for i in places])
             own = (mean, len(self._vectors) - places[back - 1] if back else 0)
-        self._vectors.append(vector.astype(np.float16))
-        self._speakers.append(speaker)
+        about, before = content(said), list(self._content)
+        news = _news(about, before[-PERIODS:])
+        fresh = sum(not any(word in one for one in before[-PERIODS:]) for word in about)
+        own_news = _news(about, [before[i] for i in places[:PERIODS]])
+        self._keep(vector.astype(np.float16), about, speaker)
         courtesy = float((scale.courtesies @ now).max())
-        return Likeness(scale(talk[0]), talk[1], scale(own[0]), own[1], scale(courtesy))
+        return Likeness(scale(talk[0]), talk[1], news, scale(own[0]), own[1], own_news, fresh, scale(courtesy))
+
+    def _keep(self, vector: NDArray[np.float16], about: frozenset[str], speaker: int) -> None:
+        self._vectors.append(vector)
+        self._content.append(about)
+        self._speakers.append(speaker)
 
     def __getstate__(self) -> dict[str, Any]:
         import numpy as np
 
-        return {"vectors": np.asarray(self._vectors), "speakers": list(self._speakers)}
+        about = [" ".join(sorted(said)) for said in self._content]
+        return {"vectors": np.asarray(self._vectors), "content": about, "speakers": list(self._speakers)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._vectors = deque(state["vectors"], maxlen=REACH)
+        self._content = deque((frozenset(said.split()) for said in state["content"]), maxlen=REACH)
         self._speakers = deque(state["speakers"], maxlen=REACH)
+
+
+def content(said: Sequence[str]) -> frozenset[str]:
+    """The content words of a turn, by their first letters, so that their endings do not matter."""
+    return frozenset(w[:STEM] for w in said[:READ] if w.isalpha() and (len(w) >= STEM_FROM or not w.isascii()))
+
+
+def _news(about: frozenset[str], before: Sequence[frozenset[str]]) -> float:
+    """The share of these words that were in none of the turns before; near a half where there are few words."""
+    new = sum(not any(word in said for said in before) for word in about)
+    return (new + 1) / (len(about) + 2)  # Laplace's rule of succession
 
 
 def _recurring(back: Sequence[float]) -> tuple[float, int]:
