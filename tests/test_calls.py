@@ -210,7 +210,7 @@ def test_wall_time_ends_talks_also_those_that_wait(ray_cluster: None, tmp_path: 
     run = held(value, tmp_path, budget={"seconds": 2})
     assert run.stopped.startswith("budget of 2 seconds spent")
     assert time.monotonic() - started < 30
-    assert 0 < len(run.turns) < 200
+    assert 0 < len(run.turns) < 1000, "of 5000"
 
 
 def test_limits_hold_for_all_workers_together(ray_cluster: None, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from a2a_ray.core.errors import LostCall
 from a2a_ray.core.message import EMPTY, Message
-from a2a_ray.runtime.budget import Limits, Need, Spent, Totals, number, spent_by
+from a2a_ray.runtime.budget import UNLIMITED, Limits, Need, Spent, Totals, number, spent_by
 from a2a_ray.runtime.columns import CALL
 from a2a_ray.runtime.estimate import ASSUMED_ANSWER, CHARACTERS_PER_TOKEN
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
@@ -247,12 +247,11 @@ def keep_budget(experiment: Experiment, spent: Spent) -> tuple[Any, dict[str, st
     nothing is limited. spent: before this start."""
     import ray
 
-    (limits, by_key), budget = endpoints(experiment), experiment.budget
-    if not limits and budget is None:
+    limits, by_key = endpoints(experiment)
+    if not limits:
         return None, {}
-    totals = Totals(**budget.model_dump()) if budget is not None else Totals()
-    if totals.seconds is not None:
-        totals = totals._replace(until=time.time() + totals.seconds)
+    budget = experiment.budget
+    totals = UNLIMITED if budget is None else Totals(budget.cost, budget.tokens, budget.requests)
     actor: Any = ray.remote
     # Started again where it dies: what was spent the workers tell it.
     kind = actor(BudgetKeeper).options(num_cpus=0, max_restarts=-1, max_task_retries=0)

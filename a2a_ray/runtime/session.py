@@ -98,7 +98,7 @@ class Session:
             if self._keeper is not None:
                 self._actors.append(self._keeper)
             name = path.rstrip("/").rpartition("/")[2]
-            calling = Calling(name, self._keeper if known else None, known, exported(), tracing.settings())
+            calling = Calling(name, self._keeper, known, exported(), tracing.settings())
             pools = self._start_pools(heavy, talks, local)
             fitting = 1 if heavy else max(1, int(ray.available_resources().get("CPU", 1)))
             count = max(1, min(workers or fitting, len(tasks)))
@@ -143,6 +143,7 @@ class Session:
         chunks = deque(tasks[i : i + size] for i in range(0, len(tasks), size))
         pending: dict[Any, Any] = {}
         said = _Polls(self._workers)
+        started = time.monotonic()
         try:
             for worker in self._workers * (CHUNKS + WAITING):
                 self._give(worker, chunks, earlier, pending)
@@ -154,13 +155,13 @@ class Session:
                         count.add(ray.get(call))
                         self._give(worker, chunks, earlier, pending)
                 if said.due():
-                    if not self.stopped and self._budget_spent():
+                    if not self.stopped and self._budget_spent(time.monotonic() - started):
                         chunks.clear()
                         for worker in self._workers:
                             worker.stop.remote()
                     watch(count.progress(said.total))
             if self._keeper is not None:  # by now the last calls are counted
-                self.stopped = ray.get(self._keeper.state.remote())
+                self.stopped = ray.get(self._keeper.state.remote()) or self.stopped
             watch(count.progress(_sum(ray.get([w.said.remote() for w in self._workers]))))
         except KeyboardInterrupt:
             self._stop(pending)
@@ -171,8 +172,12 @@ class Session:
         except RayActorError as error:
             raise StorageError(f"a worker process died: {str(error).splitlines()[0]}; resume the run") from None
 
-    def _budget_spent(self) -> str:
+    def _budget_spent(self, seconds: float) -> str:
         """What of the budget is spent, as far as its keeper has answered; it is asked without waiting for it."""
+        budget = self._experiment.budget
+        if budget is not None and budget.seconds is not None and seconds >= budget.seconds:
+            self.stopped = f"budget of {budget.seconds:g} seconds spent"
+            return self.stopped
         if self._keeper is not None and self._state is None:
             self._state = self._keeper.state.remote()
         if self._state is not None and ray.wait([self._state], timeout=0)[0]:
