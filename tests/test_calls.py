@@ -83,7 +83,7 @@ def test_a_paid_call_is_in_the_ledger_before_it_is_made(ray_cluster: None, tmp_p
     assert all(r["created_at"].timestamp() <= times[r["conversation"], r["turn"]] for r in rows)
     usage = [m.usage for t in run.transcripts() for m in t.messages]
     assert usage == [{"input_tokens": 4, "output_tokens": 6, "requests": 1, "cost": 0.01}] * 20
-    assert spent_before(run.turns) == Spent(pytest.approx(0.2), 200, 20)  # type: ignore[arg-type]
+    assert spent_before(run.rows) == Spent(pytest.approx(0.2), 200, 20)  # type: ignore[arg-type]
 
 
 def test_same_transcripts_paid_or_not(ray_cluster: None, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_call_that_failed_is_counted_on_when_it_is_made_again(ray_cluster: Non
     value = spec(tmp_path / "calls", "worker", 1, 2, price=PRICE) | {"openings": ["fail", "fine"]}
     run = held(value, tmp_path)
     assert run.summary()["failed"] == 1
-    assert attempts_before(run.rows)[("0-0-0", 1)] == 1
+    assert attempts_before(run.rows) == {("0-0-0", 1): 1}, "only of turns that are not there"
     again = resume(run, progress=False, retry_failed=True)
     assert [(r["turn"], r["attempt"]) for r in ledger(again) if r["conversation"] == "0-0-0"] == [(1, 0), (1, 1)]
     assert received(tmp_path / "calls")["0-0-0", 1] == 2
@@ -197,7 +197,7 @@ def test_a_spent_budget_ends_a_run_cleanly_and_more_goes_on(ray_cluster: None, t
 def test_money(ray_cluster: None, tmp_path: Path) -> None:
     value = spec(tmp_path / "calls", conversations=30, price=PRICE, wait=0.02)
     run = held({**value, "budget": {"cost": 1.2}}, tmp_path)
-    spent = spent_before(run.turns)
+    spent = spent_before(run.rows)
     # A call is taken to need 500 tokens where its settings give no limit, so the last ones are not begun; it takes 10.
     assert 0.65 < spent.cost < 0.72
     assert run.stopped.startswith(f"budget of 1.20 spent ({spent.cost:.2f}; the next call may cost 0.5)")

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from a2a_ray.core.errors import LostCall
 from a2a_ray.core.message import EMPTY, Message
-from a2a_ray.runtime.budget import UNLIMITED, Limits, Need, Spent, Totals, number, spent_by
-from a2a_ray.runtime.columns import CALL
+from a2a_ray.runtime.budget import NOTHING, UNLIMITED, Limits, Need, Spent, Totals, number, spent_by
+from a2a_ray.runtime.columns import CALL, END
 from a2a_ray.runtime.estimate import ASSUMED_ANSWER, CHARACTERS_PER_TOKEN
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
 from a2a_ray.runtime.gate import BudgetKeeper, Gate
@@ -105,9 +105,10 @@ class Called:
         attempts: MutableMapping[tuple[str, int], int],
     ) -> None:
         self.name: str = agent.name
-        self._agent, self._spec, self._recording = agent, spec, recording
+        self._agent, self._recording = agent, recording
         self._meter, self._tracing, self._attempts = meter, tracer, attempts
-        self._model = spec.inner
+        self._settings = spec.inner.settings
+        self._price = spec.price or spec.inner.price
         self._gate: Gate | None = None
         self._endpoint = ""
         if hasattr(agent, "bid"):
@@ -181,7 +182,7 @@ class Called:
     def _span(self, method: str, message: Message) -> AbstractContextManager[Any]:
         if self._tracing is None:
             return nullcontext()
-        return self._tracing.span(self.name, self._model.settings.get("model"), message, method)
+        return self._tracing.span(self.name, self._settings.get("model"), message, method)
 
     async def _enter_in_ledger(self, method: str, message: Message) -> None:
         """Returns when the ledger has a row of this call. Rows are committed in order, so all turns before are too."""
@@ -197,7 +198,7 @@ class Called:
         usage = dict(answer.usage)
         if self._recording is not None or self._gate is not None:
             usage.setdefault("requests", 1)
-        price = self._spec.price
+        price = self._price
         if price is not None and "cost" not in usage and usage.keys() & {"input_tokens", "output_tokens"}:
             usage["cost"] = (
                 number(usage, "input_tokens") * price.input + number(usage, "output_tokens") * price.output
@@ -206,14 +207,12 @@ class Called:
 
     def _need(self, message: Message) -> Need:
         """What the call may take: what is shown by its length, and as many tokens as the answer may have."""
-        spec = self._model
         shown = [m.content for m in (*message.history, message)]
-        letters = len(spec.settings.get("instructions") or "") + sum(len(c) for c in shown if isinstance(c, str))
+        letters = len(self._settings.get("instructions") or "") + sum(len(c) for c in shown if isinstance(c, str))
         read = letters // CHARACTERS_PER_TOKEN + 1
-        limits = {**spec.settings, **message.options}
+        limits = {**self._settings, **message.options}
         most = next((limits[k] for k in ("max_tokens", "max_new_tokens") if limits.get(k)), ASSUMED_ANSWER)
-        price = self._spec.price or spec.price
-        cost = 0.0 if price is None else (read * price.input + most * price.output) / 1e6
+        cost = 0.0 if self._price is None else (read * self._price.input + most * self._price.output) / 1e6
         return Need(read + most, cost)
 
 
@@ -235,11 +234,20 @@ def endpoints(experiment: Experiment) -> tuple[dict[str, Limits], dict[str, str]
 
 
 def attempts_before(rows: pa.Table) -> dict[tuple[str, int], int]:
-    """How often the ledger has each call: (conversation, turn) -> rows. rows: of a run, as its store has them."""
+    """How often the ledger has each call whose turn is not there: (conversation, turn) -> rows of kind "call".
+
+    rows: of a run, as its store has them.
+    """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
-    calls = rows.filter(pc.equal(rows.column("kind"), CALL))
-    return dict(Counter(zip(calls.column("conversation").to_pylist(), calls.column("turn").to_pylist(), strict=True)))
+    kind = rows.column("kind")
+    calls = rows.filter(pc.equal(kind, CALL))
+    turns = rows.filter(pc.invert(pc.is_in(kind, pa.array([CALL, END]))))
+    last = turns.group_by("conversation").aggregate([("turn", "max")]).to_pydict()
+    newest = dict(zip(last["conversation"], last["turn_max"], strict=True))
+    keys = zip(calls.column("conversation").to_pylist(), calls.column("turn").to_pylist(), strict=True)
+    return dict(Counter(key for key in keys if key[1] > newest.get(key[0], 0)))
 
 
 def keep_budget(experiment: Experiment, spent: Spent) -> tuple[Any, dict[str, str]]:
@@ -258,10 +266,12 @@ def keep_budget(experiment: Experiment, spent: Spent) -> tuple[Any, dict[str, st
     return kind.remote(limits, totals, spent), by_key
 
 
-def spent_before(turns: pa.Table, calls: int = 0) -> Spent:
-    """What a run took before this start of it, as far as its store tells. calls: rows of its ledger."""
-    total = Spent()
-    for usage in turns.column("usage").to_pylist():
-        if usage:
-            total = total.plus(spent_by(json.loads(usage)))
+def spent_before(rows: pa.Table) -> Spent:
+    """What a run took before this start of it, as far as its store tells. rows: as the store has them."""
+    import pyarrow.compute as pc
+
+    total = NOTHING
+    for usage in rows.column("usage").drop_null().to_pylist():
+        total = total.plus(spent_by(json.loads(usage)))
+    calls = pc.sum(pc.equal(rows.column("kind"), CALL)).as_py() or 0  # those that failed tell no usage
     return total._replace(requests=max(total.requests, calls))

@@ -135,7 +135,7 @@ def _hold(
     own, session = False, None
     try:
         own = connect(address)
-        spent = spent_before(run.turns) if experiment.budget is not None else NOTHING
+        spent = spent_before(run.rows) if experiment.budget is not None else NOTHING
         session = Session(run.path, experiment, tasks, workers, spent, attempts_before(run.rows))
         with watching(Path(run.path).name, progress) as watch:
             session.hold(tasks, earlier, watch)
