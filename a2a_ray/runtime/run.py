@@ -13,6 +13,7 @@ import ray
 
 from a2a_ray.core.errors import AgentError, BadInput, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
+from a2a_ray.runtime import tracing
 from a2a_ray.runtime.budget import NOTHING
 from a2a_ray.runtime.calls import attempts_before, spent_before
 from a2a_ray.runtime.cluster import connect
@@ -51,7 +52,7 @@ def run_many(
     experiment = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
     experiment = _budgeted(experiment, budget)
     experiment.check()
-    _check_workers(workers)
+    _check_start(workers)
     run = create_run(experiment, storage)
     try:
         return _hold(run, experiment, list(experiment.tasks()), {}, workers, address, progress)
@@ -91,7 +92,7 @@ def resume(
     if given.openings_digest() != run.manifest["openings_sha256"]:
         raise BadInput(f"{run.path}: its openings have changed since it was started; put the old ones back")
     given = _budgeted(given, budget)
-    _check_workers(workers)
+    _check_start(workers)
     earlier: dict[str, Transcript] = {}
     ended: set[str] = set()
     for transcript in run.transcripts():
@@ -118,7 +119,8 @@ def _decisive(experiment: Experiment) -> dict[str, Any]:
     return {key: value for key, value in experiment.to_dict().items() if key != "budget"}
 
 
-def _check_workers(workers: int | None) -> None:
+def _check_start(workers: int | None) -> None:
+    tracing.settings()  # raises where spans are asked for that nothing here can send
     if workers is not None and workers < 1:
         raise BadInput(f"workers: {workers}; expected at least 1")
 
