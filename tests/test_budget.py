@@ -76,7 +76,7 @@ def simulate(
     """Runs workers against a budget until all is done, the budget is spent, or the time is over. die: when the first
     worker does, with all that it has."""
     clock = [0.0]
-    budget = Budget({"e": limits}, totals, clock=lambda: clock[0], wall=lambda: clock[0])
+    budget = Budget({"e": limits}, totals, clock=lambda: clock[0])
     workers = [Simulated(list(plan)) for plan in plans]
     alive = list(enumerate(workers))
     rng = np.random.default_rng(seed)
@@ -183,13 +183,7 @@ def test_a_keeper_that_was_started_again_does_not_know_the_last_minute() -> None
     assert budget.exchange("w", Spent(requests=7), {"e": told}).granted == {"e": 1}
 
 
-def test_seconds_and_sentences() -> None:
-    clock = [100.0]
-    budget = Budget({}, Totals(until=160.0, seconds=60.0), wall=lambda: clock[0])
-    assert budget.look() == budget.sentence() == ""
-    clock[0] = 160.0
-    assert budget.look() == "seconds"
-    assert budget.sentence() == "budget of 60 seconds spent"
+def test_sentences() -> None:
     spent = Spent(5.02, 900, 3)
     assert _after(Totals(cost=5.0), spent) == "budget of 5.00 spent (5.02)"
     assert _after(Totals(tokens=900), spent) == "budget of 900 tokens spent (900)"

@@ -48,13 +48,11 @@ NOTHING = Spent()
 
 
 class Totals(NamedTuple):
-    """The most that a run may take; None: no limit. until: seconds since the epoch."""
+    """The most that a run may take; None: no limit."""
 
     cost: float | None = None
     tokens: int | None = None
     requests: int | None = None
-    until: float | None = None
-    seconds: float | None = None
 
 
 UNLIMITED = Totals()
@@ -197,9 +195,9 @@ class _Endpoint:
 class Budget:
     """The shared budget of a run.
 
-    limits: by endpoint. totals: of the whole run; spent: before this start of it. clock: monotonic seconds; wall:
-    seconds since the epoch. fresh: False after the process that kept it died: what was used in the last minute is not
-    known then, so a minute passes before the next call of an endpoint with limits per minute.
+    limits: by endpoint. totals: of the whole run; spent: before this start of it. clock: monotonic seconds. fresh:
+    False after the process that kept it died: what was used in the last minute is not known then, so a minute passes
+    before the next call of an endpoint with limits per minute.
 
     `over` is "", or which total is used up: once it is, nothing more is granted.
     """
@@ -210,14 +208,13 @@ class Budget:
         totals: Totals = UNLIMITED,
         spent: Spent = NOTHING,
         clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
         fresh: bool = True,
     ) -> None:
         self._endpoints = {name: _Endpoint(each) for name, each in limits.items()}
         self._totals, self._before = totals, spent
         self._by_worker: dict[str, Spent] = {}
         self._seen: dict[str, float] = {}
-        self._clock, self._wall = clock, wall
+        self._clock = clock
         self._last = Need()  # the call for which too little was left
         self.over = ""
         if not fresh:
@@ -249,11 +246,6 @@ class Budget:
             granted = {name: self._grant(worker, name, report, now) for name, report in reports.items()}
         return Reply({k: v for k, v in granted.items() if v}, PAUSE_SECONDS * len(self._seen), self.over)
 
-    def look(self) -> str:
-        """`over`, after a look at the time."""
-        self._look()
-        return self.over
-
     def sentence(self) -> str:
         """What is spent, for people; empty while the budget is not."""
         total, spent = self._totals, self.spent
@@ -266,9 +258,7 @@ class Budget:
             if spent.tokens < total.tokens:
                 rest = f"; the next call may take {self._last.tokens:,}"
             return f"budget of {total.tokens:,} tokens spent ({spent.tokens:,}{rest})"
-        if self.over == "requests":
-            return f"budget of {total.requests:,} requests spent ({spent.requests:,})"
-        return f"budget of {total.seconds:,.0f} seconds spent" if self.over == "seconds" else ""
+        return f"budget of {total.requests:,} requests spent ({spent.requests:,})" if self.over == "requests" else ""
 
     def _grant(self, worker: str, name: str, report: Report, now: float) -> int:
         """How many calls the worker may begin: the waiting ones in order, then spare ones where nobody waits."""
@@ -316,14 +306,8 @@ class Budget:
 
     def _look(self) -> None:
         """Sees whether a total is used up."""
-        total, spent = self._totals, self.spent
-        used = (
-            ("cost", spent.cost, total.cost),
-            ("tokens", spent.tokens, total.tokens),
-            ("seconds", self._wall(), total.until),
-        )
-        for name, amount, limit in used:
-            if limit is not None and amount >= limit and not self.over:
+        for name, used, limit in zip(("cost", "tokens"), self.spent, self._totals, strict=False):
+            if limit is not None and used >= limit and not self.over:
                 self.over = name
 
     def _bury(self, now: float) -> None:

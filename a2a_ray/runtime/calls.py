@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from a2a_ray.core.errors import LostCall
 from a2a_ray.core.message import EMPTY, Message
-from a2a_ray.runtime.budget import Limits, Need, Spent, Totals, number, spent_by
+from a2a_ray.runtime.budget import UNLIMITED, Limits, Need, Spent, Totals, number, spent_by
 from a2a_ray.runtime.columns import call_row
 from a2a_ray.runtime.estimate import ASSUMED_ANSWER, CHARACTERS_PER_TOKEN
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
@@ -100,9 +100,10 @@ class Called:
         attempts: MutableMapping[tuple[str, int], int],
     ) -> None:
         self.name: str = agent.name
-        self._agent, self._spec, self._recording = agent, spec, recording
+        self._agent, self._recording = agent, recording
         self._meter, self._tracing, self._attempts = meter, tracer, attempts
-        self._model = spec.inner
+        self._settings = spec.inner.settings
+        self._price = spec.price or spec.inner.price
         self._gate: Gate | None = None
         self._endpoint = ""
         if hasattr(agent, "bid"):
@@ -176,7 +177,7 @@ class Called:
     def _span(self, method: str, message: Message) -> AbstractContextManager[Any]:
         if self._tracing is None:
             return nullcontext()
-        return self._tracing.span(self.name, self._model.settings.get("model"), message, method)
+        return self._tracing.span(self.name, self._settings.get("model"), message, method)
 
     async def _enter_in_ledger(self, method: str, message: Message) -> None:
         """Returns when the ledger has a row of this call. Rows are committed in order, so all turns before are too."""
@@ -190,7 +191,7 @@ class Called:
         usage = dict(answer.usage)
         if self._recording is not None or self._gate is not None:
             usage.setdefault("requests", 1)
-        price = self._spec.price
+        price = self._price
         if price is not None and "cost" not in usage and usage.keys() & {"input_tokens", "output_tokens"}:
             usage["cost"] = (
                 number(usage, "input_tokens") * price.input + number(usage, "output_tokens") * price.output
@@ -199,14 +200,12 @@ class Called:
 
     def _need(self, message: Message) -> Need:
         """What the call may take: what is shown by its length, and as many tokens as the answer may have."""
-        spec = self._model
         shown = [m.content for m in (*message.history, message)]
-        letters = len(spec.settings.get("instructions") or "") + sum(len(c) for c in shown if isinstance(c, str))
+        letters = len(self._settings.get("instructions") or "") + sum(len(c) for c in shown if isinstance(c, str))
         read = letters // CHARACTERS_PER_TOKEN + 1
-        limits = {**spec.settings, **message.options}
+        limits = {**self._settings, **message.options}
         most = next((limits[k] for k in ("max_tokens", "max_new_tokens") if limits.get(k)), ASSUMED_ANSWER)
-        price = self._spec.price or spec.price
-        cost = 0.0 if price is None else (read * price.input + most * price.output) / 1e6
+        cost = 0.0 if self._price is None else (read * self._price.input + most * self._price.output) / 1e6
         return Need(read + most, cost)
 
 
@@ -232,12 +231,11 @@ def keep_budget(experiment: Experiment, spent: Spent) -> tuple[Any, dict[str, st
     nothing is limited. spent: before this start."""
     import ray
 
-    (limits, by_key), budget = endpoints(experiment), experiment.budget
-    if not limits and budget is None:
+    limits, by_key = endpoints(experiment)
+    if not limits:
         return None, {}
-    totals = Totals(**budget.model_dump()) if budget is not None else Totals()
-    if totals.seconds is not None:
-        totals = totals._replace(until=time.time() + totals.seconds)
+    budget = experiment.budget
+    totals = UNLIMITED if budget is None else Totals(budget.cost, budget.tokens, budget.requests)
     actor: Any = ray.remote
     # Started again where it dies: what was spent the workers tell it.
     kind = actor(BudgetKeeper).options(num_cpus=0, max_restarts=-1, max_task_retries=0)

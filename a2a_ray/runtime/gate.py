@@ -47,7 +47,6 @@ class BudgetKeeper:
 
     async def state(self) -> str:
         """What is used up, as a sentence; empty: nothing is."""
-        self._budget.look()
         return self._budget.sentence()
 
 

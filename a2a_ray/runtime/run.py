@@ -15,6 +15,7 @@ import ray
 
 from a2a_ray.core.errors import AgentError, BadInput, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
+from a2a_ray.runtime import tracing
 from a2a_ray.runtime.budget import NOTHING
 from a2a_ray.runtime.calls import spent_before
 from a2a_ray.runtime.cluster import connect
@@ -61,7 +62,7 @@ def run_many(
     experiment = _budgeted(experiment, budget)
     experiment.check()
     check_startable(experiment)
-    _check_workers(workers)
+    _check_start(workers)
     run = create_run(experiment, storage)
     try:
         return _hold(run, experiment, lambda: Plan(experiment), workers, address, progress, on_failure)
@@ -105,7 +106,7 @@ def resume(
     if given.openings_digest() != run.manifest["openings_sha256"]:
         raise BadInput(f"{run.path}: its openings have changed since it was started; put the old ones back")
     given = _budgeted(given, budget)
-    _check_workers(workers)
+    _check_start(workers)
     counts = run.summary()
     if counts["done"] + (0 if retry_failed else counts["failed"]) == counts["conversations"]:
         return run
@@ -137,7 +138,8 @@ def _decisive(experiment: Experiment) -> dict[str, Any]:
     return {key: value for key, value in experiment.to_dict().items() if key != "budget"}
 
 
-def _check_workers(workers: int | None) -> None:
+def _check_start(workers: int | None) -> None:
+    tracing.settings()  # raises where spans are asked for that nothing here can send
     if workers is not None and workers < 1:
         raise BadInput(f"workers: {workers}; expected at least 1")
 

@@ -130,7 +130,7 @@ class Session:
             if self._keeper is not None:
                 self._actors.append(self._keeper)
             name = path.rstrip("/").rpartition("/")[2]
-            calling = Calling(name, self._keeper if known else None, known, exported(), tracing.settings())
+            calling = Calling(name, self._keeper, known, exported(), tracing.settings())
             pools = self._start_pools(heavy, talks, local)
             fitting = 1 if heavy else max(1, int(ray.available_resources().get("CPU", 1)))
             count = max(1, min(workers or fitting, len(self.plan)))
@@ -196,7 +196,8 @@ class Session:
             raise
 
     def _hold(self, watch: Watch) -> None:
-        deadline = time.monotonic() + LOST_SECONDS
+        started = time.monotonic()
+        deadline = started + LOST_SECONDS
         while True:
             if self._lease is not None and self._lease.lost:
                 raise StorageError("another driver has taken the run over; this one has stopped")
@@ -215,7 +216,7 @@ class Session:
                     self._answered(post, call)
             if time.monotonic() >= self._look:
                 self._look = time.monotonic() + WATCH_SECONDS
-                if not self.stopped and self._budget_spent():
+                if not self.stopped and self._budget_spent(time.monotonic() - started):
                     self.plan.end()
                     for post in posts:
                         post.actor.stop.remote()
@@ -225,7 +226,7 @@ class Session:
                 watch(self._progress())
         if self._keeper is not None:  # by now the last calls are counted
             with contextlib.suppress(RayActorError):
-                self.stopped = ray.get(self._keeper.state.remote())
+                self.stopped = ray.get(self._keeper.state.remote()) or self.stopped
         for post in self._posts:
             self._ask_said(post)
         watch(self._progress())
@@ -235,6 +236,8 @@ class Session:
 
     def _fill(self) -> None:
         """Hands out what there is to do. Suspects are held in a worker of their own."""
+        if self.stopped:  # also for what was put back since
+            self.plan.end()
         for post in self._posts:
             while post.starting is None and len(post.given) < CHUNKS + WAITING:
                 chunk = self.plan.next(self._size)
@@ -268,8 +271,12 @@ class Session:
             del post.given[call]
             self.plan.count(answer)
 
-    def _budget_spent(self) -> str:
+    def _budget_spent(self, seconds: float) -> str:
         """What of the budget is spent, as far as its keeper has answered; it is asked without waiting for it."""
+        budget = self._experiment.budget
+        if budget is not None and budget.seconds is not None and seconds >= budget.seconds:
+            self.stopped = f"budget of {budget.seconds:g} seconds spent"
+            return self.stopped
         if self._keeper is not None and self._state is None:
             self._state = self._keeper.state.remote()
         if self._state is not None and ray.wait([self._state], timeout=0)[0]:
@@ -346,7 +353,8 @@ class Session:
 
     def _ask_recorder(self, ask: Callable[[], Any]) -> Any:
         """The recorder's answer, also where it has just died and is started again."""
-        deadline = time.monotonic() + LOST_SECONDS
+        started = time.monotonic()
+        deadline = started + LOST_SECONDS
         while True:
             try:
                 return ray.get(ask())
