@@ -318,7 +318,7 @@ def test_progress_tells_what_is_under_way_and_what_it_costs(ray_cluster: None, t
     assert seen[-1][:5] == (6, 6, 0, 36, 36)
     assert seen[-1].tokens == 360
     assert seen[-1].cost == pytest.approx(0.36)
-    assert 0 < seen[1].cost < 0.36
+    assert any(0 < now.cost < 0.36 for now in seen)
 
 
 NOTEBOOK = """

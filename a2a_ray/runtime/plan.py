@@ -140,6 +140,10 @@ class Plan:
             self._failed += outcome.status == FAILED
             self._expected -= self._limits[outcome.task.cell] - outcome.messages
 
+    def begin(self) -> None:
+        """The first conversation is handed out: from here on the time counts."""
+        self._started = time.monotonic()
+
     def progress(self, said: Said) -> Progress:
         """The progress now, when workers have said so much."""
         seconds = time.monotonic() - self._started

@@ -196,6 +196,7 @@ class Session:
             raise
 
     def _hold(self, watch: Watch) -> None:
+        self.plan.begin()
         started = time.monotonic()
         deadline = started + LOST_SECONDS
         while True:
@@ -353,6 +354,7 @@ class Session:
 
     def _ask_recorder(self, ask: Callable[[], Any]) -> Any:
         """The recorder's answer, also where it has just died and is started again."""
+        self.plan.begin()
         started = time.monotonic()
         deadline = started + LOST_SECONDS
         while True:
