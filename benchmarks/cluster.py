@@ -1,6 +1,6 @@
 """The runtime's parts on this machine, one JSON object: what many conversations reach against agents in actors.
 
-remote_turns_per_s: 500 conversations of 100 turns in one process against ONE remote echo actor, at most 250 in a call.
+remote_turns_per_s: 500 conversations of 100 turns in one process against ONE remote echo actor, at most 125 in a call.
 x_awaiting_each: how many times that of 500 concurrent loops which await one actor call per turn, in the same process.
 async_share_of_ideal: 512 conversations against an asynchronous agent that takes 50 ms a call, all of them in flight:
 turns/s over 512 / 0.05 s.
@@ -67,7 +67,7 @@ async def awaited(actor: Any, conversations: int, turns: int) -> float:
 
 def remote_turns(repetitions: int) -> dict[str, float]:
     """`remote_turns_per_s` and `x_awaiting_each`."""
-    agent = remote(lambda: EchoAgent("echo"), num_cpus=0, max_batch=250)
+    agent = remote(lambda: EchoAgent("echo"), num_cpus=0, max_batch=125)
     actor = ray.remote(EchoAgent).options(num_cpus=0).remote("echo")  # type: ignore[attr-defined]
     asyncio.run(held(agent, 500, 5))
     asyncio.run(awaited(actor, 500, 1))

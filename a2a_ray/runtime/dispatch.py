@@ -35,10 +35,10 @@ PAUSES = (0.05, 2.0)
 class Dispatcher:
     """The questions of one event loop to one agent.
 
-    Each replica has one exchange in flight (two where the agent overlaps: one that waits for answers, one that brings
-    questions), and what waits is divided among the replicas that are free, at most `max_batch` a call, the replica with
-    the fewest open questions first. Several workers share replicas: each counts its own questions, and what the replica
-    said about those of the others when it answered last.
+    A replica works on one call, and what waits meanwhile goes with the next one; where that is full anyway
+    (`max_batch`), it is sent at once and waits there. A replica whose agent overlaps gets everything at once. What is
+    there to send is divided among the replicas that are free, the one with the fewest open questions first. Several
+    workers share replicas: each counts its own questions, and those of the others that the replica told of last.
 
     A replica that dies is started again by Ray, and the others get its work meanwhile. What was in flight with it is
     asked again, apart from other questions: first in groups of the square root of their number, then each alone; one
@@ -56,7 +56,7 @@ class Dispatcher:
     ) -> None:
         self._name, self._max_batch, self._states = name, max_batch, states
         self._paid, self._stateful = facts["paid"], facts["stateful"]
-        self._most_calls = 2 if facts["overlaps"] else 1
+        self._overlaps = facts["overlaps"]
         self._caller = uuid.uuid4().hex
         shared = lines()
         self._replicas = [Replica(h, lines() if self._stateful else shared) for h in handles]
@@ -124,16 +124,23 @@ class Dispatcher:
                 break
             replica.alone = True
             self._start(replica, self._suspects.popleft())
-        for place, replica in enumerate(here):
-            share = 1 if self._stateful else len(here) - place
-            while replica.calls < self._most_calls and not replica.alone:
-                batch = self._take(replica.waiting, share)
-                if not batch:
-                    break
-                self._start(replica, batch)
+        for full in (False, True):
+            free = [r for r in here if self._has_room(r, full)]
+            for place, replica in enumerate(free):
+                share = 1 if self._stateful or full else len(free) - place
+                while self._has_room(replica, full) and (batch := self._take(replica.waiting, share, full)):
+                    self._start(replica, batch)
 
-    def _take(self, waiting: Lines, share: int) -> list[Asked]:
+    def _has_room(self, replica: Replica, full: bool) -> bool:
+        """Whether it can take a call; `full`: one of `max_batch` questions, that waits there for the one before it."""
+        if replica.alone or replica.calls >= 2:
+            return False
+        return self._overlaps or not replica.open or (full and len(replica.open) <= self._max_batch)
+
+    def _take(self, waiting: Lines, share: int, full: bool) -> list[Asked]:
         line = max(waiting.values(), key=len)
+        if full and len(line) < self._max_batch:
+            return []
         size = min(self._max_batch, -(-len(line) // share))
         batch: list[Asked] = []
         while line and len(batch) < size:

@@ -13,11 +13,10 @@ from a2a_ray.runtime.dispatch import Dispatcher
 class RemoteAgent:
     """An agent whose replicas are Ray actors; itself an `Agent`. Made by `remote`, or by a run for its heavy agents.
 
-    One call is in flight per replica, and everything that waits meanwhile goes with the next one; questions to an agent
-    whose step is asynchronous overlap. A replica that dies is started again; `Dispatcher` says what becomes of its
-    questions.
+    A replica works on one call, and everything that waits meanwhile goes with the next one; questions to an agent whose
+    step is asynchronous overlap. A replica that dies is started again; `Dispatcher` says what becomes of its questions.
 
-    parts: the name, the actors, what `AgentHost.setup` told, and the most messages in a call.
+    replicas: the actors. facts: what `AgentHost.setup` told. max_batch: the most messages in a call.
     """
 
     placement = "worker"
