@@ -149,6 +149,8 @@ class Session:
             self._size = max(1, min(self._in_flight // CHUNKS, share))
             ready = [post.starting for post in self._posts]
             await_placed(ready, [{"CPU": cpus} if cpus else {}] * count, "workers")
+            for post in self._posts:
+                post.starting = None
         except BaseException:
             self.end()
             raise
@@ -239,12 +241,12 @@ class Session:
         """Hands out what there is to do. Suspects are held in a worker of their own."""
         if self.stopped:  # also for what was put back since
             self.plan.end()
-        for post in self._posts:
-            while post.starting is None and len(post.given) < CHUNKS + WAITING:
-                chunk = self.plan.next(self._size)
-                if chunk is None:
-                    break
-                post.give(chunk)
+        for held in range(CHUNKS + WAITING):  # one after the other, so that the last chunks are shared out evenly
+            for post in self._posts:
+                if post.starting is None and len(post.given) <= held:
+                    chunk = self.plan.next(self._size)
+                    if chunk is not None:
+                        post.give(chunk)
         if self.plan.suspected and self._ward is None:
             self._ward = Post(lambda name: self._start(name, 0))
         if self._ward is not None and self._ward.starting is None and not self._ward.given:
