@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from a2a_ray.core.errors import BadInput, unknown
@@ -45,11 +44,11 @@ class FunctionAgent:
             self._bid = _callable(bid, "bid")
             self.bid = self._ask_bid  # an agent without one must have no such method
         if _is_async(self._function):
-            self.step_batch = self._gather  # in an actor of its own, messages then do not wait for each other
+            self.step = self._step  # type: ignore[method-assign]  # in an actor, messages do not wait for each other
 
     def step(self, message: Message) -> Message | Awaitable[Message]:
         """The function's answer; awaitable where the function is asynchronous."""
-        value = self._function(self._argument(message))
+        value = self._function(self._argument(message))  # even a plain function may give something awaitable
         if type(value) is not str and inspect.isawaitable(value):
             return self._later(value, message)
         return self._answer(value, message)
@@ -57,11 +56,8 @@ class FunctionAgent:
     async def _later(self, value: Awaitable[Any], message: Message) -> Message:
         return self._answer(await value, message)
 
-    async def _gather(self, messages: Sequence[Message]) -> list[Message | BaseException]:
-        async def one(message: Message) -> Message:
-            return self._answer(await self._function(self._argument(message)), message)
-
-        return await asyncio.gather(*(one(m) for m in messages), return_exceptions=True)
+    async def _step(self, message: Message) -> Message:
+        return self._answer(await self._function(self._argument(message)), message)
 
     def _ask_bid(self, message: Message) -> Any:
         return self._bid(self._argument(message))

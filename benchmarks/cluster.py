@@ -2,7 +2,7 @@
 
 remote_turns_per_s: 500 conversations of 100 turns in one process against ONE remote echo actor, at most 125 in a call.
 x_awaiting_each: how many times that of 500 concurrent loops which await one actor call per turn, in the same process.
-async_share_of_ideal: a run of 512 conversations, all in flight in one worker, with an asynchronous agent that takes 50 ms
+async_share_of_ideal: a run of 512 conversations, all in flight in one worker, with an asynchronous agent of 50 ms
 a call, every turn committed: turns/s over 512 / 0.05 s. async_share_remote: the same agent in an actor, at most 64 in a
 call, from one process without a store.
 x_two_workers: `run_many`'s runtime with light agents that use 200 us of CPU a turn, two workers against one.

@@ -34,7 +34,7 @@ app = typer.Typer(
                  (resume goes on where a run stopped)
 
     \b
-    Exit status: 0 all done; 1 some conversations failed;
+    Exit status: 0 all done; 1 some conversations failed, or the budget is spent;
                  2 bad input, nothing started; 130 interrupted (resumable)""",
 )
 
@@ -304,7 +304,9 @@ def finish(run: Run, as_json: bool) -> None:
     if counts["failed"]:
         show_failures(run)
         raise typer.Exit(1)
-    if not as_json and not run.stopped:
+    if run.stopped:
+        raise typer.Exit(1)
+    if not as_json:
         say(f"Next: a2a-ray show {run.path}; a2a-ray report {run.path}")
 
 

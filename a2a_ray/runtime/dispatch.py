@@ -64,6 +64,7 @@ class Dispatcher:
         self._seats: dict[str, Replica] = {}
         self._suspects: deque[list[Asked]] = deque()
         self._number = 0
+        self.batches: deque[int] = deque(maxlen=10_000)  # questions of each call, for metrics
         self._scheduled = False
         self._none_since: float | None = None
         self._reason = ""  # why a replica went away last
@@ -76,6 +77,12 @@ class Dispatcher:
         self._queue(Asked(method, message, future))
         self._schedule()
         return future
+
+    @property
+    def queue(self) -> int:
+        """Questions that wait for a replica."""
+        waiting = {id(line): len(line) for r in self._replicas for line in r.waiting.values()}
+        return sum(waiting.values())
 
     def forget(self, conversation: str) -> None:
         """Lets the replica that holds the state of a conversation drop it, with the next call."""
@@ -156,6 +163,8 @@ class Dispatcher:
         for asked in batch:
             asked.sent_to = replica.incarnation
         replica.calls += 1
+        if batch:
+            self.batches.append(len(batch))
         self._spawn(self._exchange(replica, numbers, batch))
 
     def _spawn(self, work: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,17 @@ class RemoteAgent:
             self._states.pop(conversation, None)
             for dispatcher in self._dispatchers.values():
                 dispatcher.forget(conversation)
+
+    @property
+    def queue(self) -> int:
+        """Messages that wait for a replica."""
+        return sum(dispatcher.queue for dispatcher in self._dispatchers.values())
+
+    @property
+    def batches(self) -> deque[int]:
+        """Messages of each call so far; whoever reads them may take them away."""
+        found = [dispatcher.batches for dispatcher in self._dispatchers.values()]
+        return found[-1] if found else deque()
 
     def _dispatcher(self) -> Dispatcher:
         loop = asyncio.get_running_loop()
