@@ -43,7 +43,7 @@ demo: setup  ## both phenomena, from real runs (ARGS=--full for more of them)
 	$(BIN)/a2a-ray demo $(ARGS)
 
 test: setup  ## all tests (ARGS="tests/test_core.py -k name" for some)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup  ## ruff, ruff format, mypy --strict
 	@failed=0; \

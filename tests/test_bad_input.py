@@ -306,7 +306,9 @@ def test_faults_are_listed_and_the_conversations_kept(
     done = call(capsys, "run", spec, "--storage", tmp_path / "runs", "--json")
     assert done.status == 1
     assert "Traceback" not in done.err
-    assert {**done.json, "run": ""} == {"run": "", "conversations": 7, "done": 1, "failed": 6, "turns": 4 + 6}
+    paid = {"ledger": {"calls": 1, "answered": 0, "perhaps_paid_twice": 0, "unanswered": 1}, "usage": {}}
+    counts = {"conversations": 7, "done": 1, "failed": 6, "turns": 4 + 6}
+    assert {**done.json, "run": ""} == {"run": "", **counts, **paid}
     errors = {
         "1-0-0": "agent 'bob' failed at turn 2: ZeroDivisionError: by zero",
         "2-0-0": "agent 'bob' returned None at turn 2; expected a Message",

@@ -299,8 +299,12 @@ def finish(run: Run, as_json: bool) -> None:
     if run.stopped:
         say(f"Stopped: {run.stopped}")
     if as_json:
-        paid = {"ledger": ledger, "cost": run.cost().get("cost")} if ledger["calls"] else {}
-        print(json.dumps({"run": run.path, **counts, **paid, **({"stopped": run.stopped} if run.stopped else {})}))
+        result = {"run": run.path, **counts}
+        if ledger["calls"]:
+            result |= {"ledger": ledger, "usage": run.cost()}
+        if run.stopped:
+            result["stopped"] = run.stopped
+        print(json.dumps(result))
     if counts["failed"]:
         show_failures(run)
         raise typer.Exit(1)

@@ -307,6 +307,7 @@ def _facts(run: Run) -> dict[str, str]:
         "created": manifest["created"],
         "conversations": f"{counts['done']} done, {counts['failed']} failed, of {counts['conversations']}",
         "turns": f"{counts['turns']:,}",
+        **_paid(run),
         "seed": str(experiment.seed),
         "protocol": str(experiment.protocol),
         "limit": f"{experiment.limit} turns",
@@ -315,6 +316,18 @@ def _facts(run: Run) -> dict[str, str]:
         "git commit": str(manifest.get("git_commit") or "none"),
         "versions": ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()),
     }
+
+
+def _paid(run: Run) -> dict[str, str]:
+    """What was paid for, if anything was."""
+    ledger, took = run.ledger(), run.cost()
+    facts = {}
+    if ledger["calls"]:
+        twice, lost = ledger["perhaps_paid_twice"], ledger["unanswered"]
+        facts["paid calls"] = f"{ledger['calls']:,}; {twice:,} perhaps paid twice, {lost:,} without an answer on record"
+    if took.get("cost"):
+        facts["cost"] = f"{took['cost']:,.4f}"
+    return facts
 
 
 def with_progress(texts: list[Transcript], embedder: Embedder) -> list[TextAnalysis]:

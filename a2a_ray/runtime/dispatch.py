@@ -300,7 +300,8 @@ class Dispatcher:
             if replica.calls:  # what was in flight must be known to be lost first
                 continue
             try:
-                replica.loading = bool(await asyncio.wait_for(replica.handle.ready.remote(), AWAY_SECONDS))
+                async with asyncio.timeout(AWAY_SECONDS):
+                    replica.loading = bool(await replica.handle.ready.remote())
                 if replica.loading:
                     await replica.handle.setup.remote()
                     back = True

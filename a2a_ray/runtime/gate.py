@@ -208,8 +208,10 @@ class Gate:
     async def _exchange_for_ever(self) -> None:
         while True:
             limit = RETRY_SECONDS if any(line.waiting for line in self._lines.values()) else BEAT_SECONDS
+            # Not wait_for: up to Python 3.11 it can swallow a cancellation that comes with the event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), limit)
+                async with asyncio.timeout(limit):
+                    await self._wake.wait()
             self._wake.clear()
             await asyncio.sleep(await self._exchange())
 

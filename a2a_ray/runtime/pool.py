@@ -19,7 +19,8 @@ class Pool:
     """The replicas of one agent: started at once, `facts` waits for them.
 
     factory: makes the agent, in each replica. num_cpus, num_gpus: that each replica asks for.
-    scheduling_strategy, runtime_env: as Ray takes them. timeout, overruns, paid: see `Asking`.
+    scheduling_strategy, runtime_env: as Ray takes them. timeout, overruns, paid: see `Asking`. restore: whether a
+    replica that dies is started again.
     Raises BadInput where the factory cannot be sent to another process; for all else see `facts`.
     """
 
@@ -36,6 +37,7 @@ class Pool:
         timeout: float | None = None,
         overruns: int = 3,
         paid: bool = False,
+        restore: bool = True,
     ) -> None:
         self._what, self._strategy = what, scheduling_strategy
         try:
@@ -49,7 +51,7 @@ class Pool:
                 " module, and open clients, locks and models in the agent's setup()"
             ) from None
         # Ray's own retry can make a paid call twice; a process that died comes back, and sets its agent up again.
-        options: dict[str, Any] = {"max_task_retries": 0, "max_restarts": -1}
+        options: dict[str, Any] = {"max_task_retries": 0, "max_restarts": -1 if restore else 0}
         options |= {"num_cpus": num_cpus, "num_gpus": num_gpus}
         if scheduling_strategy is not None:
             options["scheduling_strategy"] = scheduling_strategy

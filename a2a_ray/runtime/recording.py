@@ -122,7 +122,8 @@ class Recording:
     async def _alive(self, seconds: float) -> None:
         """Returns if the recorder gives a sign of life within that time. Raises StorageError."""
         try:
-            await asyncio.wait_for(_plain(self._recorder.ready.remote()), seconds)
+            async with asyncio.timeout(seconds):
+                await _plain(self._recorder.ready.remote())
         except TimeoutError:
             raise StorageError(f"the recorder has given no sign of life for {RECORDER_SECONDS:.0f} s") from None
 

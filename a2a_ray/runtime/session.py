@@ -170,6 +170,7 @@ class Session:
                 timeout=spec.step_timeout,
                 overruns=spec.overruns,
                 paid=spec.paid,
+                restore=self._on_failure == "restore",
             )
             pools[key] = made
             self._actors += pools[key].hosts
