@@ -26,7 +26,7 @@ fi; \
 "$$python" -m venv --clear $(1) || { echo "$$python cannot make a virtual environment (on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 2; }
 endef
 
-.PHONY: help setup demo test lint bench chaos bench-setup lsa-weights tiny-models clean
+.PHONY: help setup demo test test-all lint bench chaos bench-setup lsa-weights tiny-models clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,8 +42,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## both phenomena, from real runs (ARGS=--full for more of them)
 	$(BIN)/a2a-ray demo $(ARGS)
 
-test: setup  ## all tests (ARGS="tests/test_core.py -k name" for some)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: setup  ## tests in two processes, without the slow ones (ARGS="tests/test_core.py -k name" for some)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-all: setup  ## all tests, one after the other
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: setup  ## ruff, ruff format, mypy --strict
 	@failed=0; \

@@ -25,6 +25,12 @@ def chaos(*arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.chaos
+def test_whatever_dies_the_record_is_that_of_the_undisturbed_run() -> None:
+    assert sum(chaos("--kills", "4")["killed"].values()) >= 2
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Worker", "Recorder", "AgentHost", "node"])
 def test_one_kind_of_process_dies(kind: str) -> None:
     found = chaos("--kills", "2", "--kinds", kind)
@@ -37,6 +43,7 @@ def test_the_driver_dies_and_the_run_is_resumed() -> None:
 
 
 @pytest.mark.chaos
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="needs redis-server, where Ray's head keeps its state")
 def test_the_head_dies_where_its_state_is_kept() -> None:
     assert chaos("--redis", "--kills", "1", "--kinds", "gcs")["killed"]["gcs"] == 1

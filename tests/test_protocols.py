@@ -402,7 +402,7 @@ def test_an_observers_newest_scores_decide_and_without_any_the_longest_waiting()
         {"show": {"last": 0}},
         {"show": {"last": True}},
     ],
-    ids=str,
+    ids=lambda wrong: ",".join(f"{k}={getattr(v, '__name__', v)}" for k, v in wrong.items()),
 )
 def test_wrong_settings_of_adaptive_turns_are_told(wrong: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=next(reversed(wrong))):

@@ -21,6 +21,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from a2a_ray.core.errors import BadInput, PlacementError
 
+
+class EndedAtStart(PlacementError):
+    """A process had its place, and died before it was ready; another one may do better."""
+
+
 CONNECT_SECONDS = 5.0
 """For a name to be resolved and its port to answer; the same again for what listens there to be Ray."""
 PLACEMENT_SECONDS = 10.0
@@ -210,7 +215,7 @@ def storage_place(path: str, shared: bool = False) -> NodeAffinitySchedulingStra
     None, anywhere, for the URI of an object store, or where `shared` says that every node sees the folder. Raises
     BadInput for a folder of this machine that no node of the cluster has, since this process is outside (ray://).
     """
-    if shared or ("://" in path and not path.startswith("file://")):
+    if shared or path.partition("://")[0] not in (path, "file"):
         return None
     if by_client():
         raise BadInput(
@@ -259,7 +264,7 @@ def await_placed(
     except ActorUnschedulableError as error:
         raise PlacementError(f"{what}: it cannot be placed: {_cause(error)}") from None
     except RayActorError as error:
-        raise PlacementError(f"{what}: a process ended at its start: {_cause(error)}") from None
+        raise EndedAtStart(f"{what}: a process ended at its start: {_cause(error)}") from None
 
 
 def _alive() -> list[dict[str, Any]]:

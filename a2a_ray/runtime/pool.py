@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,9 +11,14 @@ from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
 
 from a2a_ray.core.errors import A2AError, AgentError, BadInput, PlacementError
-from a2a_ray.runtime.cluster import await_placed, connect
+from a2a_ray.runtime.cluster import EndedAtStart, await_placed, connect
 from a2a_ray.runtime.host import AgentHost
 from a2a_ray.runtime.remote import RemoteAgent as RemoteAgent
+
+STARTS = 5
+"""How often a replica may die before it is set up."""
+PAUSE_SECONDS = 1.0
+"""Before a replica that died is asked again: until Ray has noticed, calls to it fail."""
 
 
 class Pool:
@@ -39,7 +45,7 @@ class Pool:
         paid: bool = False,
         restore: bool = True,
     ) -> None:
-        self._what, self._strategy = what, scheduling_strategy
+        self._what, self._strategy, self._restore = what, scheduling_strategy, restore
         try:
             # Pickled here, so that a node on which it cannot be loaded can say so; and with the actor's other arguments
             # it stays available for a restart.
@@ -65,22 +71,35 @@ class Pool:
 
     def placed(self) -> None:
         """Returns when every replica has its place. Raises PlacementError."""
-        await_placed(self._placed, [self._demand] * len(self.hosts), self._what, self._strategy)
+        for left in reversed(range(STARTS if self._restore else 1)):
+            try:
+                await_placed(self._placed, [self._demand] * len(self.hosts), self._what, self._strategy)
+                return
+            except EndedAtStart:
+                if not left:
+                    raise
+                time.sleep(PAUSE_SECONDS)  # Ray starts it again
+                self._placed = [h.ready.remote() for h in self.hosts]
 
     def facts(self) -> dict[str, Any]:
         """Waits for placement and set-up; what callers must know of the agent: name, overlaps, bids, stateful, paid.
 
         Raises PlacementError or AgentError.
         """
-        try:
-            self.placed()
-            facts: dict[str, Any] = ray.get(self._setups)[0]
-        except RayTaskError as error:
-            cause = error.cause
-            raise cause if isinstance(cause, A2AError) else AgentError(f"{self._what}: {cause}") from None
-        except RayActorError as error:
-            reason = str(error).splitlines()[0]
-            raise PlacementError(f"{self._what}: its process died at the start: {reason}") from None
+        for left in reversed(range(STARTS if self._restore else 1)):
+            try:
+                self.placed()
+                facts: dict[str, Any] = ray.get(self._setups)[0]
+                break
+            except RayTaskError as error:
+                cause = error.cause
+                raise cause if isinstance(cause, A2AError) else AgentError(f"{self._what}: {cause}") from None
+            except RayActorError as error:
+                reason = str(error).splitlines()[0]
+                if not left:
+                    raise PlacementError(f"{self._what}: its process died at the start: {reason}") from None
+                time.sleep(PAUSE_SECONDS)
+                self._setups = [h.setup.remote() for h in self.hosts]
         return facts
 
     def parts(self, max_batch: int) -> tuple[Any, ...]:
@@ -129,3 +148,18 @@ def remote(
     except BaseException:
         pool.end()
         raise
+
+
+class Factory:
+    """Makes an agent from its settings, in the process where it is to work."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+
+    def __call__(self) -> Any:
+        from a2a_ray.core.registry import agents
+
+        try:
+            return agents.build(self._settings, "agent")
+        except BadInput as error:
+            raise PlacementError(f"on a node: {error}; is the same code installed on every node?") from None

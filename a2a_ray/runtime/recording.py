@@ -102,8 +102,12 @@ class Recording:
 
         answer = asyncio.ensure_future(_plain(call))
         try:
-            while not (await asyncio.wait({answer}, timeout=RECORDER_SECONDS / 2))[0]:
+            if not (await asyncio.wait({answer}, timeout=RECORDER_SECONDS / 2))[0]:
                 await self._alive(RECORDER_SECONDS / 2)
+                # It lives and does not answer: the call may be lost. Sent again it does no harm, by its keys.
+                if epoch == self._epoch and self._finding is None:
+                    self._finding = asyncio.create_task(self._find())
+                return
             answer.result()
         except RayActorError:
             if epoch == self._epoch and self._finding is None:

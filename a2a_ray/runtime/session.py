@@ -13,18 +13,19 @@ from uuid import uuid4
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-from a2a_ray.core.errors import A2AError, BadInput, PlacementError, StorageError
+from a2a_ray.core.errors import A2AError, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
 from a2a_ray.runtime import tracing
 from a2a_ray.runtime.budget import NOTHING, Spent
 from a2a_ray.runtime.calls import Calling, keep_budget
-from a2a_ray.runtime.cluster import await_placed, started_locally, storage_place
-from a2a_ray.runtime.columns import end_row, marked, pack, to_batch
+from a2a_ray.runtime.cluster import EndedAtStart, await_placed, started_locally, storage_place
+from a2a_ray.runtime.columns import end_row, marked, to_batch
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
 from a2a_ray.runtime.lease import Lease
 from a2a_ray.runtime.metrics import exported
 from a2a_ray.runtime.plan import Chunk, Outcome, Plan, Progress, Said, Watch
-from a2a_ray.runtime.pool import Pool
+from a2a_ray.runtime.pool import Factory, Pool
+from a2a_ray.runtime.post import Post
 from a2a_ray.runtime.reading import table_uri
 from a2a_ray.runtime.recorder import Recorder
 from a2a_ray.runtime.store import open_run
@@ -49,34 +50,6 @@ BAD_STARTS = 5
 """So many workers in a row that die before they are ready are no accident."""
 
 OnFailure = Literal["restore", "raise"]
-
-
-class Post:
-    """A worker's place: the actor that fills it now, and what that one holds."""
-
-    def __init__(self, start: Callable[[str], Any]) -> None:
-        self._start = start
-        self.bad_starts = 0
-        self.said_before = self.said = Said()
-        self.fill()
-
-    def fill(self) -> None:
-        """Starts an actor, of a name of its own: the recorder must be able to tell it from the one before."""
-        self.name = f"worker-{uuid4().hex[:12]}"
-        self.actor = self._start(self.name)
-        self.starting: Any = self.actor.ready.remote()
-        self.given: dict[Any, Chunk] = {}
-        self.asked: Any = None
-        self.said_before, self.said = self.said_before.plus(self.said._replace(in_flight=0)), Said()
-
-    def give(self, chunk: Chunk) -> None:
-        """Hands over a chunk, with what was said in it before as columns."""
-        before = {id: pack(t.turns) for id, t in chunk.earlier.items()}
-        self.given[self.actor.hold.remote(chunk.tasks, before, careful=chunk.apart)] = chunk
-
-    def calls(self) -> list[Any]:
-        """What is asked of the actor and not answered."""
-        return [call for call in (self.starting, self.asked, *self.given) if call is not None]
 
 
 class Session:
@@ -118,7 +91,10 @@ class Session:
                 options["scheduling_strategy"] = place
             self._recorder = actor(Recorder).options(**options).remote(table_uri(path), lease.epoch if lease else 0)
             self._actors.append(self._recorder)
-            await_placed([self._recorder.ready.remote()], [{}], "recorder", place)
+            try:
+                await_placed([self._recorder.ready.remote()], [{}], "recorder", place)
+            except EndedAtStart:
+                self._ask_recorder(lambda: self._recorder.ready.remote())
             self.plan = plan()
             keys = [[spec.key() for spec in cell.agents] for cell in experiment.cells]
             specs = dict(zip(chain(*keys), chain(*(cell.agents for cell in experiment.cells)), strict=True))
@@ -147,13 +123,27 @@ class Session:
             self._posts = [Post(start) for _ in range(count)]
             share = -(-len(self.plan) // (CHUNKS * count))
             self._size = max(1, min(self._in_flight // CHUNKS, share))
-            ready = [post.starting for post in self._posts]
-            await_placed(ready, [{"CPU": cpus} if cpus else {}] * count, "workers")
-            for post in self._posts:
-                post.starting = None
+            self._await_workers({"CPU": cpus} if cpus else {})
         except BaseException:
             self.end()
             raise
+
+    def _await_workers(self, demand: Mapping[str, float]) -> None:
+        """Returns when all workers are ready; those that die before are replaced."""
+        for left in reversed(range(BAD_STARTS)):
+            try:
+                await_placed([post.starting for post in self._posts], [demand] * len(self._posts), "workers")
+                break
+            except EndedAtStart:
+                if self._on_failure == "raise" or not left:
+                    raise
+            for post in self._posts:
+                try:
+                    ray.get(post.starting)
+                except RayActorError:
+                    post.fill()
+        for post in self._posts:
+            post.starting = None
 
     def _start_pools(
         self, heavy: Mapping[str, AgentSpec], talks: Mapping[str, int], local: bool
@@ -165,7 +155,7 @@ class Session:
             where = (spec.replicas, cpus, spec.num_gpus, spec.scheduling_strategy, spec.runtime_env)
             made = Pool(
                 f"agent {spec.name!r}",
-                _Factory(spec.pool_settings),
+                Factory(spec.pool_settings),
                 *where,
                 timeout=spec.step_timeout,
                 overruns=spec.overruns,
@@ -397,18 +387,3 @@ def _ended(now: Transcript, before: Transcript | None) -> bool:
     if now.status == FAILED and before is not None and before.status == FAILED:
         return len(now.turns) > len(before.turns)
     return now.status in (DONE, FAILED)
-
-
-class _Factory:
-    """Makes an agent from its settings, in the process where it is to work."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
-
-    def __call__(self) -> Any:
-        from a2a_ray.core.registry import agents
-
-        try:
-            return agents.build(self._settings, "agent")
-        except BadInput as error:
-            raise PlacementError(f"on a node: {error}; is the same code installed on every node?") from None
