@@ -29,6 +29,7 @@ from a2a_ray.runtime.run import resume, run_many
 from a2a_ray.runtime.session import Progress
 from a2a_ray.runtime.store import Run
 from a2a_ray.runtime.watching import in_words
+from tests.command_line import call, write_spec
 
 PRICE = {"input": 1000.0, "output": 1000.0}
 """Money per million tokens: one of ten tokens costs 0.01."""
@@ -210,6 +211,22 @@ def test_money(ray_cluster: None, tmp_path: Path) -> None:
     # A call is taken to need 500 tokens where its settings give no limit, so the last ones are not begun; it takes 10.
     assert 0.65 < spent.cost < 0.72
     assert run.stopped.startswith(f"budget of 1.20 spent ({spent.cost:.2f}; the next call may cost 0.5)")
+
+
+def test_a_budget_on_the_command_line(ray_cluster: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Each call costs 0.01, and may cost 0.5 as far as is known before."""
+    value = spec(tmp_path / "calls", "worker", 1, 8, price=PRICE)
+    agents = [{**agent, "kind": "tests.test_calls:Payable"} for agent in value["agents"]]
+    path = write_spec(tmp_path, rounds=None, **{**value, "agents": agents})
+    none = call(capsys, "run", path, "--storage", tmp_path / "runs", "--budget", "0")
+    assert none.status == 2
+    assert "budget.cost: 0.0; expected greater than 0" in none.err
+    spent = call(capsys, "run", path, "--storage", tmp_path / "runs", "--budget", "0.53", "--json")
+    assert spent.status == 1
+    assert spent.json["stopped"].startswith("budget of 0.53 spent (0.0")
+    assert 0 < spent.json["turns"] < 8
+    done = call(capsys, "resume", spent.json["run"], "--budget", "5", "--steal", "--json")
+    assert (done.status, done.json["turns"], done.json["ledger"]["calls"]) == (0, 8, 8)
 
 
 @pytest.mark.slow

@@ -141,7 +141,14 @@ def run(
     from a2a_ray.runtime.run import run_many
 
     with resumable():
-        done = run_many(experiment, storage=storage, workers=workers, address=address, on_failure=_policy(on_failure))
+        done = run_many(
+            experiment,
+            storage=storage,
+            workers=workers,
+            address=address,
+            on_failure=_policy(on_failure),
+            budget=budget,
+        )
     finish(done, as_json)
 
 
@@ -162,7 +169,15 @@ def resume(
     from a2a_ray.runtime.run import resume as go_on
 
     with resumable():
-        done = go_on(path, workers=workers, address=address, on_failure=_policy(on_failure), retry_failed=retry_failed)
+        done = go_on(
+            path,
+            workers=workers,
+            address=address,
+            on_failure=_policy(on_failure),
+            retry_failed=retry_failed,
+            budget=budget,
+            steal=steal,
+        )
     finish(done, as_json)
 
 
