@@ -315,12 +315,10 @@ class Session:
         held = {task.id: task for chunk in chunks for task in chunk.tasks}
         before = {id: t for chunk in chunks for id, t in chunk.earlier.items()}
         now = {t.id: t for t in open_run(self._path).transcripts(held)}
-        over = [id for id, t in now.items() if _ended(t, before.get(id))]
+        over = {id for id, t in now.items() if _ended(t, before.get(id))}
         self.plan.count(Outcome(held[id], now[id].status, len(now[id].messages)) for id in over)
-        left = {id: task for id, task in held.items() if id not in set(over)}
-        moved = {
-            id: len(now[id].turns if id in now else ()) > len(before[id].turns if id in before else ()) for id in left
-        }
+        left = {id: task for id, task in held.items() if id not in over}
+        moved = {id: _turns(now.get(id)) > _turns(before.get(id)) for id in left}
         found = self._suspects.died(moved, apart=apart)
         for group, alone in ((found.free, False), *((g, True) for g in found.groups)):
             if group:
@@ -347,9 +345,7 @@ class Session:
 
     def _ask_recorder(self, ask: Callable[[], Any]) -> Any:
         """The recorder's answer, also where it has just died and is started again."""
-        self.plan.begin()
-        started = time.monotonic()
-        deadline = started + LOST_SECONDS
+        deadline = time.monotonic() + LOST_SECONDS
         while True:
             try:
                 return ray.get(ask())
