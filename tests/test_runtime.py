@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from a2a_ray.core.message import Message
 from a2a_ray.runtime.columns import pack, unpack
 from a2a_ray.runtime.experiment import Experiment
 from a2a_ray.runtime.run import resume, run_many
-from a2a_ray.runtime.store import Run, open_run, run_names
+from a2a_ray.runtime.store import Run, create_run, open_run, run_names
 
 
 class Counting:
@@ -28,11 +29,12 @@ class Counting:
 
     placement = "worker"
 
-    def __init__(self, name: str, wait: float = 0.0, fail_on: str = "", answer: Any = None) -> None:
+    def __init__(self, name: str, wait: float = 0.0, fail_on: str = "", answer: Any = None, gate: str = "") -> None:
         self.name, self.wait, self.fail_on, self.answer = name, wait, fail_on, answer
+        self.gate = Path(gate) if gate else None  # until this file is there, later turns take long
 
     def step(self, message: Message) -> Message:
-        time.sleep(self.wait)
+        time.sleep(0.25 if self.gate and message.turn > 5 and not self.gate.exists() else self.wait)
         if self.fail_on and self.fail_on in str(message.content):
             raise RuntimeError("this opening is too much")
         if self.answer == "none":
@@ -241,6 +243,16 @@ def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
+def test_a_run_is_never_seen_with_half_a_manifest(tmp_path: Path) -> None:
+    experiment = Experiment.parse(spec("echo", openings=["x" * 100_000]))
+    with ThreadPoolExecutor(1) as pool:
+        creating = [pool.submit(create_run, experiment, tmp_path) for _ in range(100)]
+        while not creating[-1].done():
+            for name in run_names(tmp_path)[-1:]:
+                assert open_run(name).experiment.size() == experiment.size()
+    assert len(run_names(tmp_path)) == 100
+
+
 def test_sweep_makes_one_cell_for_every_combination() -> None:
     sweep = {"agents.*.wait": [0.0, 0.1], "protocol.show": ["last", "all"], "agents.ann.fail_on": ["x"]}
     cells = Experiment.parse(spec(sweep=sweep)).cells
@@ -266,25 +278,29 @@ from a2a_ray.runtime.run import run_many
 from tests.test_runtime import slow_spec
 import sys
 if __name__ == "__main__":
-    run_many(slow_spec(), storage=sys.argv[1], workers=2, progress=False)
+    run_many(slow_spec(sys.argv[2]), storage=sys.argv[1], workers=2, progress=False)
 """
 
 
-def slow_spec() -> dict[str, Any]:
+def slow_spec(gate: str) -> dict[str, Any]:
+    """400 turns, of which the last 280 would take 35 s of two workers while there is no file at the gate."""
     value = spec("tests.test_runtime:Counting", openings={"first": 10}, repeats=2, rounds=10)
-    return {**value, "agents": [{**a, "wait": 0.01} for a in value["agents"]]}
+    return {**value, "agents": [{**a, "gate": gate} for a in value["agents"]]}
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(ray_cluster: None, tmp_path: Path, end: int) -> None:
-    calm = said(held(slow_spec(), tmp_path / "calm"))
+    gate = tmp_path / "gate"
+    gate.touch()
+    calm = said(held(slow_spec(str(gate)), tmp_path / "calm"))
+    gate.unlink()
     root = Path(__file__).parents[1]
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
     environment = {**os.environ, "PYTHONPATH": str(root)}
     process = subprocess.Popen(
-        [sys.executable, script, tmp_path / "cut"], env=environment, cwd=root, start_new_session=True
+        [sys.executable, script, tmp_path / "cut", gate], env=environment, cwd=root, start_new_session=True
     )
     deadline = time.monotonic() + 60
     count = 0
@@ -297,6 +313,7 @@ def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(ray_cluster: None, tm
     (name,) = run_names(tmp_path / "cut")
     cut = open_run(name)
     assert 60 <= len(cut.turns) < 400, "the run was to be cut off in its middle"
+    gate.touch()
     for id, turns in said(cut).items():
         assert turns[:-1] == calm[id][: len(turns) - 1]  # what is there is a beginning of the undisturbed talk
     assert said(resume(cut, progress=False)) == calm

@@ -193,13 +193,22 @@ def create_run(experiment: Experiment, storage: str | Path) -> Run:
     try:
         path = _own_folder(base)
         fs, root = filesystem(path)
-        with fs.open_output_stream(f"{root}/{MANIFEST}") as file:
-            file.write(json.dumps(manifest, indent=1).encode())
+        _write(fs, f"{root}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
     except (OSError, pa.ArrowInvalid) as error:
         raise BadInput(
             f"storage: {storage}: cannot write there: {reason(error)}; choose another with --storage"
         ) from None
     return Run(path, manifest)
+
+
+def _write(fs: pafs.FileSystem, path: str, content: bytes) -> None:
+    """Writes a file that is there whole or not at all, as object stores do by themselves: `ls` may look at any time."""
+    local = isinstance(fs, pafs.LocalFileSystem)
+    unfinished = f"{path}.unfinished" if local else path
+    with fs.open_output_stream(unfinished) as file:
+        file.write(content)
+    if local:
+        fs.move(unfinished, path)
 
 
 def _own_folder(base: str) -> str:
