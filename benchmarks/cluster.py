@@ -2,6 +2,7 @@
 
 remote_turns_per_s: 500 conversations of 100 turns in one process against ONE remote echo actor, at most 125 in a call.
 x_awaiting_each: how many times that of 500 concurrent loops which await one actor call per turn, in the same process.
+Both with the garbage collector as a worker sets it, since that is where conversations live.
 async_share_of_ideal: a run of 512 conversations, all in flight in one worker, with an asynchronous agent of 50 ms
 a call, every turn committed: turns/s over 512 / 0.05 s. async_share_remote: the same agent in an actor, at most 64 in a
 call, from one process without a store.
@@ -44,6 +45,7 @@ from a2a_ray.runtime.pool import remote
 from a2a_ray.runtime.run import run_many
 from a2a_ray.runtime.session import Session
 from a2a_ray.runtime.store import create_run, open_run
+from a2a_ray.runtime.worker import COLLECTIONS
 
 # Actors find the agents of this file by its name, `benchmarks.cluster`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
@@ -117,6 +119,8 @@ def remote_turns(repetitions: int) -> dict[str, float]:
     """`remote_turns_per_s` and `x_awaiting_each`."""
     agent = remote(lambda: EchoAgent("echo"), num_cpus=0, max_batch=125)
     actor = ray.remote(EchoAgent).options(num_cpus=0).remote("echo")  # type: ignore[attr-defined]
+    gc.freeze()
+    gc.set_threshold(*COLLECTIONS)
     asyncio.run(held(agent, 500, 5))
     asyncio.run(awaited(actor, 500, 1))
     ours, theirs = [], []

@@ -80,7 +80,7 @@ class AgentHost:
     """
 
     def __init__(self, factory: bytes, timeout: float | None = None, overruns: int = 3, paid: bool = False) -> None:
-        gc.freeze()  # messages are many small objects without cycles; see Worker
+        gc.freeze()  # see worker.COLLECTIONS
         gc.set_threshold(100_000, 10, 10)
         self._factory = factory
         self._limits = (timeout, overruns, paid)

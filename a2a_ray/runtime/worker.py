@@ -28,6 +28,9 @@ from a2a_ray.runtime.recording import Recording
 
 log = logging.getLogger(__name__)
 
+COLLECTIONS = 100_000, 10, 10
+"""Thresholds of the garbage collector. Transcripts are many small objects without cycles: Python's default of a
+collection every 700 of them takes a quarter of a light turn."""
 CONTROL = "control"
 """Concurrency group of what must be answered while a light agent computes: it has an event loop of its own."""
 SEND_SECONDS = 0.5
@@ -50,10 +53,8 @@ class Worker:
         slots: int,
         calling: Calling,
     ) -> None:
-        # Transcripts are many small objects without cycles: Python's default of a collection every 700 of them takes a
-        # quarter of a light turn.
         gc.freeze()
-        gc.set_threshold(100_000, 10, 10)
+        gc.set_threshold(*COLLECTIONS)
         self._cells, self._keys = experiment.cells, keys
         logs.name_records(calling.run)
         self._recording = Recording(recorder, name)
