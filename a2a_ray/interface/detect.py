@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from a2a_ray.analysis.calibration import Calibration, shipped
 from a2a_ray.analysis.embedding import BATCH, Embedder, load_embedder
-from a2a_ray.analysis.loops import MOST, SCORE, LoopDetector, scan, to_embed
+from a2a_ray.analysis.loops import MOST, SCORE, LoopDetector, openings, scan, to_embed
 from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.errors import A2AError, BadInput, StorageError
 from a2a_ray.core.transcript import Transcript
@@ -143,6 +143,8 @@ def detect_source(source: str, embedder_name: str, threshold: str | None = None)
     with _kept(embedder):
         if embedder is not None:
             _embed(transcripts, embedder)
+            with half_the_cores():
+                embedder.encode(openings(transcripts, embedder))
         talks = _scan(transcripts, embedder, limit, run is None)
     return Detection(source, talks, limit, fitted, embedder.name if embedder else None, problems)
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from a2a_ray.analysis.embedding import Embedder
 from a2a_ray.analysis.loops.actions import ACTION, KINDS, ROUNDS, Calls, Rounds
+from a2a_ray.analysis.loops.dryness import LEVEL, UNREAD, Dry, Dryness
 from a2a_ray.analysis.loops.evidence import MOST, Repeat, Run, sentence
 from a2a_ray.analysis.loops.lexical import Copied, Recall
 from a2a_ray.analysis.loops.semantic import REACH, Meaning, loaded, named, scale_of
@@ -17,7 +18,7 @@ from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import ASIDE, NUDGE, Message
 
-SCORE = "loops 2"
+SCORE = "loops 3"
 """Version of the score: raised with every change of what it is made of."""
 
 SHORT, ALONE = 2, 12
@@ -101,6 +102,7 @@ class LoopDetector:
         self._meaning = Meaning()
         self._speakers: dict[str, int] = {}
         self._talk, self._alone = Run(), dict[int, Run]()  # of the whole talk, and of each speaker alone
+        self._dryness, self._dry = Dryness(), Run(needs=LEVEL)  # of the whole talk, where nothing is copied
         self._starts: list[int] = []  # where turns begin, in words of the talk, as far back as `_recall` reaches
         self._turns: list[int] = []  # and their numbers
         self._quotes: deque[str] = deque(maxlen=REACH + 1)
@@ -145,7 +147,13 @@ class LoopDetector:
         by_words = Found(of_words(copied), "words", back, 1 - copied.novelty)
         both = (by_words, by_words)
         if self._embedder is not None:
-            both = self._compare(text, found, who, by_words)
+            both, dry = self._compare(text, found, who, by_words)
+            weight = copied.words / (copied.words + SHORT)
+            if dry.sign > 0:
+                meant = Found(dry.sign, "dryness", dry.back, dry.similarity)
+                self._dry.add(self._repeat(message, text, copied, weight, meant), spent)
+            else:
+                self._dry.lose(-dry.sign * weight, message.turn)
         for run, one, short in ((self._talk, both[0], SHORT), (alone, both[1], ALONE)):
             weight = copied.words / (copied.words + short)
             if one.sign > 0 and shrinks(copied):
@@ -163,14 +171,17 @@ class LoopDetector:
             gone = bisect_right(self._starts, self._recall.first)
             del self._starts[:gone], self._turns[:gone]
 
-    def _compare(self, text: str, said: list[str], who: int, by_words: Found) -> tuple[Found, Found]:
-        """The stronger sign, of the words or of the meaning: for the whole talk, and for the speaker alone."""
+    def _compare(self, text: str, said: list[str], who: int, by_words: Found) -> tuple[tuple[Found, Found], Dry]:
+        """The stronger sign, of the words or of the meaning: for the whole talk, and for the speaker alone. And whether
+        the talk has run dry."""
         embedder = loaded(self._embedder)
         scale = scale_of(embedder)
         if not scale.reads(text):
             self._meaning.skip(said, who, scale.courtesies.shape[1])
-            return by_words, by_words
-        like = self._meaning.read(embedder.vector(text[:EMBEDDED]), said, who, scale)
+            return (by_words, by_words), UNREAD
+        vector = embedder.vector(text[:EMBEDDED])
+        like = self._meaning.read(vector, said, who, scale)
+        dry = self._dryness.read(vector, like.news, text, scale, embedder.vector)
         alone = self._alone[who]
         # Who asks again after an answer that brought something asks a new question. What is not read is not known.
         trust = (1 - alone.answered) * min(1.0, READ / len(text))
@@ -187,7 +198,7 @@ class LoopDetector:
             run.hear(1 - by_words.similarity, len(said) / (len(said) + SHORT))
             sign = of_likeness(value, news, run.wording)
             both.append(max(by_words, Found(sign * trust if sign > 0 else sign, "meaning", back, value), courtesy))
-        return both[0], both[1]
+        return (both[0], both[1]), dry
 
     def _repeat(self, message: Message, text: str, copied: Copied, weight: float, found: Found) -> Repeat:
         """One turn that repeats, with what it repeats."""
@@ -216,7 +227,7 @@ class LoopDetector:
             self._before_round = spent
         self._round = found if found.times >= ROUNDS else None
         if found.new:  # progress, whatever is said beside it
-            for run in (self._talk, *self._alone.values()):
+            for run in (self._talk, *self._alone.values(), self._dry):
                 run.lose(1.0, message.turn)
         if not found.waiting:
             return None
@@ -226,10 +237,8 @@ class LoopDetector:
 
     def _verdict(self, turn: int, waiting: Verdict | None) -> Verdict:
         """The status now, with hysteresis."""
-        self.score, run = self._talk.score, self._talk
-        for alone in self._alone.values():
-            if alone.score > self.score:
-                self.score, run = alone.score, alone
+        run = max((self._talk, *self._alone.values(), self._dry), key=lambda each: each.score)
+        self.score = run.score
         counted = self._counted()
         if counted is not None:
             self.score = MOST
@@ -253,7 +262,7 @@ class LoopDetector:
     def _recovered(self, turn: int, run: Run) -> Verdict:
         evidence = {**(self._alarm or {}), "score": round(self.score, 3), "recovers_at": run.left or turn}
         self._alarm = None
-        for each in (self._talk, *self._alone.values()):
+        for each in (self._talk, *self._alone.values(), self._dry):
             each.forget()
         reason = f"recovered: nothing repeats what was said before from turn {evidence['recovers_at']} on"
         return Verdict("recovered", "record", reason, evidence=evidence)

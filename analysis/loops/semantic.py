@@ -1,7 +1,7 @@
 """The same content in other words: how near a turn is to what was said a period, two and three periods before.
 
 Cosines are put on a scale of their own for each embedder: 0 for texts that have nothing to do with each other, 1 for
-the same thing in other words, both measured on the pairs below. So one threshold serves any embedder.
+the same thing in other words, both measured on pairs of sentences. So one threshold serves any embedder.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from a2a_ray.analysis.embedding import DEFAULT_MODEL, Embedder, load_embedder
+from a2a_ray.analysis.loops.phrases import COURTESIES, EMPTINESS, PAIRS
 from a2a_ray.analysis.loops.words import words
 from a2a_ray.core.errors import BadInput
 
@@ -39,44 +40,6 @@ PIECES, UNKNOWN = 2.75, 0.05
 """Most pieces per word, and largest share of unknown ones, of a text that an embedder can read. The default model makes
 1.2 to 1.6 of English and code, 2 of French or German, 3 of Turkish, 5 of Korean; of Chinese it knows one character in
 four."""
-
-PAIRS = (
-    ("The museum opens at ten on weekdays.", "On working days you can visit the museum from ten o'clock."),
-    ("My car would not start this morning.", "I could not get my car going today."),
-    ("We should lower the price before summer.", "The price ought to come down ahead of the summer."),
-    ("She plays the violin in a small orchestra.", "She is a violinist with a little orchestra."),
-    ("The test fails because the file is missing.", "Since the file is not there, the test does not pass."),
-    ("Rain is expected along the coast tonight.", "The coast will probably get rain this night."),
-    ("He has been learning Spanish for two years.", "For two years he has studied Spanish."),
-    ("The soup needs a little more salt.", "A bit of salt is still missing in the soup."),
-    ("Our team lost the match in the last minute.", "In the final minute we were beaten in the game."),
-    ("The bridge was closed for repairs.", "They shut the bridge to repair it."),
-    ("Many voters are worried about their rents.", "What troubles a lot of voters is the cost of housing."),
-    ("The dog is afraid of thunder.", "Thunder frightens the dog."),
-)
-"""Twelve sentences, each in two wordings."""
-
-COURTESIES = (
-    "Thank you so much, I really appreciate it!",
-    "Many thanks for all your help and kind words.",
-    "I'm so grateful, it means a lot to me.",
-    "Thanks again for everything, you've been wonderful.",
-    "You're very welcome! I'm always happy to help.",
-    "It was my pleasure, don't hesitate to reach out at any time.",
-    "I'm glad I could help, I'm always here for you.",
-    "No problem at all, anytime!",
-    "Goodbye! Take care and have a great day!",
-    "See you soon! Bye for now!",
-    "Farewell, my friend, until we meet again!",
-    "Wishing you all the best, take good care!",
-    "Looking forward to seeing you, have a wonderful week!",
-    "I'm so sorry, please accept my apologies.",
-    "Don't worry, there is nothing to forgive, it was my fault.",
-    "You are too kind, what a lovely thing to say.",
-    "It has been a pleasure talking with you.",
-)
-"""What is said when nothing is left to say. Loops of thanks and goodbyes find ever new words for it; what they share is
-that their turns are near to these. English, as the loops that were reported; other languages are left to `like`."""
 
 
 class Likeness(NamedTuple):
@@ -117,6 +80,7 @@ class Scale:
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
         self.courtesies: NDArray[np.float32] = embedder.encode(COURTESIES)
+        self.emptiness: NDArray[np.float32] = embedder.encode(EMPTINESS)
         self.unrelated = float((cosines.sum() - np.trace(cosines)) / (cosines.size - len(cosines)))
         self.span = same - self.unrelated
         if not self.span > 0.1:

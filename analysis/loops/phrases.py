@@ -1,0 +1,67 @@
+"""Sentences whose meaning is known, to compare turns with."""
+
+PAIRS = (
+    ("The museum opens at ten on weekdays.", "On working days you can visit the museum from ten o'clock."),
+    ("My car would not start this morning.", "I could not get my car going today."),
+    ("We should lower the price before summer.", "The price ought to come down ahead of the summer."),
+    ("She plays the violin in a small orchestra.", "She is a violinist with a little orchestra."),
+    ("The test fails because the file is missing.", "Since the file is not there, the test does not pass."),
+    ("Rain is expected along the coast tonight.", "The coast will probably get rain this night."),
+    ("He has been learning Spanish for two years.", "For two years he has studied Spanish."),
+    ("The soup needs a little more salt.", "A bit of salt is still missing in the soup."),
+    ("Our team lost the match in the last minute.", "In the final minute we were beaten in the game."),
+    ("The bridge was closed for repairs.", "They shut the bridge to repair it."),
+    ("Many voters are worried about their rents.", "What troubles a lot of voters is the cost of housing."),
+    ("The dog is afraid of thunder.", "Thunder frightens the dog."),
+)
+"""Twelve sentences, each in two wordings."""
+
+COURTESIES = (
+    "Thank you so much, I really appreciate it!",
+    "Many thanks for all your help and kind words.",
+    "I'm so grateful, it means a lot to me.",
+    "Thanks again for everything, you've been wonderful.",
+    "You're very welcome! I'm always happy to help.",
+    "It was my pleasure, don't hesitate to reach out at any time.",
+    "I'm glad I could help, I'm always here for you.",
+    "No problem at all, anytime!",
+    "Goodbye! Take care and have a great day!",
+    "See you soon! Bye for now!",
+    "Farewell, my friend, until we meet again!",
+    "Wishing you all the best, take good care!",
+    "Looking forward to seeing you, have a wonderful week!",
+    "I'm so sorry, please accept my apologies.",
+    "Don't worry, there is nothing to forgive, it was my fault.",
+    "You are too kind, what a lovely thing to say.",
+    "It has been a pleasure talking with you.",
+)
+"""What is said when nothing is left to say. Loops of thanks and goodbyes find ever new words for it; what they share is
+that their turns are near to these. English, as the loops that were reported; other languages are left to `like`."""
+
+EMPTINESS = (
+    "Exactly, I agree completely.",
+    "Yes, that's right.",
+    "Absolutely, you put it perfectly.",
+    "Well said, I couldn't agree more.",
+    "That's a great point.",
+    "I think that captures it.",
+    "Great, that sounds good to me.",
+    "Agreed, let's do it that way.",
+    "You're right, sorry about that.",
+    "Understood, I will do that now.",
+    "No, I still don't agree with you.",
+    "I'm afraid I can't accept that.",
+    "To summarise what we have said so far.",
+    "Just to confirm, this is our plan.",
+    "I have changed it, here it is again.",
+    "Could you please check that again?",
+    "Please try once more.",
+    "We still don't have an answer.",
+    "Let us go over it one more time.",
+    "Shall we continue?",
+    "Let's get started.",
+    "I'm ready when you are.",
+    "Is there anything else I can help you with?",
+    "What do you think?",
+)
+"""Sentences without a subject: agreeing, refusing, summing up, asking again, going on. English; see `COURTESIES`."""
