@@ -229,12 +229,18 @@ print(json.dumps([
 
 
 @pytest.mark.slow
-def test_what_others_use_is_told_apart_from_what_only_starts_slowly(two_nodes: str) -> None:
-    """A process that waits for its runtime environment holds its resources already: nothing is missing then."""
-    code = """
+def test_what_others_use_is_told_apart_from_what_only_starts_slowly(two_nodes: str, tmp_path: Path) -> None:
+    """A process that has its place and starts slowly holds its resources already: nothing is missing then."""
+    slow_python = tmp_path / "python"
+    slow_python.write_text(f'#!/bin/sh\nsleep 6\nexec {sys.executable} "$@"\n')
+    slow_python.chmod(0o755)
+    code = (
+        f"""
+slow = {{"py_executable": "{slow_python}"}}
+"""
+        + """
 cluster.PLACEMENT_SECONDS = 3
 connect(sys.argv[1])
-slow = {"worker_process_setup_hook": "tests.test_cluster.sleep_6_seconds"}
 out = [placing(4, {"CPU": 1}, num_cpus=1, runtime_env=slow)]
 time.sleep(1)
 other = hosts(3, num_cpus=1)
@@ -242,17 +248,12 @@ ray.get([h.ready.remote() for h in other])
 out.append(placing(2, {"CPU": 1}, num_cpus=1))
 print(json.dumps(out))
 """
+    )
     slow, used = script(code, two_nodes, **TOKEN)
     assert slow[0] == "None"
     assert slow[1] > 5, "the set-up of the processes took longer than the time in which a place must be found"
     assert "1 of its processes cannot be placed: they need 1 more CPU" in used[0]
     assert 3 < used[1] < 20
-
-
-def sleep_6_seconds() -> None:
-    import time
-
-    time.sleep(6)
 
 
 @pytest.mark.slow
