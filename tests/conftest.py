@@ -3,12 +3,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports torch: two threads on two busy cores are several times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from a2a_ray.analysis.embedding import Embedder
 
 # The same examples in every run, few of them: what a test finds can be found again, on a slow machine too.
 settings.register_profile(
@@ -34,3 +38,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def embedder() -> Embedder:
+    """The default embedder, where its weights are on this machine."""
+    from a2a_ray.analysis.embedding import load_embedder
+    from a2a_ray.core.errors import A2AError
+
+    try:
+        found = load_embedder()
+    except A2AError as error:
+        pytest.skip(str(error))
+    assert found is not None
+    return found

@@ -10,10 +10,8 @@ import pytest
 from a2a_ray.analysis.embedding import Embedder, load_embedder
 from a2a_ray.analysis.loops import LoopDetector, openings, scan, scan_many, to_embed
 from a2a_ray.analysis.loops.dryness import BEFORE, FIRST, NOT_DRY, OPENING, Dryness, opening
-from a2a_ray.analysis.loops.semantic import scale_of
-from a2a_ray.core.errors import A2AError
-from a2a_ray.core.message import Message
-from a2a_ray.core.transcript import Transcript
+from a2a_ray.analysis.loops.semantic import Scale, scale_of
+from tests.talks import transcript
 
 BEGUN = [
     "My allotment has heavy clay and floods every February. Would you dig drains, or build the beds up?",
@@ -48,24 +46,6 @@ GOING_ON = [
     "Great. Last thing: foxes dug up the onions twice, and a net only caught a hedgehog, which we had to cut free.",
     "Poor thing. Lay chicken wire flat under the mulch, foxes hate how it feels, and hedgehogs walk over it.",
 ]
-
-
-def transcript(*said: str) -> Transcript:
-    talk = Transcript("t", ("ann", "bob"))
-    for i, text in enumerate(said):
-        talk.append(Message("t", i + 1, ("ann", "bob")[i % 2], text))
-    return talk
-
-
-@pytest.fixture(scope="module")
-def embedder() -> Embedder:
-    """The default embedder, where its weights are on this machine."""
-    try:
-        found = load_embedder()
-    except A2AError as error:
-        pytest.skip(str(error))
-    assert found is not None
-    return found
 
 
 def test_a_talk_that_has_run_dry_is_a_loop(embedder: Embedder) -> None:
@@ -146,6 +126,60 @@ def test_running_text_cut_within_a_sentence_has_no_openings(embedder: Embedder) 
     begun_small = [part for part in cut[1:] if part[0].islower()]
     assert begun_small
     assert not any(part.startswith(opened) for part in begun_small for opened in asked)
+    found = scan(transcript(*BEGUN, *(text.lower() for text in DRY)), embedder)
+    assert found.alarm is not None, "who writes small letters all the time still begins sentences"
+
+
+def by_definition(vectors: np.ndarray, news: list[float], emptiness: list[float], scale: Scale) -> list[float]:
+    """The signs, each from the whole talk up to its turn. vectors: unit, shape (turns, d)."""
+    signs, shared = [], []
+    for i in range(len(vectors)):
+        if i < 4:
+            signs.append(NOT_DRY)
+            continue
+        near = [vectors[a] @ vectors[b] for a in range(i - 4, i + 1) for b in range(i - 4, a)]
+        apart = vectors - vectors[: max(3, i - 6)].mean(axis=0)
+        apart = apart / np.linalg.norm(apart, axis=1, keepdims=True)
+        shared.append(np.mean([apart[j] @ apart[i] for j in range(max(0, i - 6), i)]))
+        first = max(4, i - 4)
+        loss = (np.mean(news[4:first]) if first > 4 else 2 / 3) - np.mean(news[first : i + 1])
+        close, sharing, empty = (
+            scale(float(np.mean(near))),
+            np.mean(shared[-3:]),
+            np.mean(emptiness[max(0, i - 4) : i + 1]),
+        )
+        if close < 0.31 or sharing < 0.15 or loss < 0 or empty < 0.25:
+            signs.append(NOT_DRY)
+        else:
+            signs.append(float(np.clip(7.5 * (min(close, 0.51) + sharing + 2 * empty + loss * 2 / 3 - 1.25), -1, 1)))
+    return signs
+
+
+def test_the_sign_is_what_is_documented(embedder: Embedder) -> None:
+    scale, counted = scale_of(embedder), 0
+    openings_of = ("Tell me about the bill.", "It is late.", "We can ask my sister.", "Go and see.")
+    empty = {o: scale(float((scale.emptiness @ embedder.vector(o)).max())) for o in openings_of}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        near = (
+            rng.uniform(0.2, 1.2) * np.repeat([0.2, 1.0], [8, 16])[:, None] * rng.normal(size=8)
+            + rng.normal(size=8) * 0.4
+        )
+        vectors = near + rng.normal(size=(24, 8)) * 0.5
+        vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+        news = [float(x) for x in np.repeat([0.7, 0.4], [8, 16]) + rng.uniform(-0.2, 0.2, 24)]
+        said = [str(o) for o in rng.choice(openings_of, 24)]
+        dryness = Dryness()
+        found = [dryness.read(v, n, t, scale, embedder.vector) for v, n, t in zip(vectors, news, said, strict=True)]
+        signs = [dry.sign for dry in found]
+        # float16 vectors are not quite of length 1
+        assert signs == pytest.approx(by_definition(vectors, news, [empty[o] for o in said], scale), abs=2e-3)
+        for i in range(4, 24):
+            cosines = (vectors[max(0, i - 6) : i] @ vectors[i])[::-1]
+            assert found[i].back == 1 + cosines.argmax()
+            assert found[i].similarity == pytest.approx(scale(float(cosines.max())), abs=1e-4)
+        counted += sum(abs(s) < 1 and s != NOT_DRY for s in signs)
+    assert counted > 50, "most signs are at a bound; the test says little"
 
 
 def test_what_it_asks_for_is_known_before(embedder: Embedder) -> None:

@@ -13,10 +13,8 @@ from a2a_ray.analysis.embedding import Embedder, load_embedder
 from a2a_ray.analysis.loops import EMBEDDED, LoopDetector, scan, scan_many, to_embed
 from a2a_ray.analysis.loops.semantic import scale_of
 from a2a_ray.analysis.loops.signs import answered, of_likeness
-from a2a_ray.core.errors import A2AError
-from a2a_ray.core.message import Message
-from a2a_ray.core.transcript import Transcript
 from tests.strategies import random_talk
+from tests.talks import message, transcript
 
 AGREED = [
     "Absolutely! When team members feel heard, they are more willing to share ideas. It creates psychological safety.",
@@ -32,29 +30,6 @@ AGREED = [
     "Precisely! Listening with empathy makes everyone in the team feel valued, and so trust can grow.",
     "Indeed! Valuing each person and listening with empathy is what makes teams trust one another.",
 ]
-
-
-def message(turn: int, content: Any, sender: str = "ann", **parts: Any) -> Message:
-    return Message("t", turn, sender, content, **parts)
-
-
-def transcript(*said: str, speakers: str = "ann bob") -> Transcript:
-    names = tuple(speakers.split())
-    talk = Transcript("t", names)
-    for i, text in enumerate(said):
-        talk.append(message(i + 1, text, names[i % len(names)]))
-    return talk
-
-
-@pytest.fixture(scope="session")
-def embedder() -> Embedder:
-    """The default embedder, where its weights are on this machine."""
-    try:
-        found = load_embedder()
-    except A2AError as error:
-        pytest.skip(str(error))
-    assert found is not None
-    return found
 
 
 def test_likeness_counts_in_words_that_were_said() -> None:

@@ -528,10 +528,19 @@ def test_a_timeout_goes_to_the_kind_that_has_one() -> None:
     assert ("timeout" in bob.settings, bob.step_timeout) == (False, 5)
 
 
+class Lingering(Noting):
+    """Late turns take long until three processes have worked: so the run waits for the one that is started again."""
+
+    def step(self, message: Message) -> Message:
+        if message.turn > 12 and len({line.split()[0] for line in self.notes.read_text().splitlines()}) < 3:
+            time.sleep(0.4)
+        return super().step(message)
+
+
 @pytest.mark.chaos
 def test_a_run_with_a_replica_that_dies_is_as_the_undisturbed_one(ray_cluster: None, tmp_path: Path) -> None:
     def said(storage: str, notes: Path, sleep: float) -> dict[str, list[Any]]:
-        ann = {"name": "ann", "kind": Noting, "notes": str(notes), "sleep": sleep}
+        ann = {"name": "ann", "kind": Lingering if sleep else Noting, "notes": str(notes), "sleep": sleep}
         value = {"agents": [{**ann, "placement": "actor", "num_cpus": 0, "replicas": 2}], "turns": 25, "repeats": 6}
         run = run_many({**value, "openings": ["x"]}, storage=tmp_path / storage, progress=False)
         return {t.id: [t.status, *((m.turn, m.content) for m in t.messages)] for t in run.transcripts()}
