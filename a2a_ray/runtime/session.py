@@ -19,7 +19,7 @@ from a2a_ray.runtime import tracing
 from a2a_ray.runtime.budget import NOTHING, Spent
 from a2a_ray.runtime.calls import Calling, keep_budget
 from a2a_ray.runtime.cluster import EndedAtStart, await_placed, started_locally, storage_place
-from a2a_ray.runtime.columns import end_row, marked, to_batch
+from a2a_ray.runtime.columns import end_row, marked, opening_row, to_batch
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
 from a2a_ray.runtime.lease import Lease
 from a2a_ray.runtime.metrics import exported
@@ -329,8 +329,9 @@ class Session:
 
     def _set_aside(self, task: Any, said: Transcript | None) -> None:
         """Puts on record that a conversation kills its worker."""
-        names = tuple(spec.name for spec in self._experiment.cells[task.cell].agents)
-        transcript = said or Transcript(task.id, names, seed=task.seed)
+        cell = self._experiment.cells[task.cell]
+        names = tuple(spec.name for spec in cell.agents)
+        transcript = said or Transcript(task.id, names, cell.opening_contents[task.opening], task.seed)
         transcript.status = FAILED
         transcript.error = (
             f"its worker process died at turn {len(transcript) + 1}, {ALONE_DEATHS} times with no other conversation in"
@@ -339,8 +340,10 @@ class Session:
         )
         log.error("%s: conversation %s is set aside: %s", self._path, task.id, transcript.error)
         name = f"driver-{uuid4().hex[:12]}"
-        row = to_batch([marked(end_row(transcript, time.time()), name)])
-        self._ask_recorder(lambda: self._recorder.append.remote(name, 0, 0, row))
+        # It may have killed every worker before even its opening was on record.
+        begun = [] if said else [opening_row(transcript)]
+        rows = to_batch([*begun, marked(end_row(transcript, time.time()), name)])
+        self._ask_recorder(lambda: self._recorder.append.remote(name, 0, 0, rows))
         self.plan.count([Outcome(task, FAILED, len(transcript.messages))])
 
     def _ask_recorder(self, ask: Callable[[], Any]) -> Any:
