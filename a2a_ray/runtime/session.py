@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from a2a_ray.core.errors import A2AError, PlacementError, StorageError
+from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
 from a2a_ray.runtime import tracing
 from a2a_ray.runtime.budget import NOTHING, Spent
@@ -331,20 +332,21 @@ class Session:
         """Puts on record that a conversation kills its worker."""
         cell = self._experiment.cells[task.cell]
         names = tuple(spec.name for spec in cell.agents)
-        transcript = said or Transcript(task.id, names, cell.opening_contents[task.opening], task.seed)
-        transcript.status = FAILED
-        transcript.error = (
-            f"its worker process died at turn {len(transcript) + 1}, {ALONE_DEATHS} times with no other conversation in"
+        begun: list[Message] = []
+        if said is None:  # it killed every worker before even its opening was on record
+            said = Transcript(task.id, names, cell.opening_contents[task.opening], task.seed)
+            begun.append(opening_row(said))
+        said.status = FAILED
+        said.error = (
+            f"its worker process died at turn {len(said) + 1}, {ALONE_DEATHS} times with no other conversation in"
             " it; look for a crash or for memory that runs out in its agents (Ray's logs of the worker), then resume"
             " with retry_failed"
         )
-        log.error("%s: conversation %s is set aside: %s", self._path, task.id, transcript.error)
+        log.error("%s: conversation %s is set aside: %s", self._path, task.id, said.error)
         name = f"driver-{uuid4().hex[:12]}"
-        # It may have killed every worker before even its opening was on record.
-        begun = [] if said else [opening_row(transcript)]
-        rows = to_batch([*begun, marked(end_row(transcript, time.time()), name)])
+        rows = to_batch([*begun, marked(end_row(said, time.time()), name)])
         self._ask_recorder(lambda: self._recorder.append.remote(name, 0, 0, rows))
-        self.plan.count([Outcome(task, FAILED, len(transcript.messages))])
+        self.plan.count([Outcome(task, FAILED, len(said.messages))])
 
     def _ask_recorder(self, ask: Callable[[], Any]) -> Any:
         """The recorder's answer, also where it has just died and is started again."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from a2a_ray.analysis.embedding import Embedder
 from a2a_ray.analysis.loops.actions import ACTION, KINDS, ROUNDS, Calls, Rounds
-from a2a_ray.analysis.loops.dryness import LEVEL, UNREAD, Dry, Dryness
+from a2a_ray.analysis.loops.dryness import LEVEL, Dryness
 from a2a_ray.analysis.loops.evidence import MOST, Repeat, Run, sentence
 from a2a_ray.analysis.loops.lexical import Copied, Recall
 from a2a_ray.analysis.loops.semantic import REACH, Meaning, loaded, named, scale_of
@@ -48,12 +48,17 @@ _QUOTED = 200
 
 
 class Found(NamedTuple):
-    """How far a turn speaks for a loop (-1 to 1), by its words, meaning or courtesy; how many turns back it points."""
+    """How far a turn speaks for a loop (-1 to 1), by its words, its meaning, a courtesy or the dryness of the talk; how
+    many turns back it points."""
 
     sign: float
     by: str
     back: int
     similarity: float
+
+
+UNREAD = Found(0.0, "dryness", 1, 0.0)
+"""Where nothing was embedded: it speaks neither way."""
 
 
 class LoopDetector:
@@ -145,16 +150,10 @@ class LoopDetector:
         copied = self._recall.read(found, numbers)
         back = len(self._starts) - bisect_right(self._starts, copied.source) if copied.length else 0
         by_words = Found(of_words(copied), "words", back, 1 - copied.novelty)
-        both = (by_words, by_words)
+        signs = (by_words, by_words, UNREAD)
         if self._embedder is not None:
-            both, dry = self._compare(text, found, who, by_words)
-            weight = copied.words / (copied.words + SHORT)
-            if dry.sign > 0:
-                meant = Found(dry.sign, "dryness", dry.back, dry.similarity)
-                self._dry.add(self._repeat(message, text, copied, weight, meant), spent)
-            else:
-                self._dry.lose(-dry.sign * weight, message.turn)
-        for run, one, short in ((self._talk, both[0], SHORT), (alone, both[1], ALONE)):
+            signs = self._compare(text, found, who, by_words)
+        for run, one, short in zip((self._talk, alone, self._dry), signs, (SHORT, ALONE, SHORT), strict=True):
             weight = copied.words / (copied.words + short)
             if one.sign > 0 and shrinks(copied):
                 continue
@@ -171,14 +170,14 @@ class LoopDetector:
             gone = bisect_right(self._starts, self._recall.first)
             del self._starts[:gone], self._turns[:gone]
 
-    def _compare(self, text: str, said: list[str], who: int, by_words: Found) -> tuple[tuple[Found, Found], Dry]:
-        """The stronger sign, of the words or of the meaning: for the whole talk, and for the speaker alone. And whether
-        the talk has run dry."""
+    def _compare(self, text: str, said: list[str], who: int, by_words: Found) -> tuple[Found, Found, Found]:
+        """The stronger sign, of the words or of the meaning: for the whole talk, and for the speaker alone. Third,
+        whether the talk has run dry."""
         embedder = loaded(self._embedder)
         scale = scale_of(embedder)
         if not scale.reads(text):
             self._meaning.skip(said, who, scale.courtesies.shape[1])
-            return (by_words, by_words), UNREAD
+            return by_words, by_words, UNREAD
         vector = embedder.vector(text[:EMBEDDED])
         like = self._meaning.read(vector, said, who, scale)
         dry = self._dryness.read(vector, like.news, text, scale, embedder.vector)
@@ -198,7 +197,7 @@ class LoopDetector:
             run.hear(1 - by_words.similarity, len(said) / (len(said) + SHORT))
             sign = of_likeness(value, news, run.wording)
             both.append(max(by_words, Found(sign * trust if sign > 0 else sign, "meaning", back, value), courtesy))
-        return (both[0], both[1]), dry
+        return both[0], both[1], Found(dry.sign, "dryness", dry.back, dry.similarity)
 
     def _repeat(self, message: Message, text: str, copied: Copied, weight: float, found: Found) -> Repeat:
         """One turn that repeats, with what it repeats."""

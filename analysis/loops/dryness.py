@@ -11,13 +11,13 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from a2a_ray.analysis.loops.semantic import Scale
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from a2a_ray.analysis.loops.semantic import Scale
 
 WINDOW = 5
 """So many turns in a row are looked at together."""
@@ -69,10 +69,6 @@ class Dry(NamedTuple):
     sign: float
     back: int
     similarity: float
-
-
-UNREAD = Dry(0.0, 1, 0.0)
-"""Of a turn that the embedder cannot read: it says nothing either way."""
 
 
 class Dryness:

@@ -81,12 +81,12 @@ def openings(transcripts: Iterable[Transcript], embedder: Embedder) -> list[str]
     for transcript in transcripts:
         meaning, dryness = Meaning(), Dryness()
         for text in to_embed(transcript.turns):
+            said, _ = words(text)
             if scale.reads(text):
                 vector = embedder.vector(text)
-                news = meaning.read(vector, words(text)[0], 0, scale).news
-                dryness.read(vector, news, text, scale, note)
+                dryness.read(vector, meaning.read(vector, said, 0, scale).news, text, scale, note)
             else:
-                meaning.skip(words(text)[0], 0, len(nothing))
+                meaning.skip(said, 0, len(nothing))
     return list(wanted)
 
 
