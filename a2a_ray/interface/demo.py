@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from a2a_ray.analysis.embedding import DEFAULT_MODEL
 from a2a_ray.analysis.equilibria import asymmetric_examples
-from a2a_ray.interface.main import DEFAULT_EMBEDDER, say
+from a2a_ray.interface.main import say
 from a2a_ray.interface.plateau import Pair
 from a2a_ray.interface.report import write_report
 from a2a_ray.interface.report_data import BigNumber
@@ -28,7 +29,7 @@ def run_demo(out: Path, full: bool) -> dict[str, Any]:
     say("Pairs of LSA agents at 19 angles, and two small language models that answer each other...")
     run = run_many(demo_experiment(FULL_OPENINGS if full else OPENINGS), storage=out)
     say(f"{run.summary()['turns']:,} turns in {time.perf_counter() - started:.0f} s. Embedding and analysing them...")
-    results = analyze(run.path, run, list(run.transcripts()), DEFAULT_EMBEDDER)
+    results = analyze(run.path, run, list(run.transcripts()), DEFAULT_MODEL)
     report = out / "report.html"
     write_report(report, report_data(results, "a2a_ray demo", headline(results), _numbers(results)))
     _print(results)

@@ -11,9 +11,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from a2a_ray.analysis.calibration import Calibration, shipped
+from a2a_ray.analysis.calibration import Calibration
 from a2a_ray.analysis.embedding import BATCH, Embedder, load_embedder
-from a2a_ray.analysis.loops import MOST, SCORE, LoopDetector, openings, scan, to_embed
+from a2a_ray.analysis.loops import MOST, SCORE, LoopDetector, scan, to_embed
 from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.errors import A2AError, BadInput, StorageError
 from a2a_ray.core.transcript import Transcript
@@ -86,15 +86,12 @@ class FoundTalk:
 class Detection:
     """The outcome for all conversations of `source`, in its order.
 
-    threshold: the alarm came above it. fitted: the calibration that speaks for it, None where there is none: for a
-        number of the user's own, and for the shipped threshold with another embedder than it was fitted with.
-    embedder: None for the lexical grade.
+    threshold: the alarm came above it. embedder: None for the lexical grade.
     """
 
     source: str
     talks: list[FoundTalk]
     threshold: float
-    fitted: Calibration | None
     embedder: str | None
     problems: list[str] = field(default_factory=list)
 
@@ -113,8 +110,6 @@ class Detection:
             "tokens_since_onset": sum(map(_tokens, self.talks)),
             "embedder": self.embedder,
             "threshold": self.threshold,
-            "false_alarm_rate": self.fitted.rate if self.fitted else None,
-            "horizon": self.fitted.horizon if self.fitted else None,
             "problems": self.problems,
             "talks": [talk.to_dict() for talk in self.talks],
         }
@@ -139,14 +134,12 @@ def detect_source(source: str, embedder_name: str, threshold: str | None = None)
     given = _given(threshold)
     run, transcripts, problems = load_source(source)
     embedder = load_embedder(embedder_name, _cache_file(source, run, embedder_name), dtype="auto")
-    limit, fitted = _suited(given, embedder)
+    limit = _suited(given, embedder)
     with _kept(embedder):
         if embedder is not None:
             _embed(transcripts, embedder)
-            with half_the_cores():
-                embedder.encode(openings(transcripts, embedder))
         talks = _scan(transcripts, embedder, limit, run is None)
-    return Detection(source, talks, limit, fitted, embedder.name if embedder else None, problems)
+    return Detection(source, talks, limit, embedder.name if embedder else None, problems)
 
 
 def show_detection(found: Detection, as_json: bool) -> None:
@@ -176,17 +169,13 @@ def show_detection(found: Detection, as_json: bool) -> None:
 
 def _in_words(found: Detection) -> Iterator[str]:
     """The outcome in sentences."""
-    count, looped, fitted = len(found.talks), found.looped, found.fitted
+    count, looped = len(found.talks), found.looped
     said = f"{len(looped):,} of {count:,} conversation{'s' * (count != 1)} loop{'s' * (count == 1)}"
     if recovered := sum(talk.loops[-1].recovers_at is not None for talk in looped):
         said += f" ({recovered:,} went on to something new)"
     yield f"{said}; about {sum(map(_tokens, looped)):,} tokens were spent from the onsets on." if looped else f"{said}."
     if waiting := sum(talk.waiting and not talk.loops for talk in found.talks):
         yield f"Waiting for a result that does not change, which is no loop: {waiting:,}."
-    if fitted is not None:
-        said = f"At this threshold at most {100 * fitted.rate:g} % of normal talks of {fitted.horizon} turns alarm"
-        longer = sum(talk.turns > fitted.horizon for talk in found.talks)
-        yield f"{said}; {longer:,} here are longer." if longer else f"{said}."
 
 
 def _tokens(talk: FoundTalk) -> int:
@@ -209,20 +198,19 @@ def _given(threshold: str | None) -> float | Calibration | None:
     return number
 
 
-def _suited(given: float | Calibration | None, embedder: Embedder | None) -> tuple[float, Calibration | None]:
-    """The threshold to use, and the calibration that speaks for it: of the same score, with the same embedder."""
+def _suited(given: float | Calibration | None, embedder: Embedder | None) -> float:
+    """The threshold to use; a calibration must be of the same score, with the same embedder."""
     if isinstance(given, float):
-        return given, None
-    score = f"{SCORE}, {'lexical' if embedder is None else embedder.name}"
+        return given
     if given is None:
-        fitted = shipped("lexical" if embedder is None else "semantic")
-        return LoopDetector(embedder).loop, fitted if fitted.score == score else None
+        return LoopDetector(embedder).loop
+    score = f"{SCORE}, {'lexical' if embedder is None else embedder.name}"
     if given.score and given.score != score:
         raise BadInput(
             f"--threshold: a calibration of the score {given.score!r}; expected {score!r}: pass the --embedder that it"
             " was fitted with, or fit it anew (docs/calibration.md)"
         )
-    return LoopDetector(loop=given.threshold).loop, given
+    return LoopDetector(loop=given.threshold).loop
 
 
 def _cache_file(source: str, run: Run | None, embedder_name: str) -> Path | None:

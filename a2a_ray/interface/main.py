@@ -58,11 +58,17 @@ Budget = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
 EmbedderName = Annotated[
-    str, typer.Option("--embedder", metavar="NAME|none", help="Sentence-embedding model, or none (word measures only).")
+    str,
+    typer.Option(
+        "--embedder",
+        metavar="NAME|none",
+        help="Sentence-embedding model, e.g. all-MiniLM-L6-v2; words alone by default.",
+    ),
 ]
 INTERRUPTED = 130
 """Exit status after Ctrl-C; typer gives the same."""
-DEFAULT_EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+WORDS_ALONE = "none"
+"""The default of --embedder: no model is loaded."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -226,7 +232,7 @@ def show(
 
 
 @app.command()
-def analyze(source: Source, embedder: EmbedderName = DEFAULT_EMBEDDER, as_json: Json = False) -> None:
+def analyze(source: Source, embedder: EmbedderName = WORDS_ALONE, as_json: Json = False) -> None:
     """Find loops (and, for LSA agents, equilibria) in a run or in anybody's transcripts."""
     from a2a_ray.interface.results import analyze_source
     from a2a_ray.interface.tables import show_results
@@ -240,7 +246,7 @@ def detect(
     alarms: Annotated[
         Path | None, typer.Option(metavar="OUT.jsonl", help="Write id and alarm of each conversation, a line each.")
     ] = None,
-    embedder: EmbedderName = DEFAULT_EMBEDDER,
+    embedder: EmbedderName = WORDS_ALONE,
     threshold: Annotated[
         str | None,
         typer.Option(metavar="X|FILE.json", help="Alarm above this score; or a calibration on talks of your own."),
@@ -271,7 +277,7 @@ def detect(
 def report(
     source: Source,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="HTML file to write.")] = Path("report.html"),
-    embedder: EmbedderName = DEFAULT_EMBEDDER,
+    embedder: EmbedderName = WORDS_ALONE,
 ) -> None:
     """Write one self-contained HTML file: figures, distances, trajectories, and every conversation as a chat."""
     from a2a_ray.interface.report import write_report

@@ -2,6 +2,6 @@
 
 from a2a_ray.analysis.loops.detector import EMBEDDED, SCORE, LoopDetector
 from a2a_ray.analysis.loops.evidence import MOST
-from a2a_ray.analysis.loops.scan import Scan, openings, scan, scan_many, to_embed
+from a2a_ray.analysis.loops.scan import Scan, scan, scan_many, to_embed
 
-__all__ = ["EMBEDDED", "MOST", "SCORE", "LoopDetector", "Scan", "openings", "scan", "scan_many", "to_embed"]
+__all__ = ["EMBEDDED", "MOST", "SCORE", "LoopDetector", "Scan", "scan", "scan_many", "to_embed"]

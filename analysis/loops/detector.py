@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 from a2a_ray.analysis.embedding import Embedder
 from a2a_ray.analysis.loops.actions import ACTION, KINDS, ROUNDS, Calls, Rounds
-from a2a_ray.analysis.loops.dryness import LEVEL, Dryness
 from a2a_ray.analysis.loops.evidence import MOST, Repeat, Run, sentence
 from a2a_ray.analysis.loops.lexical import Copied, Recall
 from a2a_ray.analysis.loops.semantic import REACH, Meaning, loaded, named, scale_of
@@ -18,7 +17,7 @@ from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import ASIDE, NUDGE, Message
 
-SCORE = "loops 3"
+SCORE = "loops 4"
 """Version of the score: raised with every change of what it is made of."""
 
 SHORT, ALONE = 2, 12
@@ -48,17 +47,13 @@ _QUOTED = 200
 
 
 class Found(NamedTuple):
-    """How far a turn speaks for a loop (-1 to 1), by its words, its meaning, a courtesy or the dryness of the talk; how
-    many turns back it points."""
+    """How far a turn speaks for a loop (-1 to 1), by its words, its meaning or a courtesy; how many turns back it
+    points."""
 
     sign: float
     by: str
     back: int
     similarity: float
-
-
-UNREAD = Found(0.0, "dryness", 1, 0.0)
-"""Where nothing was embedded: it speaks neither way."""
 
 
 class LoopDetector:
@@ -107,7 +102,6 @@ class LoopDetector:
         self._meaning = Meaning()
         self._speakers: dict[str, int] = {}
         self._talk, self._alone = Run(), dict[int, Run]()  # of the whole talk, and of each speaker alone
-        self._dryness, self._dry = Dryness(), Run(needs=LEVEL)  # of the whole talk, where nothing is copied
         self._starts: list[int] = []  # where turns begin, in words of the talk, as far back as `_recall` reaches
         self._turns: list[int] = []  # and their numbers
         self._quotes: deque[str] = deque(maxlen=REACH + 1)
@@ -150,10 +144,10 @@ class LoopDetector:
         copied = self._recall.read(found, numbers)
         back = len(self._starts) - bisect_right(self._starts, copied.source) if copied.length else 0
         by_words = Found(of_words(copied), "words", back, 1 - copied.novelty)
-        signs = (by_words, by_words, UNREAD)
+        signs = (by_words, by_words)
         if self._embedder is not None:
             signs = self._compare(text, found, who, by_words)
-        for run, one, short in zip((self._talk, alone, self._dry), signs, (SHORT, ALONE, SHORT), strict=True):
+        for run, one, short in zip((self._talk, alone), signs, (SHORT, ALONE), strict=True):
             weight = copied.words / (copied.words + short)
             if one.sign > 0 and shrinks(copied):
                 continue
@@ -170,17 +164,15 @@ class LoopDetector:
             gone = bisect_right(self._starts, self._recall.first)
             del self._starts[:gone], self._turns[:gone]
 
-    def _compare(self, text: str, said: list[str], who: int, by_words: Found) -> tuple[Found, Found, Found]:
-        """The stronger sign, of the words or of the meaning: for the whole talk, and for the speaker alone. Third,
-        whether the talk has run dry."""
+    def _compare(self, text: str, said: list[str], who: int, by_words: Found) -> tuple[Found, Found]:
+        """The stronger sign, of the words or of the meaning: for the whole talk, and for the speaker alone."""
         embedder = loaded(self._embedder)
         scale = scale_of(embedder)
         if not scale.reads(text):
             self._meaning.skip(said, who, scale.courtesies.shape[1])
-            return by_words, by_words, UNREAD
+            return by_words, by_words
         vector = embedder.vector(text[:EMBEDDED])
         like = self._meaning.read(vector, said, who, scale)
-        dry = self._dryness.read(vector, like.news, text, scale, embedder.vector)
         alone = self._alone[who]
         # Who asks again after an answer that brought something asks a new question. What is not read is not known.
         trust = (1 - alone.answered) * min(1.0, READ / len(text))
@@ -197,7 +189,7 @@ class LoopDetector:
             run.hear(1 - by_words.similarity, len(said) / (len(said) + SHORT))
             sign = of_likeness(value, news, run.wording)
             both.append(max(by_words, Found(sign * trust if sign > 0 else sign, "meaning", back, value), courtesy))
-        return both[0], both[1], Found(dry.sign, "dryness", dry.back, dry.similarity)
+        return both[0], both[1]
 
     def _repeat(self, message: Message, text: str, copied: Copied, weight: float, found: Found) -> Repeat:
         """One turn that repeats, with what it repeats."""
@@ -226,7 +218,7 @@ class LoopDetector:
             self._before_round = spent
         self._round = found if found.times >= ROUNDS else None
         if found.new:  # progress, whatever is said beside it
-            for run in (self._talk, *self._alone.values(), self._dry):
+            for run in (self._talk, *self._alone.values()):
                 run.lose(1.0, message.turn)
         if not found.waiting:
             return None
@@ -236,7 +228,7 @@ class LoopDetector:
 
     def _verdict(self, turn: int, waiting: Verdict | None) -> Verdict:
         """The status now, with hysteresis."""
-        run = max((self._talk, *self._alone.values(), self._dry), key=lambda each: each.score)
+        run = max((self._talk, *self._alone.values()), key=lambda each: each.score)
         self.score = run.score
         counted = self._counted()
         if counted is not None:
@@ -261,7 +253,7 @@ class LoopDetector:
     def _recovered(self, turn: int, run: Run) -> Verdict:
         evidence = {**(self._alarm or {}), "score": round(self.score, 3), "recovers_at": run.left or turn}
         self._alarm = None
-        for each in (self._talk, *self._alone.values(), self._dry):
+        for each in (self._talk, *self._alone.values()):
             each.forget()
         reason = f"recovered: nothing repeats what was said before from turn {evidence['recovers_at']} on"
         return Verdict("recovered", "record", reason, evidence=evidence)

@@ -52,7 +52,6 @@ class Run:
     change was.
     """
 
-    needs: float = SHORTEST  # level of the shortest loop
     level: float = 0.0
     onset: Repeat | None = None
     spent: int = 0  # tokens of the talk before the onset
@@ -67,7 +66,7 @@ class Run:
     @property
     def score(self) -> float:
         """The level, where it is that of a loop."""
-        return self.level if self.level >= self.needs else min(self.level, 1.0)
+        return self.level if self.level >= SHORTEST else min(self.level, 1.0)
 
     def hear(self, novelty: float, weight: float) -> None:
         """Takes in how new the wording of a turn is. weight: of the turn, 0 to 1."""

@@ -37,31 +37,3 @@ COURTESIES = (
 )
 """What is said when nothing is left to say. Loops of thanks and goodbyes find ever new words for it; what they share is
 that their turns are near to these. English, as the loops that were reported; other languages are left to `like`."""
-
-EMPTINESS = (
-    "Exactly, I agree completely.",
-    "Yes, that's right.",
-    "Absolutely, you put it perfectly.",
-    "Well said, I couldn't agree more.",
-    "That's a great point.",
-    "I think that captures it.",
-    "Great, that sounds good to me.",
-    "Agreed, let's do it that way.",
-    "You're right, sorry about that.",
-    "Understood, I will do that now.",
-    "No, I still don't agree with you.",
-    "I'm afraid I can't accept that.",
-    "To summarise what we have said so far.",
-    "Just to confirm, this is our plan.",
-    "I have changed it, here it is again.",
-    "Could you please check that again?",
-    "Please try once more.",
-    "We still don't have an answer.",
-    "Let us go over it one more time.",
-    "Shall we continue?",
-    "Let's get started.",
-    "I'm ready when you are.",
-    "Is there anything else I can help you with?",
-    "What do you think?",
-)
-"""Sentences without a subject: agreeing, refusing, summing up, asking again, going on. English; see `COURTESIES`."""

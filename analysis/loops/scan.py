@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from a2a_ray.analysis.embedding import Embedder
 from a2a_ray.analysis.loops.detector import LoopDetector, embedded_text
-from a2a_ray.analysis.loops.dryness import Dryness
-from a2a_ray.analysis.loops.semantic import Meaning, loaded, named, scale_of
-from a2a_ray.analysis.loops.words import words
+from a2a_ray.analysis.loops.semantic import loaded, named
 from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.message import ASIDE, Message
 from a2a_ray.core.transcript import Transcript
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +60,6 @@ def to_embed(messages: Iterable[Message]) -> list[str]:
     return [text for m in messages if (text := embedded_text(m))]
 
 
-def openings(transcripts: Iterable[Transcript], embedder: Embedder) -> list[str]:
-    """What the detector will ask its embedder for besides: openings of turns, in talks that seem to run dry.
-
-    Which these are follows from the texts' vectors, which should be in the cache; see `Dryness`.
-    """
-    scale, wanted = scale_of(embedder), dict[str, None]()
-    nothing: NDArray[np.float32] = scale.emptiness[0]
-
-    def note(text: str) -> NDArray[np.float32]:
-        wanted[text] = None
-        return nothing
-
-    for transcript in transcripts:
-        meaning, dryness = Meaning(), Dryness()
-        for text in to_embed(transcript.turns):
-            said, _ = words(text)
-            if scale.reads(text):
-                vector = embedder.vector(text)
-                dryness.read(vector, meaning.read(vector, said, 0, scale).news, text, scale, note)
-            else:
-                meaning.skip(said, 0, len(nothing))
-    return list(wanted)
-
-
 def scan_many(
     transcripts: Sequence[Transcript],
     embedder: str | Embedder | None = None,
@@ -103,7 +73,6 @@ def scan_many(
     chosen = named(embedder)
     if chosen is not None:
         loaded(chosen).encode(to_embed(m for t in transcripts for m in t.messages), progress)
-        loaded(chosen).encode(openings(transcripts, loaded(chosen)))
         return [scan(t, chosen, **settings) for t in transcripts]
     scans = []
     for done, transcript in enumerate(transcripts, 1):

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from a2a_ray.analysis.embedding import DEFAULT_MODEL, Embedder, load_embedder
-from a2a_ray.analysis.loops.phrases import COURTESIES, EMPTINESS, PAIRS
+from a2a_ray.analysis.loops.phrases import COURTESIES, PAIRS
 from a2a_ray.analysis.loops.words import words
 from a2a_ray.core.errors import BadInput
 
@@ -80,7 +80,6 @@ class Scale:
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
         self.courtesies: NDArray[np.float32] = embedder.encode(COURTESIES)
-        self.emptiness: NDArray[np.float32] = embedder.encode(EMPTINESS)
         self.unrelated = float((cosines.sum() - np.trace(cosines)) / (cosines.size - len(cosines)))
         self.span = same - self.unrelated
         if not self.span > 0.1:
