@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from a2a_ray.analysis.affine import LinearAgents, linear_agents
+from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import BID, COMBINE, MESSAGE, Content, Message
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
 
@@ -286,3 +287,33 @@ def planned_calls(draw: st.DrawFn) -> list[list[PlannedCall]]:
         )
 
     return [sorted(plan() for _ in range(calls)) for _ in range(workers)]
+
+
+@st.composite
+def findings(draw: st.DrawFn) -> Finding:
+    """Findings of any analyzer, with every part that they can have."""
+    turn = st.none() | st.integers(0, 10**6)
+    return Finding(
+        conversation_id=draw(texts),
+        analyzer=draw(names),
+        analyzer_version=draw(texts),
+        settings=draw(json_objects),
+        number=draw(st.integers(1, 9)),
+        through_seq=draw(st.integers(0, 10**6)),
+        kind=draw(texts),
+        status=draw(texts),
+        reason=draw(texts),
+        onset_turn=draw(turn),
+        alarm_turn=draw(turn),
+        recovered_turn=draw(turn),
+        period=draw(turn),
+        score=draw(st.none() | st.floats()),
+        threshold=draw(st.none() | st.floats()),
+        p_value=draw(st.none() | st.floats(0, 1)),
+        interval=draw(st.none() | st.tuples(st.floats(), st.floats())),
+        span=draw(texts),
+        earlier_span=draw(texts),
+        speakers=tuple(draw(st.lists(names, max_size=3))),
+        tokens_since_onset=draw(turn),
+        evidence=draw(json_objects),
+    )

@@ -130,7 +130,11 @@ NOTHING = Verdict()
 
 @runtime_checkable
 class Observer(Protocol):
-    """Sees every message of ONE conversation in order; its state follows from them alone."""
+    """Sees every message of ONE conversation in order; its state follows from them alone.
+
+    Optional: `findings(conversation_id) -> list[Finding]`: what it has found in all that it saw, at least one finding
+    (status "none" for nothing). They are stored with the run, beside those of `a2a-ray analyze`.
+    """
 
     def update(self, message: Message) -> Verdict:
         """The verdict after this message."""

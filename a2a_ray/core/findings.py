@@ -1,0 +1,175 @@
+"""What an analysis found in a conversation: the one description of a loop or an equilibrium."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.message import EMPTY
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NONE, WARNING, LOOP, RECOVERED, WAITING = "none", "warning", "loop", "recovered", "waiting"
+"""`status` of a finding about loops. A loop that was left again is "recovered"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that one analyzer found in one conversation, or that it found nothing.
+
+    An analyzer gives at least one finding for each conversation it has read: `status` is "none" if there is nothing to
+    report, and `reason` says why it cannot say anything if it cannot.
+
+    Turns are numbered from 1, the first message.
+
+    conversation_id: of the conversation.
+    analyzer, analyzer_version, settings: who found it, so that it can be found again. `settings` is JSON.
+    number: 1 for the analyzer's first finding in this conversation, 2 for the next, ...
+    through_seq: the last record of the log that the analyzer has read.
+    kind: verbatim, template, semantic, courtesy, action or silent for a loop; empty for none.
+    status: "none", "warning", "loop", "recovered" or "waiting"; for an equilibrium the verdict (reached, biased, ...).
+    reason: one sentence for people.
+    onset_turn: the first turn that repeats earlier content. alarm_turn: the turn after which the analyzer first said
+        "loop". recovered_turn: the first turn of new content after a loop. period: in turns.
+    score, threshold: the largest score, and what it had to exceed.
+    p_value, interval: of an estimate; the interval as (low, high). What is not finite becomes None.
+    span, earlier_span: what is repeated, and what it repeats.
+    speakers: who repeats; for an equilibrium who reached its objective while others did not.
+    tokens_since_onset: spent from the onset to the end of the loop, or of the conversation.
+    evidence: the analyzer's own; JSON.
+
+    Raises BadInput for settings or evidence that are no JSON.
+    """
+
+    conversation_id: str
+    analyzer: str
+    analyzer_version: str = "1"
+    settings: Mapping[str, Any] = EMPTY
+    number: int = 1
+    through_seq: int = 0
+    kind: str = ""
+    status: str = NONE
+    reason: str = ""
+    onset_turn: int | None = None
+    alarm_turn: int | None = None
+    recovered_turn: int | None = None
+    period: int | None = None
+    score: float | None = None
+    threshold: float | None = None
+    p_value: float | None = None
+    interval: tuple[float, float] | None = None
+    span: str = ""
+    earlier_span: str = ""
+    speakers: tuple[str, ...] = ()
+    tokens_since_onset: int | None = None
+    evidence: Mapping[str, Any] = EMPTY
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", _json_object(self.settings, "settings"))
+        object.__setattr__(self, "evidence", _json_object(self.evidence, "evidence"))
+        object.__setattr__(self, "speakers", tuple(self.speakers))
+        for name in ("score", "threshold", "p_value"):
+            object.__setattr__(self, name, _finite(getattr(self, name)))
+        if self.interval is not None:
+            low, high = map(_finite, self.interval)
+            object.__setattr__(self, "interval", None if low is None or high is None else (low, high))
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What is analyzed once: conversation, analyzer, version and settings (as canonical JSON)."""
+        return self.conversation_id, self.analyzer, self.analyzer_version, canonical(self.settings)
+
+    @property
+    def looped(self) -> bool:
+        """Whether it reports a loop, left again or not."""
+        return self.status in (LOOP, RECOVERED)
+
+    def __hash__(self) -> int:
+        return hash((*self.key, self.number))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON value of the finding; `from_dict` gives the equal finding back."""
+        out = {field.name: getattr(self, field.name) for field in fields(self)}
+        out["settings"], out["evidence"] = dict(self.settings), dict(self.evidence)
+        out["speakers"] = list(self.speakers)
+        out["interval"] = None if self.interval is None else list(self.interval)
+        return out
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Finding:
+        """The finding of a JSON value. Raises BadInput for unknown or missing keys."""
+        known = {field.name for field in fields(cls)}
+        if extra := value.keys() - known:
+            raise BadInput("finding: " + unknown("key", min(extra), known))
+        parts = dict(value)
+        if parts.get("interval") is not None:
+            parts["interval"] = tuple(parts["interval"])
+        try:
+            return cls(**parts)
+        except TypeError as error:
+            raise BadInput(f"finding: {error}") from None
+
+
+def canonical(settings: Mapping[str, Any]) -> str:
+    """Settings as JSON text, equal for equal settings."""
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def schema() -> pa.Schema:
+    """Arrow schema of findings: the fields in order; `settings` and `evidence` are JSON text."""
+    import pyarrow as pa
+
+    text, whole, real = pa.string(), pa.int32(), pa.float64()
+    types = {
+        **dict.fromkeys(("number", "through_seq", "onset_turn", "alarm_turn", "recovered_turn", "period"), whole),
+        **dict.fromkeys(("score", "threshold", "p_value"), real),
+        "interval": pa.list_(real),
+        "speakers": pa.list_(text),
+        "tokens_since_onset": pa.int64(),
+    }
+    return pa.schema([(field.name, types.get(field.name, text)) for field in fields(Finding)])
+
+
+def to_arrow(findings: Iterable[Finding]) -> pa.RecordBatch:
+    """Findings as rows of `schema()`; `from_arrow` gives the equal findings back."""
+    import pyarrow as pa
+
+    rows = [finding.to_dict() for finding in findings]
+    for row in rows:
+        row["settings"] = canonical(row["settings"])
+        row["evidence"] = json.dumps(row["evidence"], ensure_ascii=False) if row["evidence"] else None
+    return pa.RecordBatch.from_pylist(rows, schema=schema())
+
+
+def from_arrow(table: pa.Table | pa.RecordBatch) -> Iterator[Finding]:
+    """The findings of rows of `schema()`, in the order of the rows."""
+    for row in table.to_pylist():
+        row["settings"] = json.loads(row["settings"] or "{}")
+        row["evidence"] = json.loads(row["evidence"] or "{}")
+        yield Finding.from_dict(row)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _json_object(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The same mapping with plain JSON values; numbers that JSON has no word for become None."""
+    if not value:
+        return EMPTY
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(value, default=_from_numpy), parse_constant=lambda _: None)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadInput(f"finding: {name}: {str(value)[:60]}; expected a JSON object: {error}") from None
+    return plain
+
+
+def _from_numpy(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {str(value)[:40]!r}")
