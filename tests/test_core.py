@@ -59,13 +59,14 @@ def test_the_shared_empty_mapping_cannot_be_written() -> None:
 @given(messages(), texts)
 def test_a_reply_keeps_its_place(message: Message, content: str) -> None:
     reply = message.reply(content, "bob")
-    assert (reply.conversation, reply.turn, reply.seed) == (message.conversation, message.turn, message.seed)
+    assert (reply.conversation, reply.seq, reply.seed) == (message.conversation, message.seq, message.seed)
+    assert reply.turn == message.seq - message.asides
     assert (reply.sender, reply.content, reply.history) == ("bob", content, ())
 
 
 def test_unknown_keys_of_a_message_are_refused() -> None:
     with pytest.raises(TypeError, match="text"):
-        Message.from_dict({"conversation": "c", "turn": 1, "sender": "a", "content": "x", "text": "y"})
+        Message.from_dict({"conversation": "c", "seq": 1, "sender": "a", "content": "x", "text": "y"})
 
 
 # --- seeds

@@ -42,9 +42,9 @@ class Odd:
         if text == "tuple":
             return message.reply("ok", self.name, metadata={(1, 2): 3})  # type: ignore[dict-item]
         if text == "end":
-            return message.reply("ok", self.name, kind="end")
+            return message.reply("ok", self.name, kind="done")
         if text == "seed":
-            return Message(message.conversation, message.turn, self.name, "ok", seed=2**64)
+            return Message(message.conversation, message.seq, self.name, "ok", seed=2**64)
         return message.reply(str(self.ready), self.name)
 
 

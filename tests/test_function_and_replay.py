@@ -159,7 +159,7 @@ def test_asynchronous_functions_run_together() -> None:
 
 
 def said(transcript: Transcript) -> list[tuple[Any, ...]]:
-    return [(m.turn, m.sender, m.kind, str(m.content)) for m in transcript]
+    return [(m.seq, m.sender, m.kind, str(m.content)) for m in transcript]
 
 
 class Auction(TurnProtocol):
