@@ -76,7 +76,7 @@ def test_an_odd_answer_fails_its_own_talk_only(ray_cluster: None, tmp_path: Path
     assert seed.messages[0].created_at > 0
     assert left.error == "agent 'odd' failed at turn 1: SystemExit: enough"
     assert "metadata is no JSON" in tuple_.error
-    assert "kind 'end', which is reserved" in end.error
+    assert "kind 'done', which is reserved" in end.error
 
 
 @pytest.mark.chaos

@@ -92,10 +92,14 @@ class Conversation:
                 answers = () if self._nudging is None else self._nudge(self._nudging)
                 for answer in answers or await self._next():
                     transcript.append(answer)
-                    if self.observers:
-                        self._observe(answer)
-                    # After every record, also within simultaneous turns: a talk that is cut there ends the same way.
-                    over = self._over()
+                    try:
+                        if self.observers:
+                            self._observe(answer)
+                        # After every record, also within simultaneous turns: what is cut there ends the same way.
+                        over = self._over()
+                    except Exception:  # an observer's or a condition's: the record stands, and the caller stores it
+                        yield answer
+                        raise
                     yield answer
                     if over:
                         return
@@ -114,9 +118,12 @@ class Conversation:
 
     def run(self) -> Transcript:
         """`run_async` for code without an event loop; works in a notebook too (there in a thread of its own)."""
+        running = True
         try:
             asyncio.get_running_loop()
         except RuntimeError:
+            running = False
+        if not running:  # not within `except`: that error would be the context of every other
             return asyncio.run(self.run_async())
         from concurrent.futures import ThreadPoolExecutor
 
