@@ -133,7 +133,7 @@ def test_a_failure_that_is_retried_gets_the_next_attempt_whatever_the_clock_says
     from a2a_ray.runtime.store import _ended, _sorted
 
     assert _ended(turns_of(str(tmp_path))).to_pylist() == [{"conversation_id": "c", "kind": "failed"}]
-    assert _sorted(table).column("text").to_pylist() == ["", "first", "second"]
+    assert _sorted(table).column("text").to_pylist() == ["c 0", "first", "second"]
 
 
 def test_calls_of_two_workers_for_one_turn_are_two_calls() -> None:
@@ -485,7 +485,7 @@ def test_a_compaction_does_not_rewrite_the_whole_table(tmp_path: Path, monkeypat
     writer = Writer(uri(tmp_path))
     for turn in range(60):
         files = set(DeltaTable(uri(tmp_path)).file_uris()) if turn else set()
-        texts = ("".join(chance.choices("abcdefgh", k=75)) for _ in range(300))
+        texts = ("".join(chance.choices("abcdefgh", k=70)) for _ in range(300))
         rows = [
             Message(f"c{i}", turn, "", text, kind=OPENING if turn == 0 else "message") for i, text in enumerate(texts)
         ]
