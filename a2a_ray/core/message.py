@@ -145,8 +145,8 @@ def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
         )
     if answer.seq != asked.seq or answer.sender != speaker or answer.conversation != asked.conversation:
         raise BadAnswer(
-            f"agent {speaker!r} answered record {asked.seq} of {asked.conversation!r} with a message signed"
-            f" {answer.sender!r}, record {answer.seq} of {answer.conversation!r};"
+            f"agent {speaker!r} answered turn {asked.turn} of {asked.conversation!r} with a message signed"
+            f" {answer.sender!r}, turn {answer.seq - asked.asides} of {answer.conversation!r};"
             " use message.reply(content, sender=self.name)"
         )
     changes: dict[str, Any] = {}
