@@ -108,7 +108,7 @@ async def _check_memory(agent: Any, another: Any, questions: list[Message]) -> N
     """What a stateful agent remembers of a conversation is its state, all of it, and of that conversation alone."""
     for method in ("get_state", "set_state"):
         _hold(hasattr(agent, method), f"stateful is True, but there is no {method}")
-    talk = [replace(m, conversation="talk", turn=i + 1) for i, m in enumerate(questions)]
+    talk = [replace(m, conversation="talk", seq=i + 1) for i, m in enumerate(questions)]
     agent.set_state("talk", None)
     answers, states = [], []
     for message in talk:
@@ -229,11 +229,12 @@ def _talk(protocol: TurnProtocol, transcript: Transcript, turns: int) -> Transcr
     """The transcript, led to its end by the protocol; its agents are pure functions of what they are shown."""
     voices = [_Voice(name) for name in transcript.agents]
     conversation = Conversation(voices, protocol, turns=turns, transcript=transcript)
+    transcript = conversation.transcript
     most = (turns + 1) * (2 + len(voices))
 
     async def hold() -> None:
         async for record in conversation:
-            _hold(record.turn <= most, f"{record.turn} records, but only {len(transcript.messages)} messages: no end")
+            _hold(record.seq <= most, f"{record.seq} records, but only {len(transcript.messages)} messages: no end")
 
     try:
         _finish(hold())

@@ -189,7 +189,7 @@ class _Turn:
                 f" Answer again, with the JSON array of {len(self.agent.objective)} numbers only."
             )
             seed = turn_seed(seed, len(self.raw))
-        return Message(self.message.conversation, self.message.turn, "", text, seed=seed)
+        return Message(self.message.conversation, self.message.seq, "", text, seed=seed, asides=self.message.asides)
 
     def take(self, question: Message, answer: Message | Exception) -> None:
         """What the model agent gave for a question."""

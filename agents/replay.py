@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from a2a_ray.core.errors import AgentError, BadInput
 from a2a_ray.core.exchange import read_jsonl
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from a2a_ray.core.transcript import Transcript
 
 log = logging.getLogger(__name__)
+
+_Records: TypeAlias = "dict[tuple[bool, int], Message]"
 
 
 class ReplayAgent:
@@ -44,12 +46,12 @@ class ReplayAgent:
             raise BadInput("turns, file: expected exactly one of them")
         self.name = name
         self.file = file
-        self._everywhere: dict[int, Message] = {}
-        self._by_conversation: dict[str, dict[int, Message]] | None = None
+        self._everywhere: _Records = {}
+        self._by_conversation: dict[str, _Records] | None = None
         if turns is not None:
             numbered = turns.items() if isinstance(turns, dict) else enumerate(turns, 1)
             said = [Message("", turn, name, _content(c, turn)) for turn, c in numbered if c is not None]
-            self._everywhere = {m.turn: m for m in said}
+            self._everywhere = _records(said, name)
 
     @classmethod
     def from_transcript(cls, transcript: Transcript) -> list[ReplayAgent]:
@@ -60,7 +62,7 @@ class ReplayAgent:
         """
         agents = [cls(name, turns={}) for name in transcript.agents]
         for agent in agents:
-            agent._everywhere = {m.turn: m for m in transcript.turns if m.sender == agent.name}
+            agent._everywhere = _records(transcript.turns, agent.name)
         return agents
 
     def check(self) -> None:
@@ -84,25 +86,31 @@ class ReplayAgent:
             raise AgentError(
                 f"{where}: says nothing in that conversation in {self.file}; there is: {_few(conversations)}"
             )
-        record = records.get(message.turn)
-        if record is None or (record.kind == BID) != (what == BID):
-            turns = [turn for turn, m in records.items() if (m.kind == BID) == (what == BID)]
+        record = records.get((what == BID, message.seq if what == BID else message.turn))
+        if record is None:
+            turns = [m.seq - m.asides for (bids, _), m in records.items() if bids == (what == BID)]
             raise AgentError(f"{where}: no {what} is recorded; there is one at turns: {_few(turns)}")
         return record
 
-    def _recorded(self) -> dict[str, dict[int, Message]] | None:
-        """Conversation -> turn -> record of the file, read once; None without a file."""
+    def _recorded(self) -> dict[str, _Records] | None:
+        """Conversation -> records of the file, read once; None without a file."""
         if self.file is None or self._by_conversation is not None:
             return self._by_conversation
         transcripts, problems = read_jsonl(self.file)
         for problem in problems:
             log.warning("%s", problem)
-        found = {t.id: {m.turn: m for m in t.turns if m.sender == self.name} for t in transcripts}
+        found = {t.id: _records(t.turns, self.name) for t in transcripts}
         if not any(found.values()):
             speakers = dict.fromkeys(name for t in transcripts for name in t.agents)
             raise BadInput(f"file: {self.file}; {self.name!r} says nothing in it; speakers there: {_few(speakers)}")
         self._by_conversation = {id: records for id, records in found.items() if records}
         return self._by_conversation
+
+
+def _records(records: Iterable[Message], name: str) -> _Records:
+    """What an agent said, by turn, and bid, by seq: there can be several bids for a turn."""
+    mine = (m for m in records if m.sender == name and (m.kind == BID or m.turn is not None))
+    return {(m.kind == BID, m.seq if m.kind == BID else m.turn): m for m in mine}
 
 
 def _content(value: Any, turn: int) -> Content:

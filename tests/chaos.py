@@ -170,7 +170,7 @@ def rows_on_record(name: str) -> pa.Table:
     files = [
         f"{name}/turns/{path}" for path in pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
     ]
-    return pads.dataset(files, format="parquet").to_table(["conversation", "turn", "kind"])
+    return pads.dataset(files, format="parquet").to_table(["conversation_id", "seq", "kind"])
 
 
 def verify(arena: Arena) -> dict[str, Any]:

@@ -50,9 +50,10 @@ usages = st.fixed_dictionaries(
 def messages(draw: st.DrawFn, history: bool = True) -> Message:
     """Messages of any kind, with every part that they can have."""
     earlier = draw(st.lists(messages(history=False), max_size=2)) if history else []
+    seq = draw(st.integers(0, 10**6))
     return Message(
         conversation=draw(texts),
-        turn=draw(st.integers(0, 10**6)),
+        seq=seq,
         sender=draw(names),
         content=draw(contents),
         history=tuple(earlier),
@@ -62,6 +63,7 @@ def messages(draw: st.DrawFn, history: bool = True) -> Message:
         metadata=draw(json_objects),
         created_at=draw(st.floats(0, 4e9)),
         kind=draw(st.sampled_from([MESSAGE, BID, COMBINE, "action"])),
+        asides=draw(st.integers(0, seq)),
     )
 
 
@@ -83,7 +85,7 @@ def transcripts(draw: st.DrawFn, content: st.SearchStrategy[Content] = contents)
 
 
 _TURN_KEYS = ("speaker", "text", "kind", "time", "tokens", "vector")
-_KEYS = ("id", "turns", "status", "reason", "error")
+_KEYS = ("id", "turns", "opening", "opening_vector", "status", "reason", "error", "stopped_by")
 
 
 @st.composite

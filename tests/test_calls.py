@@ -82,10 +82,10 @@ def test_a_paid_call_is_in_the_ledger_before_it_is_made(ray_cluster: None, tmp_p
     run = held(spec(tmp_path / "calls", placement, price=PRICE), tmp_path)
     assert run.summary() == {"conversations": 4, "done": 4, "failed": 0, "turns": 20}
     rows = ledger(run)
-    assert Counter((r["conversation"], r["turn"]) for r in rows) == received(tmp_path / "calls")
+    assert Counter((r["conversation_id"], r["seq"]) for r in rows) == received(tmp_path / "calls")
     assert {(r["method"], r["attempt"]) for r in rows} == {("step", 0)}
     times = {(c, int(n)): float(t) for t, c, n in (x.split() for x in (tmp_path / "calls").read_text().splitlines())}
-    assert all(r["created_at"].timestamp() <= times[r["conversation"], r["turn"]] for r in rows)
+    assert all(r["created_at"].timestamp() <= times[r["conversation_id"], r["seq"]] for r in rows)
     usage = [m.usage for t in run.transcripts() for m in t.messages]
     assert usage == [{"input_tokens": 4, "output_tokens": 6, "requests": 1, "cost": 0.01}] * 20
     assert spent_before(run) == Spent(pytest.approx(0.2), 200, 20)  # type: ignore[arg-type]
@@ -113,9 +113,9 @@ def test_a_call_that_failed_is_counted_on_when_it_is_made_again(ray_cluster: Non
     run = held(value, tmp_path)
     assert run.summary()["failed"] == 1
     again = resume(run, progress=False, retry_failed=True)
-    rows = [r for r in ledger(again) if r["conversation"] == "0-0-0"]
-    assert [r["turn"] for r in rows] == [1, 1]
-    assert len({r["by"] for r in rows}) == 2
+    rows = [r for r in ledger(again) if r["conversation_id"] == "0-0-0"]
+    assert [(r["seq"], r["turn"]) for r in rows] == [(1, None), (1, None)]
+    assert len({r["writer"] for r in rows}) == 2
     assert received(tmp_path / "calls")["0-0-0", 1] == 2
 
 
@@ -155,8 +155,8 @@ async def test_a_lost_paid_call_is_made_again_twice_at_most() -> None:
     assert isinstance(agent, Agent)
     answer = await agent.step(Message("c", 3, "bob", "x"))
     assert answer.usage == {"requests": 4, "unanswered": 2}
-    assert [(r.conversation, r.turn, r.sender, r.kind) for r in recording.rows] == [("c", 3, "ann", CALL)] * 3
-    assert [r.metadata["attempt"] for r in recording.rows] == [0, 1, 2]
+    assert [(r.conversation, r.seq, r.sender, r.kind) for r in recording.rows] == [("c", 3, "ann", CALL)] * 3
+    assert [r.attempt for r in recording.rows] == [0, 1, 2]
     with pytest.raises(LostCall):
         await called(Dying(3), recording).step(Message("c", 4, "bob", "x"))
     assert len(recording.rows) == 6

@@ -43,7 +43,7 @@ class Voice:
 
 def said(transcript: Transcript) -> list[tuple[Any, ...]]:
     """All but time stamps."""
-    return [(m.turn, m.kind, m.sender, str(m.content), m.seed) for m in transcript.turns]
+    return [(m.seq, m.kind, m.sender, str(m.content), m.seed) for m in transcript.turns]
 
 
 @given(agent_names, contents, st.integers(1, 9), seeds)

@@ -59,13 +59,14 @@ def test_the_shared_empty_mapping_cannot_be_written() -> None:
 @given(messages(), texts)
 def test_a_reply_keeps_its_place(message: Message, content: str) -> None:
     reply = message.reply(content, "bob")
-    assert (reply.conversation, reply.turn, reply.seed) == (message.conversation, message.turn, message.seed)
+    assert (reply.conversation, reply.seq, reply.seed) == (message.conversation, message.seq, message.seed)
+    assert reply.turn == message.seq - message.asides
     assert (reply.sender, reply.content, reply.history) == ("bob", content, ())
 
 
 def test_unknown_keys_of_a_message_are_refused() -> None:
     with pytest.raises(TypeError, match="text"):
-        Message.from_dict({"conversation": "c", "turn": 1, "sender": "a", "content": "x", "text": "y"})
+        Message.from_dict({"conversation": "c", "seq": 1, "sender": "a", "content": "x", "text": "y"})
 
 
 # --- seeds
@@ -94,6 +95,7 @@ def test_seeds_stay_what_they_are() -> None:
 def test_a_transcript_comes_back_from_the_exchange_format(transcript: Transcript) -> None:
     line = json.dumps(transcript.to_exchange())
     back = Transcript.from_exchange(json.loads(line))
+    np.testing.assert_array_equal(back.opening.content, transcript.opening.content)
     assert back.to_exchange() == {"status": DONE, **json.loads(line)}
     assert [(m.turn, m.sender, m.created_at, m.usage) for m in back.messages] == [
         (m.turn, m.sender, m.created_at, m.usage) for m in transcript.messages
@@ -122,14 +124,17 @@ def test_rounds_hold_every_message_once(transcript: Transcript) -> None:
     assert all(len(r) == len(transcript.agents) for r in rounds[:-1])
 
 
-def test_the_opening_bids_and_combinations_are_not_exported() -> None:
+def test_bids_and_combinations_are_not_exported() -> None:
     transcript = Transcript("c", ("ann",), "Opening.")
     transcript.append(Message("c", 1, "ann", "0.5", kind=BID))
     transcript.append(Message("c", 2, "ann", "Hi."))
     transcript.append(Message("c", 3, "all", "ann: Hi.", kind=COMBINE))
     assert [t["text"] for t in transcript.to_exchange()["turns"]] == ["Hi."]
+    assert [(m.seq, m.turn) for m in transcript] == [(1, None), (2, 1), (3, None)]
+    assert transcript.opening.turn == 0
+    assert Message.from_dict(transcript.turns[1].to_dict()) == transcript.turns[1]
     assert transcript.last.content == "Hi."
-    with pytest.raises(ValueError, match="turn 2 cannot follow turn 3"):
+    with pytest.raises(ValueError, match="record 2 cannot follow record 3"):
         transcript.append(Message("c", 2, "ann", "Again."))
 
 

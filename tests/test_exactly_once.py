@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pytest
 
 from a2a_ray.core.errors import StorageError
@@ -23,7 +25,7 @@ from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
 from a2a_ray.runtime import recording as recording_module
 from a2a_ray.runtime import writer as writer_module
-from a2a_ray.runtime.columns import CALL, END, OPENING, call_row, end_row, marked, to_batch
+from a2a_ray.runtime.columns import BESIDE, CALL, OPENING, Beside, call_row, end_row, to_batch
 from a2a_ray.runtime.committed import Committed
 from a2a_ray.runtime.reading import turns_of
 from a2a_ray.runtime.recorder import Recorder
@@ -48,19 +50,23 @@ def talk(conversation: str, turns: int) -> list[Message]:
     return [*rows, end_row(transcript, 2.0)]
 
 
+def written(row: Beside, writer: str) -> Beside:
+    return replace(row, writer=writer)
+
+
 def keys(rows: Any) -> list[Key]:
     table = rows if isinstance(rows, pa.RecordBatch | pa.Table) else to_batch(rows)
-    columns = [table.column(name).to_pylist() for name in ("conversation", "turn", "kind")]
+    columns = [table.column(name).to_pylist() for name in ("conversation_id", "seq", "kind")]
     return list(zip(*columns, strict=True))
 
 
 def on_record(folder: Path | str) -> list[Key]:
     """Keys in the table; each conversation must be without a gap."""
     found = keys(turns_of(str(folder)).to_table())
-    last = Counter(id for id, _, kind in found if kind not in (END, CALL))
+    last = Counter(id for id, _, kind in found if kind not in BESIDE)
     highest: dict[str, int] = {}
     for id, turn, kind in found:
-        if kind not in (END, CALL):
+        if kind not in BESIDE:
             highest[id] = max(highest.get(id, 0), turn)
     assert {id: count - 1 for id, count in last.items()} == highest, "a turn is missing or there twice"
     return sorted(found)
@@ -84,7 +90,7 @@ def test_any_grouping_of_rows_that_come_again_gives_each_once(seed: int) -> None
         if chance.random() < 0.3 and row.kind == "message":
             rows.extend(call_row(row, "ann", "step", attempt, 1.0) for attempt in range(chance.randint(1, 2)))
         rows.append(row)
-    rows = [marked(r, "w") if r.kind in (END, CALL) else r for r in rows]
+    rows = [written(r, "w") if isinstance(r, Beside) else r for r in rows]
     committed, kept, sent = Committed(), [], 0
     while sent < len(rows):
         # Calls are acknowledged before they are made, so what comes again never begins before an answered call.
@@ -95,27 +101,19 @@ def test_any_grouping_of_rows_that_come_again_gives_each_once(seed: int) -> None
         sent = max(sent, stop)
         if chance.random() < 0.3:  # a new recorder reads the keys
             committed = Committed(pa.dataset.dataset(pa.Table.from_batches(kept)))
-    found = [
-        (*key, mark)
-        for batch in kept
-        for key, mark in zip(keys(batch), batch.column("metadata").to_pylist(), strict=True)
-    ]
-    expected = [
-        (*key, mark) for key, mark in zip(keys(rows), to_batch(rows).column("metadata").to_pylist(), strict=True)
-    ]
-    assert found == expected
+    assert pa.Table.from_batches(kept).equals(pa.Table.from_batches([to_batch(rows)]))
 
 
 def test_a_gap_is_refused_and_named() -> None:
     committed = Committed()
     committed.admit(to_batch(talk("c", 2)[:-1]))
-    with pytest.raises(StorageError, match=r"turn 4 of conversation 'c' .* last turn on record is 2"):
+    with pytest.raises(StorageError, match=r"record 4 of conversation 'c' .* last record there is 2"):
         committed.admit(to_batch([said("other", 0, OPENING), said("c", 4)]))
     assert committed.last("other") == -1
-    with pytest.raises(StorageError, match=r"turn 1 of conversation 'new' .* nothing of it is on record"):
+    with pytest.raises(StorageError, match=r"record 1 of conversation 'new' .* nothing of it is there"):
         committed.admit(to_batch([said("new", 1)]))
-    with pytest.raises(StorageError, match="turn 4 of conversation 'c'"):
-        committed.admit(to_batch([said("c", 4, END)]))
+    with pytest.raises(StorageError, match="record 4 of conversation 'c'"):
+        committed.admit(to_batch([said("c", 4, DONE)]))
 
 
 def test_a_failure_that_is_retried_gets_the_next_attempt_whatever_the_clock_says(tmp_path: Path) -> None:
@@ -123,25 +121,27 @@ def test_a_failure_that_is_retried_gets_the_next_attempt_whatever_the_clock_says
     transcript = Transcript("c", ("ann",))
     transcript.status, transcript.error = FAILED, "first"
     writer = Writer(uri(tmp_path))
-    writer.write([to_batch([said("c", 0, OPENING), marked(end_row(transcript, 1000.0), "a")])])
+    writer.write([to_batch([said("c", 0, OPENING), written(end_row(transcript, 1000.0), "a")])])
     transcript.error = "second"
-    writer.write([to_batch([marked(end_row(transcript, 10.0), "b")])])
-    writer.write([to_batch([marked(end_row(transcript, 10.0), "b")])])  # comes again
+    writer.write([to_batch([written(end_row(transcript, 10.0), "b")])])
+    writer.write([to_batch([written(end_row(transcript, 10.0), "b")])])  # comes again
     table = turns_of(str(tmp_path)).to_table()
-    marks = sorted(m for m in table.column("metadata").to_pylist() if m)
-    assert [m[:26] for m in marks] == ['{"attempt": 0, "by": "a", ', '{"attempt": 1, "by": "b", ']
-    from a2a_ray.runtime.store import _ends, _sorted
+    ends = (
+        table.filter(pads.field("kind") == FAILED).sort_by("attempt").select(["attempt", "writer", "text"]).to_pylist()
+    )
+    assert [tuple(end.values()) for end in ends] == [(0, "a", "first"), (1, "b", "second")]
+    from a2a_ray.runtime.store import _ended, _sorted
 
-    assert [end["error"] for end in _ends(turns_of(str(tmp_path)))] == ["second"]
-    assert '"second"' in _sorted(table).column("metadata").to_pylist()[-1]
+    assert _ended(turns_of(str(tmp_path))).to_pylist() == [{"conversation_id": "c", "kind": "failed"}]
+    assert _sorted(table).column("text").to_pylist() == ["c 0", "first", "second"]
 
 
 def test_calls_of_two_workers_for_one_turn_are_two_calls() -> None:
     committed = Committed()
     call = call_row(said("c", 1), "ann", "step", 0, 1.0)
-    committed.admit(to_batch([said("c", 0, OPENING), marked(call, "worker that died")]))
-    assert len(committed.admit(to_batch([marked(call, "its successor")]))) == 1
-    assert len(committed.admit(to_batch([marked(call, "its successor")]))) == 0
+    committed.admit(to_batch([said("c", 0, OPENING), written(call, "worker that died")]))
+    assert len(committed.admit(to_batch([written(call, "its successor")]))) == 1
+    assert len(committed.admit(to_batch([written(call, "its successor")]))) == 0
 
 
 # Two writers
@@ -439,7 +439,7 @@ async def test_a_worker_that_leaves_a_gap_is_refused_and_others_are_not(tmp_path
     del bad[2]
     batches = [recorder.append("w-0", 0, 0, to_batch(bad)), recorder.append("w-1", 0, 0, to_batch(good))]
     answers = await asyncio.gather(*batches, return_exceptions=True)
-    assert "a turn is missing" in str(answers[0])
+    assert "a record is missing" in str(answers[0])
     assert answers[1] is None
     assert on_record(tmp_path) == sorted(keys(good))
 
@@ -485,7 +485,7 @@ def test_a_compaction_does_not_rewrite_the_whole_table(tmp_path: Path, monkeypat
     writer = Writer(uri(tmp_path))
     for turn in range(60):
         files = set(DeltaTable(uri(tmp_path)).file_uris()) if turn else set()
-        texts = ("".join(chance.choices("abcdefgh", k=80)) for _ in range(300))
+        texts = ("".join(chance.choices("abcdefgh", k=70)) for _ in range(300))
         rows = [
             Message(f"c{i}", turn, "", text, kind=OPENING if turn == 0 else "message") for i, text in enumerate(texts)
         ]

@@ -42,9 +42,9 @@ class Odd:
         if text == "tuple":
             return message.reply("ok", self.name, metadata={(1, 2): 3})  # type: ignore[dict-item]
         if text == "end":
-            return message.reply("ok", self.name, kind="end")
+            return message.reply("ok", self.name, kind="done")
         if text == "seed":
-            return Message(message.conversation, message.turn, self.name, "ok", seed=2**64)
+            return Message(message.conversation, message.seq, self.name, "ok", seed=2**64)
         return message.reply(str(self.ready), self.name)
 
 
@@ -76,7 +76,7 @@ def test_an_odd_answer_fails_its_own_talk_only(ray_cluster: None, tmp_path: Path
     assert seed.messages[0].created_at > 0
     assert left.error == "agent 'odd' failed at turn 1: SystemExit: enough"
     assert "metadata is no JSON" in tuple_.error
-    assert "kind 'end', which is reserved" in end.error
+    assert "kind 'done', which is reserved" in end.error
 
 
 @pytest.mark.chaos

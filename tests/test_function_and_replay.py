@@ -159,7 +159,7 @@ def test_asynchronous_functions_run_together() -> None:
 
 
 def said(transcript: Transcript) -> list[tuple[Any, ...]]:
-    return [(m.turn, m.sender, m.kind, str(m.content)) for m in transcript]
+    return [(m.seq, m.sender, m.kind, str(m.content)) for m in transcript]
 
 
 class Auction(TurnProtocol):
@@ -191,10 +191,11 @@ def test_a_transcript_is_held_again_with_bids_and_combinations() -> None:
     assert {m.sender for m in first.messages} == {"ann", "bobby"}
     again = Conversation(ReplayAgent.from_transcript(first), Auction(), "go", turns=6, seed=99, id="other").run()
     assert said(again) == said(first)
-    ann, _ = ReplayAgent.from_transcript(first)
+    ann, bobby = ReplayAgent.from_transcript(first)
+    silent = ann if first.messages[0].sender == "bobby" else bobby
     assert ann.bid(Message("c", 1, "", "go")) == float(str(first.turns[0].content))
     with pytest.raises(AgentError, match="at turn 1 of conversation 'c': no answer is recorded"):
-        ann.step(Message("c", 1, "", "go"))  # a bid is no answer
+        silent.step(Message("c", 3, "", "go", asides=2))  # a bid is no answer
     with pytest.raises(AgentError, match="no bid is recorded; there is one at turns: "):
         Conversation(ReplayAgent.from_transcript(first), Auction(), "go", turns=7).run()
 

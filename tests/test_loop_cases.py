@@ -43,7 +43,7 @@ def run(script: list[Any], embedder: str | None = None, **settings: Any) -> Tran
     """The transcript of a scripted conversation that a detector observed."""
 
     def speak(message: Message) -> Message:
-        speaker, text, *rest = script[message.turn - 1]
+        speaker, text, *rest = script[message.seq - 1]
         kind, seconds = (*rest, *("message", 0.0)[len(rest) :])
         return replace(message.reply(text, speaker, kind=kind), created_at=1.8e9 + seconds)
 

@@ -29,7 +29,7 @@ class Asks:
     def update(self, message: Message) -> Verdict:
         if message.turn in self.turns:
             return Verdict("loop", self.action, "again and again", evidence={"last_before": 1})
-        return Verdict("loop") if message.turn > min(self.turns) else Verdict()
+        return Verdict("loop") if message.turn is None or message.turn > min(self.turns) else Verdict()
 
 
 class Intervenes(Alternating):

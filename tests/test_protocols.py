@@ -41,7 +41,7 @@ class Speaker:
         self.shown: dict[int, Message] = {}
 
     def step(self, message: Message) -> Message:
-        self.shown[message.turn] = message
+        self.shown[message.seq] = message
         seen = [m.content for m in message.history] + [message.content]
         return message.reply(f"{self.name}{message.turn} {hash_of(seen)}", self.name)
 
@@ -53,7 +53,7 @@ class Vectors(Speaker):
     """The same with vectors: moves a little, by its seed."""
 
     def step(self, message: Message) -> Message:
-        self.shown[message.turn] = message
+        self.shown[message.seq] = message
         drawn = np.random.default_rng(message.seed).normal(size=2)
         return message.reply(np.asarray(message.content) / 2 + drawn, self.name)
 
@@ -72,7 +72,7 @@ class Scorer:
     """An observer with scores of its own after every third message."""
 
     def update(self, message: Message) -> Verdict:
-        if message.turn % 3:
+        if message.seq % 3:
             return Verdict()
         return Verdict("scored", scores={NAMES[message.seed % 5]: 1.0})
 
@@ -172,10 +172,10 @@ def test_what_is_shown_was_said_before_and_is_bounded_by_the_window(
     transcript = hold(agents, TEXT_PROTOCOLS[kind](show), seed, turns, opening="Hello.")
     said = {(m.sender, m.content) for m in [transcript.opening, *transcript.turns]}
     for agent in agents:
-        for turn, asked in agent.shown.items():
+        for seq, asked in agent.shown.items():
             seen = [(m.sender, str(m.content)) for m in asked.history] + [(asked.sender, str(asked.content))]
-            assert all(m.turn < turn and m.kind != BID for m in asked.history)
-            assert [m.turn for m in asked.history] == sorted({m.turn for m in asked.history})
+            assert all(m.seq < seq and m.kind != BID for m in asked.history)
+            assert [m.seq for m in asked.history] == sorted({m.seq for m in asked.history})
             if isinstance(show, dict) and "characters" in show:
                 assert sum(len(text) for _, text in seen) <= show["characters"]
                 cut_one, *rest = seen
@@ -226,7 +226,7 @@ def test_without_a_combination_each_answers_its_neighbour_of_the_round_before(si
     transcript = hold(agents, Simultaneous(show="all"), 0, rounds * size, opening="Hello.")
     assert [m.sender for m in transcript] == list(NAMES[:size]) * rounds
     for i, m in enumerate(transcript):
-        asked = agents[i % size].shown[m.turn]
+        asked = agents[i % size].shown[m.seq]
         chain = [*asked.history, Message("", 0, asked.sender, asked.content)]
         round_ = i // size
         assert [c.sender for c in chain] == ["", *(NAMES[(i - round_ + r) % size] for r in range(round_))]
@@ -255,7 +255,7 @@ def test_the_mean_is_recorded_and_is_what_all_are_shown_next(size: int, rounds: 
         said = [next(records) for _ in range(size)]
         assert [m.sender for m in said] == list(NAMES[:size])
         for agent, m in zip(agents, said, strict=True):
-            np.testing.assert_array_equal(agent.shown[m.turn].content, state)
+            np.testing.assert_array_equal(agent.shown[m.seq].content, state)
         if r < rounds - 1:
             combined = next(records)
             assert (combined.kind, combined.sender) == (COMBINE, "all")
@@ -359,7 +359,7 @@ def test_among_lsa_agents_the_largest_residual_speaks(seed: int) -> None:
     for m in transcript.messages:
         residuals = [np.sqrt((state - a.objective) @ a.covariance @ (state - a.objective)) for a in agents]
         assert m.sender == NAMES[int(np.argmax(residuals))]
-        recorded = [float(str(b.content)) for b in transcript.turns[m.turn - 4 : m.turn - 1]]
+        recorded = [float(str(b.content)) for b in transcript.turns[m.seq - 4 : m.seq - 1]]
         assert recorded == pytest.approx(residuals)
         state = m.content
 

@@ -57,7 +57,7 @@ class Clever(Counting):
 def said(run: Run) -> dict[str, list[tuple[Any, ...]]]:
     """Everything but time stamps, by conversation."""
     return {
-        t.id: [(m.turn, m.kind, m.sender, _content(m), m.seed) for m in (t.opening, *t.turns)] + [(t.status, t.reason)]
+        t.id: [(m.seq, m.kind, m.sender, _content(m), m.seed) for m in (t.opening, *t.turns)] + [(t.status, t.reason)]
         for t in run.transcripts()
     }
 

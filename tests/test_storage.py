@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from a2a_ray.core.errors import BadInput, StorageError
 from a2a_ray.core.message import Message
 from a2a_ray.runtime import store as store_module
 from a2a_ray.runtime import writer as writer_module
-from a2a_ray.runtime.columns import CALL, call_row, marked, to_batch
+from a2a_ray.runtime.columns import CALL, Beside, call_row, to_batch
 from a2a_ray.runtime.experiment import Experiment
 from a2a_ray.runtime.lease import Lease
 from a2a_ray.runtime.store import Run, create_run, open_run, run_names
@@ -194,13 +195,13 @@ def run(tmp_path: Path) -> Run:
     for id in ("0-0-0", "0-0-1", "0-0-2"):
         for row in talk(id, 4):
             if row.kind == "message" and row.turn % 2 == 0:
-                rows.append(marked(call_row(row, "bob", "step", 0, 1.0), "w"))
+                rows.append(replace(call_row(row, "bob", "step", 0, 1.0), writer="w"))
                 row = row.reply("paid", "bob", usage={"cost": 0.25, "input_tokens": 10, "model": "m"})
             rows.append(row)
     rows += talk("0-0-3", 4)[:2]
     again = rows[2]
-    rows.append(marked(call_row(again, "bob", "step", 1, 1.0), "w"))
-    rows.append(marked(call_row(Message("0-0-3", 2, "", ""), "bob", "step", 0, 1.0), "w"))
+    rows.append(replace(call_row(again, "bob", "step", 1, 1.0), writer="w"))
+    rows.append(replace(call_row(Message("0-0-3", 2, "", ""), "bob", "step", 0, 1.0), writer="w"))
     assert again.kind == CALL
     Writer(uri(Path(run.path))).write([to_batch(rows)])
     return run
@@ -232,7 +233,7 @@ def test_only_what_is_asked_for_is_read(run: Run, monkeypatch: pytest.MonkeyPatc
     assert [t.id for t in run.transcripts(["0-0-3", "0-0-1", "nothing"])] == ["0-0-1", "0-0-3"]
     assert run.transcript("0-0-2").id == "0-0-2"
     run.summary()
-    assert read == [8, 6, 3]
+    assert read == [8, 6]
     assert "rows" not in vars(run)
     with pytest.raises(BadInput, match=r"unknown conversation '9'.*0-0-0, 0-0-1, 0-0-2, 0-0-3"):
         run.transcript("9")
@@ -240,8 +241,7 @@ def test_only_what_is_asked_for_is_read(run: Run, monkeypatch: pytest.MonkeyPatc
 
 def test_a_failed_talk_that_goes_on_has_not_ended(tmp_path: Path, run: Run) -> None:
     writer = Writer(uri(Path(run.path)))
-    end = marked(Message("0-0-3", 2, "", "", metadata={"status": "failed", "error": "no"}, kind="end"), "a")
-    writer.write([to_batch([end])])
+    writer.write([to_batch([Beside("0-0-3", 2, "", "no", kind="failed", writer="a")])])
     assert run.summary()["failed"] == 1
     assert run.transcript("0-0-3").error == "no"
     writer.write([to_batch([Message("0-0-3", 2, "bob", "yes")])])

@@ -8,9 +8,9 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol
-from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, BadInput
-from a2a_ray.core.message import BID, EMPTY, NUDGE, Content, Message, checked_answer, checked_content
+from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol, Verdict
+from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, BadInput, traceback_of
+from a2a_ray.core.message import ASIDE, BID, EMPTY, NUDGE, Content, Message, checked_answer, checked_content
 from a2a_ray.core.registry import protocols
 from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.stop import MaxTurns, StopCondition
@@ -33,7 +33,8 @@ class Conversation:
     rounds or turns: the limit, in rounds (each agent once) or in single messages; 25 rounds by default.
     stop: a further StopCondition. observers: each sees every message.
     options: per agent, settings that go with each of its turns.
-    transcript: goes on from an earlier transcript of the same conversation instead of starting anew.
+    transcript: goes on from an earlier transcript of the same conversation instead of starting anew. It works on a
+    copy; the verdicts are those of the observers given here, which see first what was said before.
 
     Raises BadInput for what cannot be started. While it runs, a failing agent raises AgentError, after the transcript
     was marked as failed; what was said before is kept in `transcript`.
@@ -70,34 +71,41 @@ class Conversation:
         named = observers.items() if isinstance(observers, Mapping) else ((type(o).__name__, o) for o in observers)
         self.observers = tuple(named)
         self.options = options
+        self._newest: list[tuple[str, Verdict]] = []  # of the newest record, by observer
+        self._nudging: Verdict | None = None  # the newest call for a nudge that nobody has answered
         if transcript is None:
-            transcript = Transcript(id, tuple(self.agents), opening, seed, metadata)
-        self.transcript = transcript
-        for message in self.transcript.turns:  # observers of a resumed conversation see what went before
-            self._observe(message)
+            self.transcript = Transcript(id, tuple(self.agents), opening, seed, metadata)
+        else:
+            self.transcript = transcript.copy()
+            self.transcript.verdicts = []
+            for message in transcript.turns:  # observers of a resumed conversation see what went before
+                self._nudging = None  # of all that was said only the last record can still be nudged
+                self._observe(message)
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         """Every record as it is made, bids and combinations included."""
         transcript = self.transcript
-        newest = len(transcript)
         try:
             if transcript.status == RUNNING and self._over():
                 return
             while transcript.status == RUNNING:
-                answers = self._nudge(newest) if transcript.verdicts else ()
-                newest = len(transcript) + 1
+                answers = () if self._nudging is None else self._nudge(self._nudging)
                 for answer in answers or await self._next():
                     transcript.append(answer)
-                    if self.observers:
-                        self._observe(answer)
-                    # After every record, also within simultaneous turns: a talk that is cut there ends the same way.
-                    over = self._over()
+                    try:
+                        if self.observers:
+                            self._observe(answer)
+                        # After every record, also within simultaneous turns: what is cut there ends the same way.
+                        over = self._over()
+                    except Exception:  # an observer's or a condition's: the record stands, and the caller stores it
+                        yield answer
+                        raise
                     yield answer
                     if over:
                         return
         except Exception as error:
             sentence = str(error) if isinstance(error, A2AError) else f"{type(error).__name__}: {error}"
-            transcript.status, transcript.error = FAILED, sentence
+            transcript.status, transcript.error, transcript.traceback = FAILED, sentence, traceback_of(error)
             if isinstance(error, A2AError):
                 raise
             raise AgentError(sentence) from error
@@ -110,9 +118,12 @@ class Conversation:
 
     def run(self) -> Transcript:
         """`run_async` for code without an event loop; works in a notebook too (there in a thread of its own)."""
+        running = True
         try:
             asyncio.get_running_loop()
         except RuntimeError:
+            running = False
+        if not running:  # not within `except`: that error would be the context of every other
             return asyncio.run(self.run_async())
         from concurrent.futures import ThreadPoolExecutor
 
@@ -122,71 +133,70 @@ class Conversation:
     def _over(self) -> bool:
         """Whether a limit, a stop condition or an observer ends it now; says why in the transcript."""
         transcript = self.transcript
-        reason = self.limit.check(transcript)
+        by, reason = "", self.limit.check(transcript)
         if reason is None and self.stop is not None:
             reason = self.stop.check(transcript)
-        if reason is None and transcript.verdicts:
-            for turn, name, verdict in reversed(transcript.verdicts):
-                if turn < len(transcript.turns):
-                    break
+        if reason is None and self._newest:
+            for name, verdict in self._newest:
                 if verdict.action == "stop":
-                    reason = f"{name}: {verdict.reason}"
+                    by, reason = name, f"{name}: {verdict.reason}"
+                    break
         if reason is not None:
-            transcript.status, transcript.reason = DONE, reason
+            transcript.status, transcript.reason, transcript.stopped_by = DONE, reason, by
         return reason is not None
 
-    def _nudge(self, newest: int) -> Sequence[Message]:
-        """What the protocol says where an observer called for a nudge in turn `newest` or later; mostly nothing."""
-        transcript = self.transcript
-        for turn, _, verdict in reversed(transcript.verdicts):
-            if turn < newest:
-                break
-            if verdict.action == "nudge":
-                said = self.protocol.nudge(transcript, verdict)
-                return () if said is None else (self._say(said, NUDGE),)
-        return ()
+    def _nudge(self, verdict: Verdict) -> Sequence[Message]:
+        """What the protocol says to an observer's call for a nudge; mostly nothing."""
+        self._nudging = None
+        said = self.protocol.nudge(self.transcript, verdict)
+        return () if said is None else (self._say(said, NUDGE),)
 
     def _say(self, said: Say, kind: str) -> Message:
         """What the protocol itself puts on record."""
         transcript = self.transcript
-        turn = len(transcript) + 1
-        content = checked_content(said.content, None, f"the protocol at turn {turn}")
-        asked = Message(transcript.id, turn, "", "", seed=turn_seed(transcript.seed, turn))
+        seq = len(transcript) + 1
+        asides = seq - 1 - len(transcript.messages)
+        content = checked_content(said.content, None, f"the protocol at turn {seq - asides}")
+        asked = Message(transcript.id, seq, "", "", seed=turn_seed(transcript.seed, seq), asides=asides)
         return asked.reply(content, said.sender, kind=kind)
 
     async def _next(self) -> Sequence[Message]:
         """The next record, or records where several speak at once; none where the protocol stops."""
         transcript = self.transcript
         chosen = self.protocol.speakers(transcript)
-        turn = len(transcript.turns) + 1
-        silent = turn - 1 - (transcript.messages[-1].turn if transcript.messages else 0)
+        seq, asides = len(transcript.turns) + 1, len(transcript.turns) - len(transcript.messages)
+        silent = seq - 1 - (transcript.messages[-1].seq if transcript.messages else 0)
         if silent > MOST_SILENT * len(self.agents):
             raise AgentError(f"the protocol made {silent} records without a message; it seems to ask for bids for ever")
         if isinstance(chosen, str):
-            return (await self._call(chosen, self._ask(chosen, turn)),)
+            return (await self._call(chosen, self._ask(chosen, seq, asides)),)
         if isinstance(chosen, Stop):
             transcript.status, transcript.reason = DONE, chosen.reason
             return ()
         if isinstance(chosen, Say):
             return (self._say(chosen, chosen.kind),)
         if isinstance(chosen, Bids):
-            calls = [self._call(name, self._ask(name, turn + i), BID) for i, name in enumerate(chosen.speakers)]
+            bidders = enumerate(chosen.speakers)  # each bid for the same turn
+            calls = [self._call(name, self._ask(name, seq + i, asides + i), BID) for i, name in bidders]
         else:
-            calls = [self._call(name, self._ask(name, turn + i)) for i, name in enumerate(chosen)]
+            calls = [self._call(name, self._ask(name, seq + i, asides)) for i, name in enumerate(chosen)]
         if not calls:
             raise BadInput(
-                f"the protocol {type(self.protocol).__name__} named no speaker at turn {turn}; give a name or Stop"
+                f"the protocol {type(self.protocol).__name__} named no speaker at turn {seq - asides};"
+                " give a name or Stop"
             )
         return await asyncio.gather(*calls)
 
-    def _ask(self, speaker: str, turn: int) -> Message:
+    def _ask(self, speaker: str, seq: int, asides: int) -> Message:
         transcript = self.transcript
         if speaker not in self.agents:
+            turn = seq - asides
             raise AgentError(f"the protocol named {speaker!r} at turn {turn}; the agents are {', '.join(self.agents)}")
         sender, content, history, options = self.protocol.view(transcript, speaker)
         if self.options and speaker in self.options:
             options = {**self.options[speaker], **options}
-        return Message(transcript.id, turn, sender, content, history, turn_seed(transcript.seed, turn), options)
+        seed = turn_seed(transcript.seed, seq)
+        return Message(transcript.id, seq, sender, content, history, seed, options, asides=asides)
 
     async def _call(self, speaker: str, message: Message, kind: str = "message") -> Message:
         agent = self.agents[speaker]
@@ -210,10 +220,16 @@ class Conversation:
         return message.reply(repr(float(answer)), speaker, kind=BID)
 
     def _observe(self, message: Message) -> None:
+        self._newest = []
         for name, observer in self.observers:
             verdict = observer.update(message)
-            if verdict is not NOTHING and verdict != NOTHING:
-                self.transcript.verdicts.append((message.turn, name, verdict))
+            if verdict is NOTHING or verdict == NOTHING:
+                continue
+            turn = message.seq - message.asides - (message.kind in ASIDE)
+            self.transcript.verdicts.append((turn, name, verdict))
+            self._newest.append((name, verdict))
+            if verdict.action == "nudge":
+                self._nudging = verdict
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -16,11 +16,22 @@ All of them carry one plain string, so that they cross process boundaries unharm
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+
+MOST_TRACEBACK = 4000
+"""Characters that are kept of a traceback: its end, where the error is."""
+_OURS = str(Path(__file__).parent.parent) + "/"
 
 
 class A2AError(Exception):
-    """Base of all errors raised on purpose by the package."""
+    """Base of all errors raised on purpose by the package.
+
+    traceback: of the error in another process that this one stands for; empty if it arose here.
+    """
+
+    traceback: str = ""
 
 
 class BadInput(A2AError, ValueError):
@@ -54,6 +65,27 @@ class StorageError(A2AError):
 
 class PlacementError(A2AError):
     """The cluster cannot place what is asked for."""
+
+
+def traceback_of(error: BaseException) -> str:
+    """Where somebody's code failed: the end of the traceback without our own frames; empty if nothing but ours failed.
+
+    An error of the package that states its cause stands for it. What else it may have been raised from is left out: it
+    can hold what the sentence hides, a key for instance.
+    """
+    while isinstance(error, A2AError) and not error.traceback and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, A2AError) and error.traceback:
+        return error.traceback
+    planned = isinstance(error, A2AError)
+    found = traceback.TracebackException.from_exception(error)
+    theirs = [frame for frame in found.stack if not frame.filename.startswith(_OURS)]
+    if theirs or planned:
+        found.stack = traceback.StackSummary.from_list(theirs)
+    text = "".join(found.format(chain=not planned)).rstrip() if theirs or not planned else ""
+    if len(text) > MOST_TRACEBACK:
+        text = "...\n" + text[-MOST_TRACEBACK:].partition("\n")[2]
+    return text
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
     {"id": "c1", "turns": [{"speaker": "ann", "text": "Hello."}, {"speaker": "bob", "text": "Hi."}]}
 
-Optional per turn: `kind` (message, action, result), `time` (seconds since the epoch), `tokens`. Unknown keys are kept.
+Optional: `opening` (text) or `opening_vector` (numbers), what the first speaker was shown; per turn `kind` (message,
+action, result), `time` (seconds since the epoch), `tokens`. Unknown keys are kept.
 """
 
 from __future__ import annotations

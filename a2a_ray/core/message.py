@@ -37,7 +37,7 @@ MESSAGE, BID, COMBINE, NUDGE = "message", "bid", "combine", "nudge"
 simultaneous turns; the protocol's intervention. Transcripts of others may carry more (`action`, `result`)."""
 ASIDE = frozenset({BID, COMBINE, NUDGE})
 """Kinds that no agent says: they are on record, but count for no limit and in no order of turns."""
-RESERVED = ASIDE | {"opening", "end", "call"}
+RESERVED = ASIDE | {"opening", "call", "done", "failed"}
 """Kinds that no agent's answer may have: they are the protocol's and the store's."""
 
 
@@ -46,7 +46,7 @@ class Message:
     """One message: what an agent is asked (its `step` gets it) and what it answers (its `step` gives it).
 
     conversation: id of the conversation.
-    turn: number of the record in its conversation; the opening is 0. A question carries the number of its answer.
+    seq: position of the record in its conversation; the opening is 0. A question carries the position of its answer.
     sender: who said `content`; empty for the opening.
     content: text, or a 1-D array of finite floats.
     history: what the receiver is shown besides `content`, oldest first; empty in answers and in the store.
@@ -56,10 +56,11 @@ class Message:
     metadata: anything else worth keeping with the answer; must be JSON.
     created_at: seconds since the epoch.
     kind: "message", "bid", "combine" or "nudge"; transcripts of others may carry "action", "result", ...
+    asides: how many bids, combinations and nudges precede the record; see `turn`.
     """
 
     conversation: str
-    turn: int
+    seq: int
     sender: str
     content: Content
     history: tuple[Message, ...] = ()
@@ -69,6 +70,15 @@ class Message:
     metadata: Mapping[str, Any] = EMPTY
     created_at: float = 0.0
     kind: str = MESSAGE
+    asides: int = 0
+
+    @property
+    def turn(self) -> int | Any:  # Any stands for None: nearly every caller has a message that is numbered
+        """Number of the message: 1 for the first, 0 for the opening, None for a bid, a combination or a nudge.
+
+        A question has the number of the answer it asks for, and a request for a bid that of the turn in question.
+        """
+        return None if self.kind in ASIDE else self.seq - self.asides
 
     def reply(
         self,
@@ -78,14 +88,16 @@ class Message:
         metadata: Mapping[str, Any] = EMPTY,
         kind: str = MESSAGE,
     ) -> Message:
-        """The answer to this message: same conversation, turn and seed, said now by `sender`."""
+        """The answer to this message: same conversation, position and seed, said now by `sender`."""
+        now = time.time()
         return Message(
-            self.conversation, self.turn, sender, content, (), self.seed, EMPTY, usage, metadata, time.time(), kind
+            self.conversation, self.seq, sender, content, (), self.seed, EMPTY, usage, metadata, now, kind, self.asides
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON value of the message; `from_dict` gives the equal message back. Empty parts are left out."""
-        out: dict[str, Any] = {"conversation": self.conversation, "turn": self.turn, "sender": self.sender}
+        out: dict[str, Any] = {"conversation": self.conversation, "seq": self.seq, "turn": self.turn}
+        out["sender"] = self.sender
         out["content"] = _plain(self.content)
         if self.history:
             out["history"] = [m.to_dict() for m in self.history]
@@ -102,6 +114,8 @@ class Message:
     def from_dict(cls, value: Mapping[str, Any]) -> Message:
         """The message of a plain JSON value. Raises TypeError for unknown or missing keys."""
         parts = dict(value)
+        if (turn := parts.pop("turn", None)) is not None:
+            parts["asides"] = parts["seq"] - turn
         parts["content"] = _rich(parts["content"])
         parts["history"] = tuple(cls.from_dict(m) for m in parts.get("history", ()))
         for name in ("options", "usage", "metadata"):
@@ -114,7 +128,7 @@ class Message:
         return self.to_dict() == other.to_dict() if isinstance(other, Message) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self.conversation, self.turn, self.sender, self.kind))
+        return hash((self.conversation, self.seq, self.sender, self.kind))
 
 
 def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
@@ -129,10 +143,10 @@ def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
             f"agent {speaker!r} returned {_describe(answer)} at turn {asked.turn}; expected a Message"
             " (return message.reply(content, sender=self.name))"
         )
-    if answer.turn != asked.turn or answer.sender != speaker or answer.conversation != asked.conversation:
+    if answer.seq != asked.seq or answer.sender != speaker or answer.conversation != asked.conversation:
         raise BadAnswer(
             f"agent {speaker!r} answered turn {asked.turn} of {asked.conversation!r} with a message signed"
-            f" {answer.sender!r}, turn {answer.turn} of {answer.conversation!r};"
+            f" {answer.sender!r}, turn {answer.seq - asked.asides} of {answer.conversation!r};"
             " use message.reply(content, sender=self.name)"
         )
     changes: dict[str, Any] = {}
@@ -143,8 +157,8 @@ def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
     for name in ("usage", "metadata"):
         if value := getattr(answer, name):
             changes[name] = _json(value, f"agent {speaker!r} at turn {asked.turn}: {name}")
-    if answer.seed != asked.seed or not answer.created_at:
-        changes |= {"seed": asked.seed, "created_at": answer.created_at or time.time()}
+    if answer.seed != asked.seed or answer.asides != asked.asides or not answer.created_at:
+        changes |= {"seed": asked.seed, "asides": asked.asides, "created_at": answer.created_at or time.time()}
     return replace(answer, **changes) if changes else answer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from a2a_ray.core.contracts import Verdict
@@ -11,6 +12,8 @@ from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import ASIDE, MESSAGE, Content, Message, checked_content
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
+_KEYS = ("id", "turns", "opening", "opening_vector", "status", "reason", "error", "stopped_by")
+"""Keys of the exchange format; every other one is metadata."""
 
 
 class Transcript:
@@ -18,10 +21,13 @@ class Transcript:
 
     id, agents: of the conversation; `agents` in the order of speaking where the protocol has one.
     seed: the conversation's seed.
-    turns: every record, bids, combinations and nudges included; `turns[i].turn == i + 1`.
-    messages: what agents said: `turns` without bids, combinations and nudges.
+    turns: every record, bids, combinations and nudges included; `turns[i].seq == i + 1`.
+    messages: what agents said: `turns` without bids, combinations and nudges; `messages[i].turn == i + 1`.
     status: "running", "done" or "failed"; `reason` says why it ended, `error` what failed.
-    verdicts: (turn, observer, verdict) of every verdict that said something.
+    stopped_by: name of the observer that ended it; empty if a limit, a condition, the protocol or a failure did.
+    traceback: of the error that failed it, its last lines; empty if there is none.
+    verdicts: (turn, observer, verdict) of every verdict that said something. The turn is that of the message; for a
+    bid, a combination or a nudge it is the turn of the message before it.
     metadata: of the conversation (cell of a sweep, labels, unknown keys of a foreign file).
     """
 
@@ -35,6 +41,8 @@ class Transcript:
         "reason",
         "seed",
         "status",
+        "stopped_by",
+        "traceback",
         "turns",
         "verdicts",
     )
@@ -54,13 +62,17 @@ class Transcript:
         self.turns: list[Message] = []
         self.messages: list[Message] = []
         self.status, self.reason, self.error = RUNNING, "", ""
+        self.stopped_by = self.traceback = ""
         self.verdicts: list[tuple[int, str, Verdict]] = []
         self.metadata: dict[str, Any] = dict(metadata or {})
 
     def append(self, message: Message) -> None:
-        """Puts one record at the end. Raises ValueError where its number is not the next."""
-        if message.turn != len(self.turns) + 1:
-            raise ValueError(f"turn {message.turn} cannot follow turn {len(self.turns)} of conversation {self.id!r}")
+        """Puts one record at the end, with the turn it has there. Raises ValueError if its seq is not the next."""
+        before = len(self.turns)
+        if message.seq != before + 1:
+            raise ValueError(f"record {message.seq} cannot follow record {before} of conversation {self.id!r}")
+        if message.asides != before - len(self.messages):
+            message = replace(message, asides=before - len(self.messages))
         self.turns.append(message)
         if message.kind == MESSAGE or message.kind not in ASIDE:
             self.messages.append(message)
@@ -82,27 +94,44 @@ class Transcript:
         return [self.messages[i : i + size] for i in range(0, len(self.messages), size)]
 
     def until(self, turn: int) -> Transcript:
-        """The talk up to this turn, for a conversation to go on from, e.g. from the last turn before a loop.
+        """The conversation up to and including this message, to go on from, e.g. from the last turn before a loop.
 
-        Raises BadInput where there is no such turn.
+        turn: of the message, 1 for the first; 0 keeps the opening alone. Raises BadInput if there is no such turn.
         """
-        if not 0 <= turn <= len(self.turns):
-            raise BadInput(f"turn: {turn}; expected 0 to {len(self.turns)}, the turns of conversation {self.id!r}")
+        if not 0 <= turn <= len(self.messages):
+            raise BadInput(f"turn: {turn}; expected 0 to {len(self.messages)}, the turns of conversation {self.id!r}")
         start = Transcript(self.id, self.agents, self.opening.content, self.seed, self.metadata)
-        for message in self.turns[:turn]:
+        for message in self.turns[: self.messages[turn - 1].seq if turn else 0]:
             start.append(message)
         return start
 
-    def to_exchange(self) -> dict[str, Any]:
-        """One line of the exchange format: id, turns (speaker, text, and kind, time, tokens where known), and metadata.
+    def copy(self) -> Transcript:
+        """A transcript that can go on without changing this one; the messages are shared."""
+        new = Transcript.__new__(Transcript)
+        for name in self.__slots__:
+            setattr(new, name, getattr(self, name))
+        new.turns, new.messages, new.verdicts = [*self.turns], [*self.messages], [*self.verdicts]
+        new.metadata = dict(self.metadata)
+        return new
 
-        The opening, bids, combinations and nudges are left out. A vector is written as `vector`
-        beside a readable `text`.
+    def to_exchange(self) -> dict[str, Any]:
+        """One line of the exchange format: id, opening, turns (speaker, text, and kind, time, tokens where known), and
+        metadata.
+
+        Bids, combinations and nudges are left out. A vector is written as `vector` beside a readable `text`, an opening
+        that is one as `opening_vector`.
         """
         out: dict[str, Any] = {"id": self.id}
-        out.update((k, v) for k, v in self.metadata.items() if k not in ("id", "turns"))
+        out.update((k, v) for k, v in self.metadata.items() if k not in _KEYS)
         out["status"] = self.status
         out.update((k, v) for k, v in (("reason", self.reason), ("error", self.error)) if v)
+        if self.stopped_by:
+            out["stopped_by"] = self.stopped_by
+        opening = self.opening.content
+        if not isinstance(opening, str):
+            out["opening_vector"] = opening.tolist()
+        elif opening:
+            out["opening"] = opening
         out["turns"] = [_turn_to_exchange(m) for m in self.messages]
         return out
 
@@ -124,13 +153,16 @@ class Transcript:
             _check_turn(turn, number)
             if turn["speaker"] not in speakers:
                 speakers.append(turn["speaker"])
-        extra = {k: v for k, v in value.items() if k not in ("id", "turns", "status", "reason", "error")}
-        given = {k: str(value[k]) for k in ("id", "status", "reason", "error") if value.get(k) is not None}
-        transcript = cls(given.get("id", id), tuple(speakers), metadata=extra)
+        given = {
+            k: str(value[k]) for k in ("id", "status", "reason", "error", "stopped_by") if value.get(k) is not None
+        }
+        opening, extra = _opening_from_exchange(value), {k: v for k, v in value.items() if k not in _KEYS}
+        transcript = cls(given.get("id", id), tuple(speakers), opening, metadata=extra)
         for number, turn in enumerate(turns, 1):
             transcript.append(_turn_from_exchange(transcript.id, number, turn))
         transcript.status = given.get("status", DONE)
         transcript.reason, transcript.error = given.get("reason", ""), given.get("error", "")
+        transcript.stopped_by = given.get("stopped_by", "")
         return transcript
 
 
@@ -151,6 +183,26 @@ def _turn_to_exchange(message: Message) -> dict[str, Any]:
     return out
 
 
+def _opening_from_exchange(value: dict[str, Any]) -> Content:
+    if "opening_vector" in value:
+        return _vector(value["opening_vector"], "key 'opening_vector'")
+    opening = value.get("opening")
+    if opening is None:
+        return ""
+    if not isinstance(opening, str):
+        raise BadInput(f"key 'opening' is {type(opening).__name__} {json.dumps(opening)[:40]}; expected a string")
+    return checked_content(opening, None, "the opening")  # type: ignore[no-any-return]
+
+
+def _vector(value: object, where: str) -> Content:
+    import numpy as np
+
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{where} is not a list of numbers") from error
+
+
 def _check_turn(turn: object, number: int) -> None:
     if not isinstance(turn, dict):
         raise BadInput(f"turn {number} is {type(turn).__name__}; expected an object with 'speaker' and 'text'")
@@ -163,12 +215,7 @@ def _check_turn(turn: object, number: int) -> None:
 def _turn_from_exchange(conversation: str, number: int, turn: dict[str, Any]) -> Message:
     content: Content = checked_content(turn["text"], None, f"turn {number}")
     if "vector" in turn:
-        import numpy as np
-
-        try:
-            content = np.asarray(turn["vector"], dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"turn {number}: key 'vector' is not a list of numbers") from error
+        content = _vector(turn["vector"], f"turn {number}: key 'vector'")
     rest = {k: v for k, v in turn.items() if k not in ("speaker", "text", "vector", "kind", "tokens")}
     created = rest.pop("time", 0.0)
     if not isinstance(created, (int, float)) or isinstance(created, bool):

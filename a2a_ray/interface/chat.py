@@ -62,6 +62,8 @@ def render_chat(
         console.print(Padding(_body(message, passages), (0, 0, 1, indent + 2)))
     end = Text(ending(transcript), style="bold red" if transcript.status == FAILED else "dim")
     console.print(end)
+    if transcript.traceback:
+        console.print(Padding(Text(clean(transcript.traceback), style="dim"), (0, 0, 0, 2)))
 
 
 def ending(transcript: Transcript) -> str:

@@ -104,7 +104,7 @@ class ConversationItem:
 
     def round_of(self, turn: int) -> float:
         """The turn in rounds: the last turn of round 3 is at 3."""
-        position = sum(m.turn <= turn for m in self.transcript.messages)
+        position = sum(1 for m in self.transcript.messages if m.turn <= turn)
         return position / max(len(self.transcript.agents), 1)
 
 

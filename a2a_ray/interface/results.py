@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +18,7 @@ from a2a_ray.analysis.repetition import repeated_spans
 from a2a_ray.analysis.text import Loop, TextAnalysis, analyze_texts, is_text
 from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.exchange import read_jsonl
+from a2a_ray.core.message import EMPTY
 from a2a_ray.core.transcript import FAILED, Transcript
 from a2a_ray.interface.negotiation_figure import NEGOTIATIONS, negotiation_section, outcome_table
 from a2a_ray.interface.plateau import Pair, pairs_of
@@ -58,7 +59,7 @@ class Results:
     @cached_property
     def observed(self) -> dict[str, Loop]:
         """The earliest loop that an observer saw in each conversation, where one did; by id."""
-        found = {t.id: observed_loop(t) for t in self.transcripts if t.verdicts}
+        found = {t.id: observed_loop(t, self.observer_kinds(t)) for t in self.transcripts if t.verdicts}
         return {id: loop for id, loop in found.items() if loop is not None}
 
     @cached_property
@@ -73,8 +74,19 @@ class Results:
         if self.run is None:
             return []
         cells = self.run.experiment.cells
-        found = (stopped_talk(t, cells[t.metadata["cell"]].limit) for t in self.transcripts if t.verdicts)
+        found = (
+            stopped_talk(t, cells[t.metadata["cell"]].limit, self.observer_kinds(t))
+            for t in self.transcripts
+            if t.stopped_by
+        )
         return [each for each in found if each is not None]
+
+    def observer_kinds(self, transcript: Transcript) -> dict[str, str]:
+        """The kinds of a conversation's observers, by their names in it."""
+        if self.run is None:
+            return {}
+        cell = self.run.experiment.cells[transcript.metadata["cell"]]
+        return {name: str(settings["kind"]) for name, settings in cell.named_observers.items()}
 
     @cached_property
     def tables(self) -> list[Table]:
@@ -240,7 +252,7 @@ def report_data(
         sections=[negotiation_section(results.negotiations)] if results.negotiations else [],
         plateau=[point for p in results.pairs for point in p.points()],
         errors=[series for p in results.pairs for series in p.series()],
-        conversations=[report_item(t, by_id.get(t.id), results.labels[t.id]) for t in shown],
+        conversations=[report_item(t, by_id.get(t.id), results.labels[t.id], results.observer_kinds(t)) for t in shown],
         trajectory=trajectory_points(results),
         run=_facts(run) if run else {"file": results.source},
         agents=[AgentEntry(a.name, str(a.kind), a.model_extra or {}) for a in run.experiment.agents] if run else [],
@@ -260,11 +272,13 @@ def earliest(*loops: Loop | None) -> Loop | None:
     return min((loop for loop in loops if loop is not None), key=lambda loop: loop.onset, default=None)
 
 
-def report_item(transcript: Transcript, analysis: TextAnalysis | None, label: str) -> ConversationItem:
-    """One conversation as the report shows it."""
+def report_item(
+    transcript: Transcript, analysis: TextAnalysis | None, label: str, kinds: Mapping[str, str] = EMPTY
+) -> ConversationItem:
+    """One conversation as the report shows it. kinds: of its observers, by name."""
     if analysis is None:
         return ConversationItem(transcript, label)
-    loop = earliest(analysis.loop, observed_loop(transcript))
+    loop = earliest(analysis.loop, observed_loop(transcript, kinds))
     return ConversationItem(
         transcript,
         label,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from a2a_ray.analysis.text import Loop
 from a2a_ray.core.contracts import Verdict
-from a2a_ray.core.message import Message
-from a2a_ray.core.transcript import DONE, Transcript
+from a2a_ray.core.message import EMPTY, Message
+from a2a_ray.core.transcript import Transcript
 
 TOKENS_PER_WORD = 4 / 3
 """Of English in the tokenizers of today's models, where an agent does not report its tokens."""
@@ -41,18 +41,21 @@ class StoppedTalk:
         return asdict(self)
 
 
-def stopped_talk(transcript: Transcript, limit: int) -> StoppedTalk | None:
-    """How an observer ended a conversation that may have `limit` messages; None where none did."""
+def stopped_talk(transcript: Transcript, limit: int, kinds: Mapping[str, str] = EMPTY) -> StoppedTalk | None:
+    """How an observer ended a conversation that may have `limit` messages; None where none did.
+
+    kinds: of observers by name; a name that is not in it stands for itself.
+    """
     ending = _ending(transcript)
     if ending is None:
         return None
-    turn, observer, verdict = ending
+    turn, verdict = ending
     onset = _onset(verdict)
     messages = transcript.messages
     left = max(limit - len(messages), 0)
     return StoppedTalk(
         transcript.id,
-        kind_of(observer),
+        kinds.get(transcript.stopped_by, transcript.stopped_by),
         turn,
         onset,
         None if onset is None else verdict.evidence.get("last_before", onset - 1),
@@ -69,21 +72,15 @@ def stopped_after(transcript: Transcript) -> int | None:
     return ending[0] if ending else None
 
 
-def observed_loop(transcript: Transcript) -> Loop | None:
-    """The earliest loop that an observer saw while the conversation went on."""
+def observed_loop(transcript: Transcript, kinds: Mapping[str, str] = EMPTY) -> Loop | None:
+    """The earliest loop that an observer saw while the conversation went on. kinds: see `stopped_talk`."""
     found = []
     for _, name, verdict in transcript.verdicts:
         onset = _onset(verdict)
         if verdict.status == "loop" and onset is not None:
             phrase = verdict.evidence.get("span") or verdict.evidence.get("phrase") or ""
-            found.append(Loop(kind_of(name), onset, str(phrase)))
+            found.append(Loop(kinds.get(name, name), onset, str(phrase)))
     return min(found, key=lambda loop: loop.onset, default=None)
-
-
-def kind_of(observer: str) -> str:
-    """The kind of an observer of a run: they are called kind-0, kind-1, ... in the order of the specification."""
-    kind, _, number = observer.rpartition("-")
-    return kind if kind and number.isdigit() else observer
 
 
 def tokens(messages: Iterable[Message]) -> float:
@@ -104,11 +101,9 @@ def _onset(verdict: Verdict) -> int | None:
     return onset if isinstance(onset, int) else None
 
 
-def _ending(transcript: Transcript) -> tuple[int, str, Verdict] | None:
-    """The verdict that ended the conversation: the newest that asks for a stop and that its reason repeats."""
-    if transcript.status != DONE:
-        return None
-    for turn, name, verdict in reversed(transcript.verdicts):
-        if verdict.action == "stop" and transcript.reason == f"{name}: {verdict.reason}":
-            return turn, name, verdict
+def _ending(transcript: Transcript) -> tuple[int, Verdict] | None:
+    """The verdict that ended the conversation: the newest call for a stop of the observer that stopped it."""
+    for turn, name, verdict in reversed(transcript.verdicts if transcript.stopped_by else ()):
+        if verdict.action == "stop" and name == transcript.stopped_by:
+            return turn, verdict
     return None

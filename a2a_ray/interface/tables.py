@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -73,15 +74,18 @@ def show_runs(found: Sequence[dict[str, Any]], storage: str, as_json: bool) -> N
 
 def show_failures(run: Run) -> None:
     """The conversations that failed, with their errors, on standard error."""
-    failed = [t for t in run.transcripts() if t.status == "failed"]
+    ids = sorted(id for id, status in run.statuses().items() if status == "failed")
+    failed = list(run.transcripts(ids[:SHOWN]))
     console = Console(stderr=True, soft_wrap=True)
-    count = "1 conversation" if len(failed) == 1 else f"{len(failed)} conversations"
+    count = "1 conversation" if len(ids) == 1 else f"{len(ids)} conversations"
     console.print(f"{count} failed:", markup=False, highlight=False)
-    for transcript in failed[:SHOWN]:
-        text = f"  {transcript.id} after {len(transcript)} turns: {transcript.error}"
+    for transcript in failed:
+        text = f"  {transcript.id} after {len(transcript.messages)} turns: {transcript.error}"
         console.print(clean(text), markup=False, highlight=False)
-    if len(failed) > SHOWN:
-        console.print(f"  and {len(failed) - SHOWN} more (a2a-ray show {run.path} ID).", markup=False, highlight=False)
+        if transcript.traceback and transcript is failed[0]:
+            console.print(clean(indent(transcript.traceback, "    ")), markup=False, highlight=False)
+    if len(ids) > SHOWN:
+        console.print(f"  and {len(ids) - SHOWN} more (a2a-ray show {run.path} ID).", markup=False, highlight=False)
     hint = f"Mended? a2a-ray resume {run.path} --retry-failed lets them go on."
     console.print(hint, markup=False, highlight=False)
 

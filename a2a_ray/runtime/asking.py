@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from a2a_ray.core.errors import A2AError, AgentError, BadAnswer
+from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, traceback_of
 from a2a_ray.core.message import Message, checked_answer
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,9 @@ class Asking:
         if isinstance(error, A2AError):
             return error
         name = type(error).__name__
-        return AgentError(f"agent {self.agent.name!r} failed at turn {message.turn}: {name}: {error}")
+        failed = AgentError(f"agent {self.agent.name!r} failed at turn {message.turn}: {name}: {error}")
+        failed.traceback = traceback_of(error)
+        return failed
 
     async def _together(self, questions: Sequence[Question], put: Put) -> bool:
         """By `step_batch`; False where it failed as a whole."""

@@ -146,7 +146,7 @@ class Called:
                     raise
                 log.warning("a paid call is made again: %s", error)
                 self._meter.again(self.name)
-        self._attempts.pop((message.conversation, message.turn), None)
+        self._attempts.pop((message.conversation, message.seq), None)
         if type(answer) is not Message:
             return answer, self._meter.add(Spent(requests=asked))
         usage = self._usage(answer)
@@ -181,7 +181,7 @@ class Called:
 
     async def _enter_in_ledger(self, method: str, message: Message) -> None:
         """Returns when the ledger has a row of this call. Rows are committed in order, so all turns before are too."""
-        key = (message.conversation, message.turn)
+        key = (message.conversation, message.seq)
         attempt = self._attempts.get(key, 0)
         self._attempts[key] = attempt + 1
         await self._recording.commit(call_row(message, self.name, method, attempt, time.time()))

@@ -225,9 +225,9 @@ class Dispatcher:
         for number, bid in reply.bids.items():
             for asked in replica.close([number]):
                 asked.settle(bid)
-        for number, (kind, sentence) in reply.failed.items():
+        for number, failure in reply.failed.items():
             for asked in replica.close([number]):
-                asked.settle(plain_error(kind, sentence))
+                asked.settle(plain_error(*failure))
 
     def _died(self, replica: Replica, numbers: range, error: RayError) -> None:
         asked = replica.close(numbers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -151,6 +152,24 @@ class Experiment(BaseModel):
                 raise BadInput(str(error)) from None
         return read_openings({} if spec == "default" else dict(spec))
 
+    @cached_property
+    def named_observers(self) -> dict[str, dict[str, Any]]:
+        """Settings of each observer by its name: the `name` that it is given, or its kind; loops, loops-2, ...
+
+        Raises BadInput if two are given the same name.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        kinds: Counter[str] = Counter()
+        for i, observer in enumerate(self.observers):
+            kind = observer.get("kind", "")
+            kind = kind if isinstance(kind, str) else plain(kind)
+            kinds[kind] += 1
+            name = observer.get("name", kind if kinds[kind] == 1 else f"{kind}-{kinds[kind]}")
+            if not isinstance(name, str) or name in found or ("name" in observer and not name):
+                raise BadInput(f"observers.{i}.name: {name!r}; expected a name that no other observer has")
+            found[name] = {key: value for key, value in observer.items() if key != "name"}
+        return found
+
     def check(self) -> None:
         """Builds every part once, on this machine, without loading anything heavy. Raises BadInput."""
         seen: set[str] = set()
@@ -166,7 +185,7 @@ class Experiment(BaseModel):
         protocols.build(self.protocol, "protocol").check(tuple(spec.name for spec in self.agents))
         for i, stop in enumerate(self.stop):
             stops.build(stop, f"stop.{i}")
-        for i, observer in enumerate(self.observers):
+        for i, observer in enumerate(self.named_observers.values()):
             detectors.build(observer, f"observers.{i}")
         _ = self.opening_contents
         for i, spec in enumerate(self.agents):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ray import cloudpickle
 
-from a2a_ray.core.errors import A2AError, AgentError, PlacementError
+from a2a_ray.core.errors import A2AError, AgentError, PlacementError, traceback_of
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.asking import AGAIN, KEPT, Asking, Question
 from a2a_ray.runtime.columns import pack, unpack
@@ -26,7 +26,7 @@ class Reply(NamedTuple):
     """What comes back from one exchange; numbers are the caller's own for its questions.
 
     incarnation: of the process. numbers, messages: answers, packed. bids: number -> bid.
-    failed: number -> (class, sentence) of the error.
+    failed: number -> (class, sentence, traceback) of the error.
     again: questions that were not asked, and will not be. load: questions that this process has of other callers.
     problem: why it cannot answer anything; empty if it can.
     """
@@ -35,7 +35,7 @@ class Reply(NamedTuple):
     numbers: Sequence[int] = ()
     messages: Any = ()
     bids: Mapping[int, float] = {}
-    failed: Mapping[int, tuple[str, str]] = {}
+    failed: Mapping[int, tuple[str, str, str]] = {}
     again: Sequence[int] = ()
     load: int = 0
     problem: str = ""
@@ -54,6 +54,7 @@ class Reply(NamedTuple):
                     failed[number] = (
                         "",
                         f"an answer cannot be sent to another process: {type(error).__name__}: {error}",
+                        "",
                     )
             kept = self._replace(numbers=list(good), messages=pack([*good.values()]), failed=failed)
             return bytes(cloudpickle.dumps(tuple(kept)))
@@ -225,7 +226,7 @@ class _Caller:
             elif outcome is AGAIN:
                 again.append(number)
             elif isinstance(outcome, A2AError):
-                failed[number] = (type(outcome).__name__, str(outcome))
+                failed[number] = (type(outcome).__name__, str(outcome), traceback_of(outcome))
             else:
                 bids[number] = outcome
         return Reply(incarnation, numbers, pack(messages), bids, failed, again, load)

@@ -25,7 +25,7 @@ def name_records(run: str) -> None:
         talk, conversation, turn = about.get(), "", 0
         if talk is not None:
             conversation = getattr(talk, "conversation", None) or talk.id
-            turn = getattr(talk, "turn", 0) or len(talk.turns) + 1
+            turn = getattr(talk, "turn", 0) or len(talk.messages) + 1
         where = " ".join(word for word in (run, conversation, str(turn or "")) if word)
         vars(record).update(run=run, conversation=conversation, turn=turn, where=where)
         return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from a2a_ray.core.errors import StorageError
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.columns import CALL, END, marked, to_batch
+from a2a_ray.runtime.columns import Beside, to_batch
 
 RECORDER_SECONDS = 120.0
 """How long a worker waits for a recorder that gives no sign of life."""
@@ -27,7 +28,7 @@ class Recording:
 
     def __init__(self, recorder: Any, worker: str, rows: int = 5000, unanswered: int = 12) -> None:
         self._recorder, self._worker, self._limit, self._unanswered = recorder, worker, rows, unanswered
-        self._by = uuid4().hex[:12]
+        self._writer = uuid4().hex[:12]
         self._rows: list[Message] = []
         self._sent: deque[_Sent] = deque()
         self._epoch = self._number = 0
@@ -41,7 +42,7 @@ class Recording:
 
     def add(self, row: Message) -> bool:
         """Keeps the row; True when it is time to `send`."""
-        self._rows.append(marked(row, self._by) if row.kind in (END, CALL) else row)
+        self._rows.append(replace(row, writer=self._writer) if type(row) is Beside else row)
         self._added += 1
         return len(self._rows) >= self._limit
 

@@ -77,7 +77,9 @@ def first_line(error: object) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def plain_error(kind: str, sentence: str) -> AgentError:
+def plain_error(kind: str, sentence: str, traceback: str = "") -> AgentError:
     """The error of this package for what an agent raised in its process."""
     cls = getattr(errors, kind, AgentError)
-    return cls(sentence) if isinstance(cls, type) and issubclass(cls, AgentError) else AgentError(sentence)
+    error = cls(sentence) if isinstance(cls, type) and issubclass(cls, AgentError) else AgentError(sentence)
+    error.traceback = traceback
+    return error

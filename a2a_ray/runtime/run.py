@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from a2a_ray.core.errors import AgentError, BadInput, PlacementError, StorageError
-from a2a_ray.core.transcript import DONE, FAILED, Transcript
+from a2a_ray.core.transcript import DONE, FAILED
 from a2a_ray.runtime import tracing
 from a2a_ray.runtime.budget import NOTHING
 from a2a_ray.runtime.calls import spent_before
@@ -114,14 +114,11 @@ def resume(
     check_startable(given)
 
     def plan() -> Plan:
-        earlier: dict[str, Transcript] = {}
-        ended: set[str] = set()
-        for transcript in open_run(run.path).transcripts():
-            if transcript.status == DONE or (transcript.status == FAILED and not retry_failed):
-                ended.add(transcript.id)
-            else:
-                earlier[transcript.id] = transcript
-        return Plan(given, ended, earlier)
+        now = open_run(run.path)
+        over = (DONE,) if retry_failed else (DONE, FAILED)
+        statuses = now.statuses()
+        left = [id for id, status in statuses.items() if status not in over]
+        return Plan(given, statuses.keys() - left, {t.id: t for t in now.transcripts(left)})
 
     return _hold(run, given, plan, workers, address, progress, on_failure, steal)
 

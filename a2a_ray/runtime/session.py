@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal
 from uuid import uuid4
@@ -20,7 +21,7 @@ from a2a_ray.runtime import tracing
 from a2a_ray.runtime.budget import NOTHING, Spent
 from a2a_ray.runtime.calls import Calling, keep_budget
 from a2a_ray.runtime.cluster import EndedAtStart, await_placed, started_locally, storage_place
-from a2a_ray.runtime.columns import end_row, marked, opening_row, to_batch
+from a2a_ray.runtime.columns import end_row, opening_row, to_batch
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
 from a2a_ray.runtime.lease import Lease
 from a2a_ray.runtime.metrics import exported
@@ -338,13 +339,13 @@ class Session:
             begun.append(opening_row(said))
         said.status = FAILED
         said.error = (
-            f"its worker process died at turn {len(said) + 1}, {ALONE_DEATHS} times with no other conversation in"
-            " it; look for a crash or for memory that runs out in its agents (Ray's logs of the worker), then resume"
+            f"its worker process died at turn {len(said.messages) + 1}, {ALONE_DEATHS} times with no other conversation"
+            " in it; look for a crash or for memory that runs out in its agents (Ray's logs of the worker), then resume"
             " with retry_failed"
         )
         log.error("%s: conversation %s is set aside: %s", self._path, task.id, said.error)
         name = f"driver-{uuid4().hex[:12]}"
-        rows = to_batch([*begun, marked(end_row(said, time.time()), name)])
+        rows = to_batch([*begun, replace(end_row(said, time.time()), writer=name)])
         self._ask_recorder(lambda: self._recorder.append.remote(name, 0, 0, rows))
         self.plan.count([Outcome(task, FAILED, len(said.messages))])
 

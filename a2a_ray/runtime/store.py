@@ -6,9 +6,11 @@ import contextlib
 import json
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import groupby, pairwise
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,22 @@ import pyarrow.fs as pafs
 from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.message import ASIDE, Message
-from a2a_ray.core.transcript import RUNNING, Transcript
-from a2a_ray.runtime.columns import CALL, END, OPENING, from_table
-from a2a_ray.runtime.committed import BESIDE, attempts
+from a2a_ray.core.transcript import FAILED, RUNNING, Transcript
+from a2a_ray.runtime.columns import CALL, COUNTED, ENDS, NOT_SAID, OPENING, from_table
 from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.reading import filesystem, reason, turns_of
+from a2a_ray.runtime.reading import Snapshot, filesystem, last_seqs, reason, row_counts, snapshot, turns_of
 
 MANIFEST = "manifest.json"
-_RANKED = pa.array([OPENING, CALL, END])
-"""Order of rows within one turn; what was said comes after them."""
+GROUP_ROWS = 200_000
+"""Rows that are read into memory at once where whole conversations are asked for; one conversation may have more."""
+FEW = 100
+"""So many conversations are read at once without counting their rows first."""
+_RANKED = pa.array([OPENING, CALL, *ENDS])
+"""Kinds of row that come before what was said, of the same seq."""
+_RANKS = pa.array([0, 1, 2, 2, 3], pa.int64())
+"""Their order; 3 is what was said."""
+_REQUESTS = r'"requests": (?P<requests>\d{1,15})[,}]'
+"""Requests in the JSON of `usage`: many agents tell none, so they have no column."""
 
 
 class Run:
@@ -38,6 +47,13 @@ class Run:
     path: folder or URI. manifest: specification, seeds, versions, git commit. turns: Arrow table (SCHEMA of columns.py)
     of what was said, so pandas, Polars and DuckDB read it; `transcript(id)` and `transcripts()` give conversations.
     """
+
+    def __repr__(self) -> str:
+        try:
+            planned = f", {self.experiment.size()[0]} conversations planned"
+        except Exception:  # of another version, or with agents that only another program has
+            planned = ""
+        return f"Run({self.path!r}{planned})"
 
     def __init__(self, path: str, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -51,45 +67,55 @@ class Run:
 
     @cached_property
     def rows(self) -> pa.Table:
-        """Every row of the store, openings, ends and the ledger's calls included, sorted by conversation and turn."""
+        """Every row of the store, openings, ends and the ledger's calls included, sorted by conversation_id and seq."""
         return _sorted(self._table().to_table())
 
     @cached_property
     def turns(self) -> pa.Table:
-        """What was said (bids, combinations and nudges included), by conversation and turn; columns as in SCHEMA."""
-        return self.rows.filter(~pc.field("kind").isin([OPENING, END, CALL]))
+        """What was said (bids, combinations and nudges included), by conversation_id and seq; columns as in SCHEMA."""
+        return self.rows.filter(~pc.field("kind").isin(NOT_SAID))
 
     def transcripts(self, ids: Iterable[str] | None = None) -> Iterator[Transcript]:
         """Every conversation that was begun, or those of these ids that were, in order of id.
 
-        With ids, only their rows are read into memory.
+        They are read in groups of about GROUP_ROWS rows, so memory does not grow with the run. Files without any of the
+        ids between the first and the last are not read. What is committed later is not seen.
         """
-        wanted = pc.field("kind") != CALL
-        if ids is not None:
-            wanted &= pc.field("conversation").isin(list(ids))
-        rows: list[Message] = []
-        for message in from_table(_sorted(self._table().to_table(filter=wanted))):
-            if rows and rows[0].conversation != message.conversation:
-                yield self._transcript(rows)
-                rows = []
-            rows.append(message)
-        if rows:
-            yield self._transcript(rows)
+        turns, wanted = snapshot(self.path), None if ids is None else sorted(set(ids))
+        few = wanted is not None and len(wanted) <= FEW
+        for group in [wanted] if few else _groups(turns, wanted):
+            if not group:
+                continue
+            first, last = group[0], group[-1]
+            here = (pc.field("conversation_id") >= first) & (pc.field("conversation_id") <= last)
+            if wanted is not None:
+                here &= pc.field("conversation_id").isin(group)
+            table = turns.rows(first, last).to_table(filter=here & (pc.field("kind") != CALL))
+            for _, rows in groupby(from_table(_sorted(table)), key=attrgetter("conversation")):
+                yield self._transcript(list(rows))
+
+    def statuses(self) -> dict[str, str]:
+        """Whether each conversation that was begun is "running", "done" or "failed", by id; in no order."""
+        table = self._table()
+        ended = _ended(table)
+        out = dict.fromkeys(last_seqs(table).column("conversation_id").to_pylist(), RUNNING)
+        out.update(zip(ended.column("conversation_id").to_pylist(), ended.column("kind").to_pylist(), strict=True))
+        return out
 
     def transcript(self, conversation: str) -> Transcript:
         """One conversation. Raises BadInput, with ids that exist, where there is none of this id."""
         for transcript in self.transcripts([conversation]):
             return transcript
-        there = sorted(pc.unique(self._table().to_table(["conversation"]).column("conversation")).to_pylist())
+        there = sorted(last_seqs(self._table()).column("conversation_id").to_pylist())
         more = f" and {len(there) - 20} more" if len(there) > 20 else ""
         raise BadInput(unknown("conversation", conversation, there[:20]).rstrip(".") + more + ".")
 
     def summary(self) -> dict[str, int]:
         """Counts: conversations planned, done, failed, and turns said (bids, combinations and nudges are none)."""
         table = self._table()
-        how = [end["status"] for end in _ends(table)]
-        done, failed = how.count("done"), how.count("failed")
-        said = table.count_rows(filter=~pc.field("kind").isin([*sorted(ASIDE), OPENING, END, CALL]))
+        how = _ended(table).column("kind")
+        done, failed = (pc.sum(pc.equal(how, status)).as_py() or 0 for status in ENDS)
+        said = table.count_rows(filter=~pc.field("kind").isin([*sorted(ASIDE), *NOT_SAID]))
         return {"conversations": self.experiment.size()[0], "done": done, "failed": failed, "turns": said}
 
     def ledger(self) -> dict[str, int]:
@@ -99,11 +125,11 @@ class Run:
         again, since it is not known whether they had reached the agent. unanswered: have no answer on record; they
         failed, were under way when the run was cut off, or never left. calls is the sum of the three others.
         """
-        columns = ["conversation", "turn"]
+        columns = ["conversation_id", "seq"]
         table = self._table()
         calls = table.to_table(columns, filter=pc.field("kind") == CALL)
         once = calls.group_by(columns).aggregate([])
-        said = table.to_table(columns, filter=~pc.field("kind").isin([OPENING, END, CALL])) if len(calls) else calls
+        said = table.to_table(columns, filter=~pc.field("kind").isin(NOT_SAID)) if len(calls) else calls
         answered = once.join(said, columns, join_type="left semi").num_rows if len(calls) else 0
         return {
             "calls": len(calls),
@@ -113,13 +139,17 @@ class Run:
         }
 
     def cost(self) -> dict[str, float]:
-        """Sums over the run of every number that answers carry in `usage`: tokens, requests, cost."""
+        """Sums over the run of what answers carry in `usage`: input_tokens, output_tokens, cost and requests."""
         total: dict[str, float] = {}
-        for batch in self._table().to_batches(columns=["usage"], filter=pc.field("usage").is_valid()):
-            for text in batch.column("usage").to_pylist():
-                for name, value in json.loads(text).items():
-                    if isinstance(value, int | float) and not isinstance(value, bool):
-                        total[name] = total.get(name, 0) + value
+        some = pc.field("usage").is_valid()
+        for name in COUNTED:
+            some |= pc.field(name).is_valid()
+        for batch in self._table().to_batches(columns=[*COUNTED, "usage"], filter=some):
+            requests = pc.struct_field(pc.extract_regex(batch.column("usage"), _REQUESTS), "requests")
+            columns = (*batch.columns[:-1], pc.cast(requests, pa.int64()))
+            for name, column in zip((*COUNTED, "requests"), columns, strict=True):
+                if (value := pc.sum(column).as_py()) is not None:
+                    total[name] = total.get(name, 0) + value
         return total
 
     def _table(self) -> pads.Dataset:
@@ -135,9 +165,11 @@ class Run:
         opening = rows[0].content if rows[0].kind == OPENING else ""
         transcript = Transcript(id, names, opening, task.seed, metadata)
         for row in rows:
-            if row.kind == END:  # the newest one stands; a retried conversation has several
-                transcript.status, transcript.reason = row.metadata["status"], str(row.content)
-                transcript.error = row.metadata.get("error", "")
+            if row.kind in ENDS:  # the newest one stands; a retried conversation has several
+                failed, sentence = row.kind == FAILED, str(row.content)
+                transcript.status, transcript.stopped_by = row.kind, row.sender
+                transcript.reason, transcript.error = ("", sentence) if failed else (sentence, "")
+                transcript.traceback = row.metadata.get("traceback", "")
                 transcript.verdicts = [(t, n, Verdict(**v)) for t, n, v in row.metadata.get("verdicts", ())]
             elif row.kind != OPENING:
                 transcript.append(row)
@@ -252,36 +284,48 @@ def versions() -> dict[str, str]:
     return out
 
 
-def _ends(table: pads.Dataset) -> list[dict[str, Any]]:
-    """How each conversation that has ended did: the newest end; one that was retried goes on after its end."""
-    said = table.to_table(["conversation", "turn"], filter=~pc.field("kind").isin(BESIDE))
-    last = said.group_by("conversation").aggregate([("turn", "max")])
-    turns = dict(zip(last.column("conversation").to_pylist(), last.column("turn_max").to_pylist(), strict=True))
-    ends = _sorted(table.to_table(filter=pc.field("kind") == END))
-    keys = zip(ends.column("conversation").to_pylist(), ends.column("turn").to_pylist(), strict=True)
-    metadata = ends.column("metadata").to_pylist()
-    newest = {id: how for (id, turn), how in zip(keys, metadata, strict=True) if turn > turns.get(id, -1)}
-    return [json.loads(how) for how in newest.values()]
+def _ended(table: pads.Dataset) -> pa.Table:
+    """The conversations that are over, in columns conversation_id and kind (of the newest end: "done" or "failed").
+
+    One that failed and was retried goes on after its end: it is over if nothing was said since.
+    """
+    key = ["conversation_id", "seq", "attempt"]
+    ends = table.to_table([*key, "kind"], filter=pc.field("kind").isin(ENDS))
+    ends = ends.sort_by([(name, "ascending") for name in key])
+    newest = ends.group_by("conversation_id", use_threads=False).aggregate([("seq", "last"), ("kind", "last")])
+    both = newest.join(last_seqs(table), "conversation_id", join_type="left outer")
+    over = both.filter(pc.field("seq_last") > pc.coalesce(pc.field("seq"), pc.scalar(-1)))
+    return over.select(["conversation_id", "kind_last"]).rename_columns(["conversation_id", "kind"])
+
+
+def _groups(turns: Snapshot, ids: Sequence[str] | None) -> Iterator[list[str]]:
+    """The ids in order, all that there are or these, in groups of conversations with about GROUP_ROWS rows together."""
+    which = pc.field("kind") != CALL
+    if ids is not None:
+        which &= pc.field("conversation_id").isin(ids)
+    counts = row_counts(turns.rows(*((ids[0], ids[-1]) if ids else ())), which).sort_by("conversation_id")
+    numbers = (np.cumsum(counts.column("rows").to_numpy()) - 1) // GROUP_ROWS
+    found = counts.column("conversation_id").to_pylist()
+    cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(found)]
+    yield from (found[a:b] for a, b in pairwise(cuts) if b > a)
 
 
 def _sorted(table: pa.Table) -> pa.Table:
     """In the order of what happened; of equal keys (runs of older versions may have a row twice) the newest is kept.
 
-    Within one turn: opening, calls, an end (after which a conversation can go on), what was said. Attempts decide among
+    Within one seq: opening, calls, an end (after which a conversation can go on), what was said. Attempts decide among
     ends, whatever the clocks said.
     """
     if len(table) < 2:
         return table
-    ids = table.column("conversation").combine_chunks().dictionary_encode()
+    ids = table.column("conversation_id").combine_chunks().dictionary_encode()
     place = np.empty(len(ids.dictionary), np.int64)
     place[pc.sort_indices(ids.dictionary).to_numpy()] = np.arange(len(place))
-    rank = pc.fill_null(pc.index_in(table.column("kind"), _RANKED), 3).to_numpy().astype(np.int64)
-    turn = table.column("turn").to_numpy().astype(np.int64)
-    key = place[ids.indices.to_numpy()] << 34 | turn << 2 | rank
-    attempt = np.zeros(len(table), np.int64)
-    beside = np.flatnonzero((rank == 1) | (rank == 2))
-    marks = pc.struct_field(attempts(table.column("metadata").take(pa.array(beside))), "attempt")
-    attempt[beside] = pc.fill_null(pc.cast(marks, pa.int64()), 0).to_numpy()
+    kind = pc.fill_null(pc.index_in(table.column("kind"), _RANKED), len(_RANKED))
+    rank = _RANKS.take(kind.combine_chunks()).to_numpy()
+    seq = table.column("seq").to_numpy().astype(np.int64)
+    key = place[ids.indices.to_numpy()] << 34 | seq << 2 | rank
+    attempt = pc.fill_null(table.column("attempt"), 0).to_numpy()
     order = np.lexsort((table.column("created_at").cast(pa.int64()).to_numpy(), attempt, key))
     equal = (np.diff(key[order]) == 0) & (np.diff(attempt[order]) == 0) & (rank[order][1:] != 1)
     return table.take(pa.array(order[np.append(~equal, True)]))

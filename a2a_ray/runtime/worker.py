@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import A2AError, BadInput, PlacementError, StorageError
+from a2a_ray.core.errors import A2AError, BadInput, PlacementError, StorageError, traceback_of
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import detectors, protocols, stops
 from a2a_ray.core.stop import StopCondition
@@ -122,7 +122,7 @@ class Worker:
         except BadInput as error:  # the driver could build all parts
             raise PlacementError(f"on a node: {error}; is the same code, and data, on every node?") from None
         except (Exception, SystemExit) as error:  # an observer's first look, or an agent's set-up
-            return await self._never_begun(task, f"{type(error).__name__}: {error}")
+            return await self._never_begun(task, error)
         transcript = conversation.transcript
         logs.about.set(transcript)
         recording, meter = self._recording, self._calls.meter
@@ -153,10 +153,11 @@ class Worker:
             await recording.send()
         return Outcome(task, transcript.status, len(transcript.messages))
 
-    async def _never_begun(self, task: Task, sentence: str) -> Outcome:
+    async def _never_begun(self, task: Task, error: BaseException) -> Outcome:
         names = tuple(spec.name for spec in self._cells[task.cell].agents)
         transcript = Transcript(task.id, names, seed=task.seed)
-        transcript.status, transcript.error = FAILED, sentence
+        transcript.status, transcript.error = FAILED, f"{type(error).__name__}: {error}"
+        transcript.traceback = traceback_of(error)
         if self._recording.add(end_row(transcript, time.time())):
             await self._recording.send()
         return Outcome(task, FAILED, 0)
@@ -168,7 +169,7 @@ class Worker:
         transcript = Transcript(task.id, names, cell.opening_contents[task.opening], task.seed)
         for message in earlier:
             transcript.append(message)
-        observers = {f"{o['kind']}-{i}": detectors.build(o, "observers") for i, o in enumerate(cell.observers)}
+        observers = {name: detectors.build(o, f"observer {name}") for name, o in cell.named_observers.items()}
         return Conversation(
             agents, protocol, turns=cell.limit, stop=stop, observers=observers, options=options, transcript=transcript
         )

@@ -12,7 +12,7 @@ import pyarrow as pa
 from a2a_ray.core.errors import StorageError
 from a2a_ray.runtime.columns import SCHEMA
 from a2a_ray.runtime.committed import Committed
-from a2a_ray.runtime.reading import dataset, reason
+from a2a_ray.runtime.reading import Snapshot, reason
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -171,4 +171,4 @@ class Writer:
         if seen != self._reign:
             whose = "another driver" if seen >> 32 > self._epoch else "a newer recorder"
             raise TakenOver(f"the run was taken over by {whose}, which goes on with it; this one has stopped")
-        self._committed, self._table = Committed(dataset(table, self._uri)), table
+        self._committed, self._table = Committed(Snapshot(self._uri, table).rows()), table
