@@ -24,7 +24,7 @@ if _TYPE_CHECKING:
     from a2a_ray.analysis.published import PublishedRule as PublishedRule
     from a2a_ray.analysis.repetition import ExactRepetition as ExactRepetition
     from a2a_ray.analysis.text import analyze_texts as analyze_texts
-    from a2a_ray.analysis.verdicts import verdict as verdict
+    from a2a_ray.analysis.assessment import assess_equilibrium as assess_equilibrium
     from a2a_ray.core.contracts import Agent as Agent
     from a2a_ray.core.contracts import Bids as Bids
     from a2a_ray.core.contracts import Observer as Observer
@@ -77,7 +77,7 @@ _NAMES_OF_MODULE = {
     "analysis.published": "PublishedRule",
     "analysis.repetition": "ExactRepetition",
     "analysis.text": "analyze_texts",
-    "analysis.verdicts": "verdict",
+    "analysis.assessment": "assess_equilibrium",
     "core.contracts": "Agent Bids Observer Say Stop TurnProtocol Verdict View",
     "core.conversation": "Conversation",
     "core.errors": "A2AError AgentError BadAnswer BadInput ContextTooSmall MissingExtra PlacementError StorageError",
