@@ -128,7 +128,7 @@ def assess_equilibrium(
     check_count(seed, "seed", least=0)
     cases = [_case(name, positions, objectives, axes) for name in positions]
     agents = {case.name: _judge(case, float(margin), level, draws, seed) for case in cases}
-    return _together(agents, float(margin))
+    return together(agents, float(margin))
 
 
 class _Case(NamedTuple):
@@ -207,7 +207,7 @@ def _objective(value: Any, name: str, dim: int) -> Array:
 
 
 def _moving(x: Array, found: Fit, seed: int) -> AgentEquilibrium | None:
-    """The verdict on an agent that grows or swings, or of which nobody can tell yet where it settles."""
+    """The result for an agent that grows or swings, or of which nobody can tell yet where it settles."""
     states, own = Frame(x).states(x), own_seed(x, seed)
     explosive = explodes(states, own) if found.kind == NOISY else found.kind == EXACT and _grows(x, found)
     if explosive:
@@ -244,7 +244,7 @@ def _period(found: Fit) -> float:
 
 
 def _settled(found: Fit, objective: Array, margin: float) -> AgentEquilibrium:
-    """The verdict where all intervals are bounded."""
+    """The result where all intervals are bounded."""
     error = found.fixed_point - objective
     aims = found.axes @ objective
     away = found.intervals - aims[:, None]  # (k, 2), from the objective
@@ -273,7 +273,9 @@ def _settled(found: Fit, objective: Array, margin: float) -> AgentEquilibrium:
         )
     wide = min(float(np.ptp(away[worst])) / 2 / margin, 1e6)
     more = max(1, math.ceil(found.rounds * (wide**2 - 1)))  # widths fall as the square root of the rounds
-    return AgentEquilibrium(UNDETERMINED, f"{reason}; about {more} more rounds may tell", error, found, rounds_needed=more)
+    return AgentEquilibrium(
+        UNDETERMINED, f"{reason}; about {more} more rounds may tell", error, found, rounds_needed=more
+    )
 
 
 def _between(low: float, high: float) -> str:
@@ -290,8 +292,8 @@ def _axis(axis: Array) -> str:
     return f"({', '.join(f'{c:.2g}' for c in axis[:6])}{', ...' if len(axis) > 6 else ''})"
 
 
-def _together(agents: Mapping[str, AgentEquilibrium], margin: float) -> EquilibriumFinding:
-    """The group's verdict from those of its agents."""
+def together(agents: Mapping[str, AgentEquilibrium], margin: float) -> EquilibriumFinding:
+    """What follows for the group from what was found of its agents."""
     by_status: dict[str, list[str]] = {}
     for name, outcome in agents.items():
         by_status.setdefault(outcome.status, []).append(name)
@@ -313,4 +315,3 @@ def _together(agents: Mapping[str, AgentEquilibrium], margin: float) -> Equilibr
 
 def _told(agents: Mapping[str, AgentEquilibrium], names: list[str]) -> str:
     return "; ".join(f"{name}: {agents[name].reason}" for name in names)
-

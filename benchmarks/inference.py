@@ -31,8 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a process; small mat
 
 import numpy as np
 
+from a2a_ray.analysis.assessment import BIASED, ONE_SIDED, AgentEquilibrium, assess_equilibrium
 from a2a_ray.analysis.inference import fit
-from a2a_ray.analysis.assessment import ONE_SIDED, BIASED, AgentEquilibrium, assess_equilibrium
 
 DIMENSIONS = (1, 2, 3, 4, 5)
 BANDS = ((0.1, 0.5), (0.5, 0.8), (0.8, 0.95))
@@ -181,7 +181,9 @@ def verdicts(cell: Cell) -> dict[str, Any]:
         pair = dict(zip("wu", readings, strict=True))
         positions = {name: reading.positions for name, reading in pair.items()}
         truths = {name: reading.fixed_point for name, reading in pair.items()}
-        outcome = assess_equilibrium(positions, truths, 0.1 * min(float(reading.standard_error.min()) for reading in readings))
+        outcome = assess_equilibrium(
+            positions, truths, 0.1 * min(float(reading.standard_error.min()) for reading in readings)
+        )
         counts["false_bias"] += sum(agent.status == BIASED for agent in outcome.agents.values())
         for name, reading in pair.items():
             found = outcome.agents[name].fit

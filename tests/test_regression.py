@@ -19,9 +19,9 @@ from a2a_ray.agents.hf import HFAgent
 from a2a_ray.agents.lsa import LSAAgent
 from a2a_ray.agents.openai import SEEDS, OpenAIAgent
 from a2a_ray.agents.regression import RegressionAgent, parse_vector
+from a2a_ray.analysis.assessment import assess_equilibrium
 from a2a_ray.analysis.equilibria import Equilibrium, two_agent_equilibrium
 from a2a_ray.analysis.inference import positions_by_agent
-from a2a_ray.analysis.assessment import assess_equilibrium
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, BadAnswer, BadInput
 from a2a_ray.core.message import Message

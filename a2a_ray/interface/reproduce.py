@@ -97,8 +97,8 @@ def misaligned(
     if as_json:
         print(json.dumps(result))
         return
-    for result in found.values():
-        print(f"* {result.outcome}")
+    for each in found.values():
+        print(f"* {each.outcome}")
     print(f"Report: {result['report']}")
 
 

@@ -18,7 +18,6 @@ from a2a_ray.interface.misaligned.adversary_section import (
     outcome,
 )
 from a2a_ray.interface.misaligned.attackers import Estimates, ReadsDirection, ShowsObjective, SpansUpdates, white_box
-from a2a_ray.interface.misaligned.result import ExperimentResult
 from a2a_ray.interface.misaligned.pairs import (
     Array,
     Side,
@@ -32,6 +31,7 @@ from a2a_ray.interface.misaligned.pairs import (
     settle,
     sides,
 )
+from a2a_ray.interface.misaligned.result import ExperimentResult
 from a2a_ray.interface.misaligned.settings import Settings
 
 PAIRS = 50

@@ -19,7 +19,6 @@ from a2a_ray.interface.misaligned.defences_section import (
     defences_section,
     outcome,
 )
-from a2a_ray.interface.misaligned.result import ExperimentResult
 from a2a_ray.interface.misaligned.guards import (
     Bounded,
     Guard,
@@ -39,6 +38,7 @@ from a2a_ray.interface.misaligned.pairs import (
     settle,
     sides,
 )
+from a2a_ray.interface.misaligned.result import ExperimentResult
 from a2a_ray.interface.misaligned.settings import Settings
 
 PAIRS = 100

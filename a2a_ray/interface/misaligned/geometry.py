@@ -12,8 +12,8 @@ from a2a_ray.analysis.population import Population, simulate
 from a2a_ray.analysis.rounds import alternating, half_life
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.interface.drawing import Figure, axis, make_figure
-from a2a_ray.interface.misaligned.result import GAP, ExperimentResult, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.pairs import SHOWN_ANGLE, Array, gaps, norms, population, predicted, sides
+from a2a_ray.interface.misaligned.result import GAP, ExperimentResult, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.settings import Settings
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section

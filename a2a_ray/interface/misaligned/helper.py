@@ -14,8 +14,8 @@ from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.prompts import pull
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.interface.drawing import Figure, axis, make_figure
-from a2a_ray.interface.misaligned.result import GAP, ExperimentResult, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.pairs import SHOWN_ANGLE, Array, norms, pair_agents, population
+from a2a_ray.interface.misaligned.result import GAP, ExperimentResult, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.settings import Settings
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section

@@ -15,8 +15,8 @@ from a2a_ray.analysis.rounds import RoundEquilibrium, alternating, half_life, si
 from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.interface.drawing import Figure, axis, make_figure
-from a2a_ray.interface.misaligned.result import GAP, ExperimentResult, dots, several
 from a2a_ray.interface.misaligned.pairs import Array, norms, pair_agents, population
+from a2a_ray.interface.misaligned.result import GAP, ExperimentResult, dots, several
 from a2a_ray.interface.misaligned.settings import Settings
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section

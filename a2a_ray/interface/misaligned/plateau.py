@@ -10,7 +10,6 @@ import numpy as np
 
 from a2a_ray.analysis.population import simulate
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.interface.misaligned.result import ExperimentResult
 from a2a_ray.interface.misaligned.pairs import (
     Array,
     Side,
@@ -22,6 +21,7 @@ from a2a_ray.interface.misaligned.pairs import (
     sides,
 )
 from a2a_ray.interface.misaligned.plateau_section import ANGLES, NAMES, falls, gap, outcome, plateau_section, together
+from a2a_ray.interface.misaligned.result import ExperimentResult
 from a2a_ray.interface.misaligned.settings import Settings
 
 TURNED = (0.0, 90.0)

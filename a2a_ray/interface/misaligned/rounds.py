@@ -11,7 +11,6 @@ import numpy as np
 from a2a_ray.analysis.population import simulate
 from a2a_ray.analysis.rounds import half_life
 from a2a_ray.interface.drawing import Figure, Trace, axis, make_figure
-from a2a_ray.interface.misaligned.result import ExperimentResult, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.pairs import (
     SHOWN_ANGLE,
     Array,
@@ -24,6 +23,7 @@ from a2a_ray.interface.misaligned.pairs import (
     root_mean_square,
     sides,
 )
+from a2a_ray.interface.misaligned.result import ExperimentResult, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.settings import Settings, rounds_until
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section

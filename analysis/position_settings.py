@@ -1,0 +1,118 @@
+"""Where the positions of a conversation are read from, as a specification says it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from a2a_ray.analysis.positions import Positions, positions_from_numbers, positions_from_offers
+from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.message import MESSAGE
+from a2a_ray.core.registry import check_settings
+from a2a_ray.core.transcript import Transcript
+
+VECTORS, NUMBERS, OFFERS = "vectors", "numbers", "offers"
+READERS: dict[str, Callable[..., dict[str, Positions]]] = {
+    NUMBERS: positions_from_numbers,
+    OFFERS: positions_from_offers,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PositionSettings:
+    """`{from: numbers, dim, which, pattern}`, `{from: offers, encoding, choices, key}` or `{from: vectors}`.
+
+    source: vectors, numbers or offers. options: the arguments of `positions_from_numbers` or `positions_from_offers`.
+    """
+
+    source: str
+    options: Mapping[str, Any]
+
+    @classmethod
+    def parse(cls, value: Any, where: str = "positions") -> PositionSettings:
+        """Check a mapping, or the name of a source alone. Raises BadInput."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            value = {"from": value}
+        if not isinstance(value, Mapping):
+            raise BadInput(f"{where}: {str(value)[:60]!r}; expected a mapping such as {{from: numbers}}")
+        options = {key: setting for key, setting in value.items() if key != "from"}
+        source = value.get("from")
+        if source not in (VECTORS, *READERS):
+            raise BadInput(f"{where}.from: " + unknown("source", source, (VECTORS, *READERS)))
+        if source == VECTORS:
+            if options:
+                raise BadInput(f"{where}.{min(options)}: vectors are positions themselves; expected no other key")
+            return cls(source, {})
+        checked = check_settings(READERS[source], options, where, {"transcript"})
+        if checked.get("dim", 1) < 1:
+            raise BadInput(f"{where}.dim: {checked['dim']}; expected at least 1")
+        pattern = checked.get("pattern")
+        if isinstance(pattern, str):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise BadInput(f"{where}.pattern: {pattern!r}; not a regular expression: {error}") from None
+        return cls(source, checked)
+
+    @property
+    def dim(self) -> int | None:
+        """Numbers in a position; None if the conversation decides."""
+        if self.source == NUMBERS:
+            return int(self.options.get("dim", 1))
+        choices = self.options.get("choices")
+        if choices is None:
+            return None
+        return len(choices) if self.options.get("encoding") == "ordinal" else sum(map(len, choices.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON value that `parse` takes back."""
+        pattern = self.options.get("pattern")
+        plain = {"pattern": pattern.pattern} if isinstance(pattern, re.Pattern) else {}
+        return {"from": self.source, **self.options, **plain}
+
+    def read(self, transcript: Transcript) -> dict[str, Positions]:
+        """Read each agent's positions. Raises Unreadable."""
+        if self.source == VECTORS:
+            return _vectors(transcript)
+        if self.source == NUMBERS:
+            return positions_from_numbers(transcript, **self.options)
+        try:
+            return positions_from_offers(transcript, **self.options)
+        except BadInput as error:  # the settings were checked: it is the conversation that has no offer
+            raise Unreadable(str(error)) from None
+
+
+class Unreadable(Exception):
+    """A conversation has no positions; the message says why. No mistake of anybody's, so no BadInput."""
+
+
+def is_vectors(transcript: Transcript) -> bool:
+    """Whether there are messages, and all of them are vectors."""
+    return bool(transcript.messages) and not any(isinstance(m.content, str) for m in transcript.messages)
+
+
+def _vectors(transcript: Transcript) -> dict[str, Positions]:
+    said = [message for message in transcript.messages if message.kind == MESSAGE]
+    texts = [message for message in said if isinstance(message.content, str)]
+    if texts:
+        raise Unreadable(f"{len(texts)} of {len(said)} messages are text; expected vectors")
+    sizes = sorted({len(message.content) for message in said})
+    if len(sizes) > 1:
+        raise Unreadable(f"vectors of {' and '.join(map(str, sizes))} numbers; expected one length")
+    found: dict[str, tuple[list[int], list[Any]]] = {name: ([], []) for name in transcript.agents}
+    for message in said:
+        turns, rows = found.setdefault(message.sender, ([], []))
+        turns.append(message.turn)
+        rows.append(message.content)
+    dim = sizes[0] if sizes else 0
+    axes = tuple(f"axis {i + 1}" for i in range(dim))
+    return {
+        name: Positions(tuple(turns), np.array(rows, np.float64).reshape(-1, dim), axes)
+        for name, (turns, rows) in found.items()
+    }
