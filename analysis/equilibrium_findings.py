@@ -129,13 +129,13 @@ class EquilibriumAnalyzer:
         agents = {case.name: assessed.get(case.name) or AgentEquilibrium(UNDETERMINED, case.problem) for case in cases}
         group = together(agents, self.margin)
         prediction = self._prediction(transcript)
-        apart = {case.name: case.evidence(agents[case.name], prediction) for case in cases}
-        evidence = {
-            "compared": turns.chain(self.every).compared,
-            "agents": apart,
-            **self._pair(names, prediction),
-            "settled_round": self._settled_round(cases, turns),
-        }
+        with np.errstate(over="ignore"):  # agents that diverge
+            evidence = {
+                "compared": turns.chain(self.every).compared,
+                "agents": {case.name: case.evidence(agents[case.name], prediction) for case in cases},
+                **self._pair(names, prediction),
+                "settled_round": self._settled_round(cases, turns),
+            }
         offs = [v for case in cases if (v := case.off(agents[case.name])) is not None]
         return [
             self._finding(
@@ -278,7 +278,7 @@ class _Case:
             out["errors"] = [_rounded(float(v)) for v in np.linalg.norm(self.own - self.objective, axis=1)]
             if at is not None and self.rows is not None:
                 out["distance"] = plain(float(np.linalg.norm(at - self.objective)))
-                out["last_distance"] = plain(float(np.linalg.norm(self.rows[-1] - self.objective)))
+                out["last_distance"] = plain(float(np.linalg.norm(self.rows - self.objective, axis=1)[-1]))
         return out
 
 
