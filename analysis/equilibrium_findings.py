@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -92,7 +92,7 @@ class EquilibriumAnalyzer:
         given = PositionSettings.parse(value)
         dim = self._dim
         if given.source == NUMBERS and dim and "dim" not in given.options:
-            return PositionSettings(NUMBERS, {**given.options, "dim": dim})
+            return replace(given, options={**given.options, "dim": dim})
         if dim and given.dim not in (None, dim):
             raise BadInput(f"positions: {given.dim} numbers each; expected {dim}, as the objectives have")
         return given
@@ -119,11 +119,13 @@ class EquilibriumAnalyzer:
             who = ", ".join(map(repr, names)) or "anybody: no agent speaks"
             return [self._finding(transcript, status=NONE, reason=f"no objectives known for {who}")]
         try:
-            read = self._reader(transcript).read(transcript)
+            reader = self._reader(transcript)
+            read = reader.read(transcript)
         except Unreadable as error:
             return [self._finding(transcript, status=UNDETERMINED, reason=str(error))]
         turns = own_turns([m.sender for m in transcript.messages if m.kind == MESSAGE], names)
-        cases = [_Case(self, transcript, name, read[name], turns) for name in names]
+        gaps = reader.missing is not None
+        cases = [_Case(self, transcript, name, read[name], turns, gaps) for name in names]
         judged = {case.name: case.rows for case in cases if case.rows is not None}
         assessed = assess_equilibrium(judged, self.objectives, self.margin).agents if judged else {}
         agents = {case.name: assessed.get(case.name) or AgentEquilibrium(UNDETERMINED, case.problem) for case in cases}
@@ -204,21 +206,29 @@ class _Case:
     """One agent in one conversation: what it is judged by, or why it cannot be judged.
 
     own: positions after all its own turns, (T, d), NaN where it took none. rows: those that are compared, None if it
-    cannot be judged; problem: why.
+    cannot be judged; problem: why. gaps: whether compared positions may be missing.
     """
 
     def __init__(
-        self, analyzer: EquilibriumAnalyzer, transcript: Transcript, name: str, read: Positions, turns: OwnTurns
+        self,
+        analyzer: EquilibriumAnalyzer,
+        transcript: Transcript,
+        name: str,
+        read: Positions,
+        turns: OwnTurns,
+        gaps: bool,
     ) -> None:
         self.name, self.own = name, read.values
         self.objective = analyzer.objectives.get(name)
         compared = self.own[turns.chain(analyzer.every).places[name]]
+        if gaps:
+            compared = compared[~np.isnan(compared).any(axis=1)]
         self.rows: Array | None = None
-        self.problem = self._problem(compared, read, transcript)
+        self.problem = self._problem(compared, read, transcript, gaps)
         if not self.problem:
             self.rows = compared
 
-    def _problem(self, compared: Array, read: Positions, transcript: Transcript) -> str:
+    def _problem(self, compared: Array, read: Positions, transcript: Transcript, gaps: bool) -> str:
         if self.objective is None:
             return "no objective known"
         if not len(self.own):
@@ -227,7 +237,7 @@ class _Case:
             return f"its positions have {self.own.shape[1]} numbers, its objective {len(self.objective)}"
         if np.isnan(self.own).any(axis=1).all():
             return f"none of its {len(self.own)} messages states a position"
-        if read.missing:  # turn 1 is the first message; the log counts bids and the like, too
+        if read.missing and not gaps:  # turn 1 is the first message; the log counts bids and the like, too
             number = {message.turn: i for i, message in enumerate(transcript.messages, 1)}
             turns = ", ".join(str(number[turn]) for turn in read.missing[:6])
             return f"positions missing in turns {turns}{', ...' if len(read.missing) > 6 else ''}"

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from a2a_ray.analysis.positions import Positions, positions_from_numbers, positions_from_offers
+from a2a_ray.analysis.positions import Array, Positions, positions_from_numbers, positions_from_offers
 from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.message import MESSAGE
 from a2a_ray.core.registry import check_settings
 from a2a_ray.core.transcript import Transcript
 
 VECTORS, NUMBERS, OFFERS = "vectors", "numbers", "offers"
+GAPS = ("standing", "stated")
+"""What may become of messages without a whole position."""
 READERS: dict[str, Callable[..., dict[str, Positions]]] = {
     NUMBERS: positions_from_numbers,
     OFFERS: positions_from_offers,
@@ -27,10 +29,13 @@ class PositionSettings:
     """`{from: numbers, dim, which, pattern}`, `{from: offers, encoding, choices, key}` or `{from: vectors}`.
 
     source: vectors, numbers or offers. options: the arguments of `positions_from_numbers` or `positions_from_offers`.
+    missing: what becomes of messages without a whole position: None, the agent cannot be judged; "standing", silence
+        keeps the position last stated; "stated", they are left out. It stands among the other keys.
     """
 
     source: str
     options: Mapping[str, Any]
+    missing: str | None = None
 
     @classmethod
     def parse(cls, value: Any, where: str = "positions") -> PositionSettings:
@@ -41,7 +46,7 @@ class PositionSettings:
             value = {"from": value}
         if not isinstance(value, Mapping):
             raise BadInput(f"{where}: {str(value)[:60]!r}; expected a mapping such as {{from: numbers}}")
-        options = {key: setting for key, setting in value.items() if key != "from"}
+        options = {key: setting for key, setting in value.items() if key not in ("from", "missing")}
         source = value.get("from")
         if source not in (VECTORS, *READERS):
             raise BadInput(f"{where}.from: " + unknown("source", source, (VECTORS, *READERS)))
@@ -49,6 +54,9 @@ class PositionSettings:
             if options:
                 raise BadInput(f"{where}.{min(options)}: vectors are positions themselves; expected no other key")
             return cls(source, {})
+        missing = value.get("missing")
+        if missing not in (None, *GAPS):
+            raise BadInput(f"{where}.missing: " + unknown("choice", missing, GAPS))
         checked = check_settings(READERS[source], options, where, {"transcript"})
         if checked.get("dim", 1) < 1:
             raise BadInput(f"{where}.dim: {checked['dim']}; expected at least 1")
@@ -58,7 +66,7 @@ class PositionSettings:
                 re.compile(pattern)
             except re.error as error:
                 raise BadInput(f"{where}.pattern: {pattern!r}; not a regular expression: {error}") from None
-        return cls(source, checked)
+        return cls(source, checked, missing)
 
     @property
     def dim(self) -> int | None:
@@ -74,18 +82,20 @@ class PositionSettings:
         """JSON value that `parse` takes back."""
         pattern = self.options.get("pattern")
         plain = {"pattern": pattern.pattern} if isinstance(pattern, re.Pattern) else {}
-        return {"from": self.source, **self.options, **plain}
+        missing = {"missing": self.missing} if self.missing else {}
+        return {"from": self.source, **self.options, **plain, **missing}
 
     def read(self, transcript: Transcript) -> dict[str, Positions]:
         """Read each agent's positions. Raises Unreadable."""
         if self.source == VECTORS:
             return _vectors(transcript)
-        if self.source == NUMBERS:
-            return positions_from_numbers(transcript, **self.options)
         try:
-            return positions_from_offers(transcript, **self.options)
+            found = READERS[self.source](transcript, **self.options)
         except BadInput as error:  # the settings were checked: it is the conversation that has no offer
             raise Unreadable(str(error)) from None
+        if self.missing != "standing":
+            return found
+        return {name: Positions(p.turns, _kept(p.values), p.axes) for name, p in found.items()}
 
 
 class Unreadable(Exception):
@@ -95,6 +105,14 @@ class Unreadable(Exception):
 def is_vectors(transcript: Transcript) -> bool:
     """Whether there are messages, and all of them are vectors."""
     return bool(transcript.messages) and not any(isinstance(m.content, str) for m in transcript.messages)
+
+
+def _kept(values: Array) -> Array:
+    """Gaps, NaN, filled with the value last stated; a gap at the beginning stays."""
+    filled = values.copy()
+    for t in range(1, len(filled)):
+        filled[t] = np.where(np.isnan(filled[t]), filled[t - 1], filled[t])
+    return filled
 
 
 def _vectors(transcript: Transcript) -> dict[str, Positions]:

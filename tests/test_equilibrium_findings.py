@@ -243,6 +243,7 @@ def test_the_margin_follows_from_the_objectives_and_is_in_the_settings() -> None
         ({"positions": "nubmers"}, "positions.from: unknown source 'nubmers'. Did you mean 'numbers'"),
         ({"positions": {"from": "numbers", "wich": "last"}}, "positions.wich: unknown key 'wich'"),
         ({"positions": {"from": "numbers", "which": "middle"}}, "positions.which: 'middle'"),
+        ({"positions": {"from": "numbers", "missing": "zero"}}, "positions.missing: unknown choice 'zero'"),
         ({"positions": {"from": "numbers", "pattern": "("}}, r"positions.pattern: '\('; not a regular expression"),
         ({"positions": {"from": "numbers", "dim": 0}}, "positions.dim: 0; expected at least 1"),
         ({"positions": {"from": "vectors", "dim": 2}}, "positions.dim: vectors are positions themselves"),
@@ -367,6 +368,20 @@ def test_positions_missing_in_some_turns_are_named_by_message() -> None:
     found = one(EquilibriumAnalyzer({"ann": 80, "bob": 20}), gaps)
     assert (found.status, found.reason) == ("undetermined", "ann: positions missing in turns 3, 7")
     assert found.evidence["agents"]["bob"]["status"] == "biased"
+
+
+def test_what_becomes_of_gaps_can_be_chosen() -> None:
+    said = [("ann", "So: 80."), ("bob", "20")] * 8
+    said[6] = ("ann", "Hm.")
+    for missing, rounds in (("standing", 8), ("stated", 7)):
+        reading = {"from": "numbers", "missing": missing}
+        found = one(EquilibriumAnalyzer({"ann": 80, "bob": 20}, positions=reading), told(*said))
+        assert found.status == "reached"
+        assert found.evidence["agents"]["ann"]["rounds"] == rounds
+        assert found.settings["positions"] == {"from": "numbers", "dim": 1, "missing": missing}
+        first = one(EquilibriumAnalyzer({"ann": 80, "bob": 20}, positions=reading), told(("ann", "Well."), *said[1:]))
+        assert first.evidence["agents"]["ann"]["rounds"] == rounds - 1
+        assert first.evidence["agents"]["ann"]["errors"][0] is None
 
 
 def test_vectors_that_do_not_fit() -> None:
