@@ -104,7 +104,8 @@ class Unreadable(Exception):
 
 def is_vectors(transcript: Transcript) -> bool:
     """Whether there are messages, and all of them are vectors."""
-    return bool(transcript.messages) and not any(isinstance(m.content, str) for m in transcript.messages)
+    said = [message.content for message in transcript.messages if message.kind == MESSAGE]
+    return bool(said) and not any(isinstance(content, str) for content in said)
 
 
 def _kept(values: Array) -> Array:

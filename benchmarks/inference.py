@@ -175,7 +175,7 @@ def verdicts(cell: Cell) -> dict[str, Any]:
     Biased: both by 1 to 6 long-run standard errors on the first axis, which is judged, with a margin of less than one.
     Naive: the 95 % interval of exactly one agent excludes its objective.
     """
-    counts = dict.fromkeys(("false_bias", "reached", "naive_asymmetric", "one_sided"), 0)
+    counts = dict.fromkeys(("false_bias", "reached", "naive_one_sided", "one_sided"), 0)
     axis = np.eye(cell.dim)[:1]
     for number, readings in enumerate(cell.readings()):
         pair = dict(zip("wu", readings, strict=True))
@@ -194,7 +194,7 @@ def verdicts(cell: Cell) -> dict[str, Any]:
             truths[name] = reading.fixed_point + size * reading.standard_error[0] * axis[0]
         margin = 0.99 * min(float(reading.standard_error[0]) for reading in readings)
         outcome = assess_equilibrium(positions, truths, margin, axes=axis)
-        counts["naive_asymmetric"] += sum(_excludes(agent, truths[name]) for name, agent in outcome.agents.items()) == 1
+        counts["naive_one_sided"] += sum(_excludes(agent, truths[name]) for name, agent in outcome.agents.items()) == 1
         counts["one_sided"] += outcome.status == ONE_SIDED
     return {"cell": cell, "n": 2 * cell.pairs, "pairs": cell.pairs, **counts}
 
@@ -301,8 +301,8 @@ def report(found: list[dict[str, Any]], judged: list[dict[str, Any]], seed: int)
     for rounds in ROUNDS[:2]:
         some = [r for r in judged if r["cell"].rounds == rounds]
         rows.append([rounds, sum(r["n"] for r in some), share(some, "false_bias"), share(some, "reached")])
-        rows[-1] += [share(some, "naive_asymmetric", "pairs"), share(some, "one_sided", "pairs")]
-    header = ("rounds", "agents", "false bias", "reached", "naive asymmetric", "one_sided")
+        rows[-1] += [share(some, "naive_one_sided", "pairs"), share(some, "one_sided", "pairs")]
+    header = ("rounds", "agents", "false bias", "reached", "naive one-sided", "one-sided")
     table("Verdicts", header, rows)
     gauss = [r for r in found if r["cell"].kind == "gauss" and r["cell"].rounds in ROUNDS[:2]]
     return {
@@ -315,8 +315,8 @@ def report(found: list[dict[str, Any]], judged: list[dict[str, Any]], seed: int)
         "false_bias": round(max(row[2] for row in rows), 4),
         "power_100": round(min(r["found"] / r["n"] for r in cells("gauss", 100, [0])), 4),
         "power_200": round(min(r["found"] / r["n"] for r in cells("gauss", 200, [0, 1])), 4),
-        "false_asymmetric": round(max(row[5] for row in rows), 4),
-        "naive_asymmetric": round(max(row[4] for row in rows), 4),
+        "false_one_sided": round(max(row[5] for row in rows), 4),
+        "naive_one_sided": round(max(row[4] for row in rows), 4),
         "ms_per_interval": round(1e3 * sum(r["seconds"] for r in gauss) / sum(r["n"] for r in gauss), 1),
     }
 

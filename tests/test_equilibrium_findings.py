@@ -396,6 +396,17 @@ def test_vectors_that_do_not_fit() -> None:
     assert one(given, hagglers(2)).reason == "4 of 4 messages are text; expected vectors"
 
 
+def test_actions_of_others_are_passed_over() -> None:
+    foreign = Transcript("foreign", (), np.zeros(1))
+    for turn in range(1, 31):
+        speaker = "tool" if turn % 3 == 0 else "ann" if turn % 3 else "bob"
+        kind, content = ("result", "99 found") if speaker == "tool" else ("message", np.ones(1))
+        foreign.append(Message("foreign", turn, speaker, content, kind=kind))
+    found = one(EquilibriumAnalyzer({"ann": 1}), foreign)
+    assert (found.status, list(found.evidence["agents"])) == ("reached", ["ann"])
+    assert found.evidence["agents"]["ann"]["rounds"] == 20
+
+
 def test_numbers_that_are_too_large() -> None:
     huge = told(*[("ann", "1e150"), ("bob", "1")] * 6)
     found = one(EquilibriumAnalyzer({"ann": 1, "bob": 1}, 0.1), huge)
