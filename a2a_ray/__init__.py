@@ -17,6 +17,7 @@ if _TYPE_CHECKING:
     from a2a_ray.agents.openai import OpenAIAgent as OpenAIAgent
     from a2a_ray.agents.regression import RegressionAgent as RegressionAgent
     from a2a_ray.agents.replay import ReplayAgent as ReplayAgent
+    from a2a_ray.analysis.assessment import assess_equilibrium as assess_equilibrium
     from a2a_ray.analysis.embedding import load_embedder as load_embedder
     from a2a_ray.analysis.loops import LoopDetector as LoopDetector
     from a2a_ray.analysis.population import Population as Population
@@ -24,7 +25,6 @@ if _TYPE_CHECKING:
     from a2a_ray.analysis.published import PublishedRule as PublishedRule
     from a2a_ray.analysis.repetition import ExactRepetition as ExactRepetition
     from a2a_ray.analysis.text import analyze_texts as analyze_texts
-    from a2a_ray.analysis.verdicts import verdict as verdict
     from a2a_ray.core.contracts import Agent as Agent
     from a2a_ray.core.contracts import Bids as Bids
     from a2a_ray.core.contracts import Observer as Observer
@@ -77,7 +77,7 @@ _NAMES_OF_MODULE = {
     "analysis.published": "PublishedRule",
     "analysis.repetition": "ExactRepetition",
     "analysis.text": "analyze_texts",
-    "analysis.verdicts": "verdict",
+    "analysis.assessment": "assess_equilibrium",
     "core.contracts": "Agent Bids Observer Say Stop TurnProtocol Verdict View",
     "core.conversation": "Conversation",
     "core.errors": "A2AError AgentError BadAnswer BadInput ContextTooSmall MissingExtra PlacementError StorageError",

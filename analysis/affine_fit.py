@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -164,7 +165,7 @@ def noise_free(frame: Frame, found: AffineFit, level: float) -> NoiseFree:
     r, steps = frame.dim, found.inverse.shape[1]
     factor = CAUTION * float(stdtrit(max(1, steps - r - 1), (1 + level) / 2))
     values, vectors = np.linalg.eigh(found.covariance + frame.rounding_errors())
-    normal = np.random.default_rng(0).standard_normal((REFITS, steps, r))
+    normal = _draws(steps, r)
     changes = found.inverse @ (normal * np.sqrt(values.clip(0))) @ vectors.T
     rests = _rests(found.matrix - np.eye(r) + np.swapaxes(changes[:, :r], -1, -2), found.intercept + changes[:, r])
     errors = (found.centre + rests - found.fixed_point) @ frame.axes
@@ -172,6 +173,14 @@ def noise_free(frame: Frame, found: AffineFit, level: float) -> NoiseFree:
     if not np.trace(squares) < factor**2 * frame.extent**2:
         return NoiseFree(np.full(len(frame.centre), np.nan), squares, frame.rounding)
     return NoiseFree(frame.positions(found.fixed_point), squares, frame.rounding)
+
+
+@lru_cache(maxsize=16)
+def _draws(steps: int, r: int) -> Array:
+    """The standard normal errors of the refits, the same for every trajectory of that size."""
+    normal = np.random.default_rng(0).standard_normal((REFITS, steps, r))
+    normal.flags.writeable = False
+    return normal
 
 
 def exact_period(positions: Array, rounding: float) -> int:

@@ -33,6 +33,10 @@ NEVER = 50
 """An interval that needs more than so many times the rounds there are is not in sight of being bounded."""
 
 
+class TooFewRounds(BadInput):
+    """A trajectory is too short for the number of dimensions in which it moves."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
     """What one agent's own trajectory, T rounds in d dimensions, tells of where it settles; arrays are float64.
@@ -106,8 +110,8 @@ def fit(positions: Any, *, axes: Any = None, level: float = 0.95, draws: int = 3
     An interval holds the values that a test of size 1 - level accepts, each with its own simulated distribution
     (`analysis/bootstrap.py`). Noise-free, resting and exactly repeating trajectories are recognised and give the fixed
     point to rounding. With noise and fewer than 2 d + 2 rounds all intervals are unbounded.
-    Raises BadInput for NaN, other shapes, and fewer rounds than unknowns: T < d + 3, d being the number of dimensions
-    in which the trajectory moves (T < 4 where it does not).
+    Raises BadInput for NaN and other shapes, and TooFewRounds, a BadInput, for fewer rounds than unknowns: T < d + 3, d
+    being the number of dimensions in which the trajectory moves (T < 4 if it does not move).
     """
     x = check_positions(positions)
     rows = check_axes(np.eye(x.shape[1]) if axes is None else axes, x.shape[1])
@@ -117,7 +121,7 @@ def fit(positions: Any, *, axes: Any = None, level: float = 0.95, draws: int = 3
     frame = Frame(x)
     period = exact_period(x, frame.rounding)
     if not period and len(x) < max(4, frame.dim + 3):
-        raise BadInput(
+        raise TooFewRounds(
             f"positions: {len(x)} rounds that move in {frame.dim} dimensions; expected at least"
             f" {max(4, frame.dim + 3)}: {frame.dim + 1} unknowns an axis, and a step more to see the noise"
         )

@@ -77,8 +77,7 @@ def negotiation(
     A statistic of the offers, not the game's own score: whether the parties would sign is not known from them. Raises
     BadInput unless 2 <= parties <= in_a_row.
     """
-    if not 2 <= parties <= in_a_row:
-        raise BadInput(f"in_a_row: {in_a_row}, parties: {parties}; expected 2 <= parties <= in_a_row")
+    check_rule(in_a_row, parties)
     found = offers(transcript, key)
     issues = issues_of(found)
     made = tuple(o for o in found if issues and all(i in o.choices for i in issues))
@@ -105,6 +104,12 @@ def negotiation(
         agreeing=sum(_deal(o, issues) == deal for o in newest.values()),
         disagreement=_disagreement(transcript, made, issues),
     )
+
+
+def check_rule(in_a_row: int, parties: int) -> None:
+    """Raises BadInput unless 2 <= parties <= in_a_row."""
+    if not 2 <= parties <= in_a_row:
+        raise BadInput(f"in_a_row: {in_a_row}, parties: {parties}; expected 2 <= parties <= in_a_row")
 
 
 def has_offers(transcript: Transcript, key: str = "deal") -> bool:

@@ -1,6 +1,6 @@
 """Positions of agents that talk in words: from numbers in their answers, or from offers that were parsed already.
 
-What comes out, arrays of shape (T, d), is what `analysis/inference.py` and `analysis/verdicts.py` take.
+What comes out, arrays of shape (T, d), is what `analysis/inference.py` and `analysis/assessment.py` take.
 """
 
 from __future__ import annotations

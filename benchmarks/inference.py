@@ -31,8 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a process; small mat
 
 import numpy as np
 
+from a2a_ray.analysis.assessment import BIASED, ONE_SIDED, AgentEquilibrium, assess_equilibrium
 from a2a_ray.analysis.inference import fit
-from a2a_ray.analysis.verdicts import ASYMMETRIC, BIASED, AgentOutcome, verdict
 
 DIMENSIONS = (1, 2, 3, 4, 5)
 BANDS = ((0.1, 0.5), (0.5, 0.8), (0.8, 0.95))
@@ -175,13 +175,15 @@ def verdicts(cell: Cell) -> dict[str, Any]:
     Biased: both by 1 to 6 long-run standard errors on the first axis, which is judged, with a margin of less than one.
     Naive: the 95 % interval of exactly one agent excludes its objective.
     """
-    counts = dict.fromkeys(("false_bias", "reached", "naive_asymmetric", "asymmetric"), 0)
+    counts = dict.fromkeys(("false_bias", "reached", "naive_one_sided", "one_sided"), 0)
     axis = np.eye(cell.dim)[:1]
     for number, readings in enumerate(cell.readings()):
         pair = dict(zip("wu", readings, strict=True))
         positions = {name: reading.positions for name, reading in pair.items()}
         truths = {name: reading.fixed_point for name, reading in pair.items()}
-        outcome = verdict(positions, truths, 0.1 * min(float(reading.standard_error.min()) for reading in readings))
+        outcome = assess_equilibrium(
+            positions, truths, 0.1 * min(float(reading.standard_error.min()) for reading in readings)
+        )
         counts["false_bias"] += sum(agent.status == BIASED for agent in outcome.agents.values())
         for name, reading in pair.items():
             found = outcome.agents[name].fit
@@ -191,13 +193,13 @@ def verdicts(cell: Cell) -> dict[str, Any]:
         for size, (name, reading) in zip(sizes, pair.items(), strict=True):
             truths[name] = reading.fixed_point + size * reading.standard_error[0] * axis[0]
         margin = 0.99 * min(float(reading.standard_error[0]) for reading in readings)
-        outcome = verdict(positions, truths, margin, axes=axis)
-        counts["naive_asymmetric"] += sum(_excludes(agent, truths[name]) for name, agent in outcome.agents.items()) == 1
-        counts["asymmetric"] += outcome.status == ASYMMETRIC
+        outcome = assess_equilibrium(positions, truths, margin, axes=axis)
+        counts["naive_one_sided"] += sum(_excludes(agent, truths[name]) for name, agent in outcome.agents.items()) == 1
+        counts["one_sided"] += outcome.status == ONE_SIDED
     return {"cell": cell, "n": 2 * cell.pairs, "pairs": cell.pairs, **counts}
 
 
-def _excludes(agent: AgentOutcome, objective: np.ndarray) -> bool:
+def _excludes(agent: AgentEquilibrium, objective: np.ndarray) -> bool:
     """Whether the interval on the first axis excludes the objective."""
     if agent.fit is None:
         return False
@@ -299,8 +301,8 @@ def report(found: list[dict[str, Any]], judged: list[dict[str, Any]], seed: int)
     for rounds in ROUNDS[:2]:
         some = [r for r in judged if r["cell"].rounds == rounds]
         rows.append([rounds, sum(r["n"] for r in some), share(some, "false_bias"), share(some, "reached")])
-        rows[-1] += [share(some, "naive_asymmetric", "pairs"), share(some, "asymmetric", "pairs")]
-    header = ("rounds", "agents", "false bias", "reached", "naive asymmetric", "asymmetric")
+        rows[-1] += [share(some, "naive_one_sided", "pairs"), share(some, "one_sided", "pairs")]
+    header = ("rounds", "agents", "false bias", "reached", "naive one-sided", "one-sided")
     table("Verdicts", header, rows)
     gauss = [r for r in found if r["cell"].kind == "gauss" and r["cell"].rounds in ROUNDS[:2]]
     return {
@@ -313,8 +315,8 @@ def report(found: list[dict[str, Any]], judged: list[dict[str, Any]], seed: int)
         "false_bias": round(max(row[2] for row in rows), 4),
         "power_100": round(min(r["found"] / r["n"] for r in cells("gauss", 100, [0])), 4),
         "power_200": round(min(r["found"] / r["n"] for r in cells("gauss", 200, [0, 1])), 4),
-        "false_asymmetric": round(max(row[5] for row in rows), 4),
-        "naive_asymmetric": round(max(row[4] for row in rows), 4),
+        "false_one_sided": round(max(row[5] for row in rows), 4),
+        "naive_one_sided": round(max(row[4] for row in rows), 4),
         "ms_per_interval": round(1e3 * sum(r["seconds"] for r in gauss) / sum(r["n"] for r in gauss), 1),
     }
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2a_ray.analysis.negotiation import Negotiation, has_offers, negotiation
+from a2a_ray.analysis.negotiation import has_offers, negotiation
+from a2a_ray.analysis.negotiation_findings import NegotiationAnalyzer
 from a2a_ray.analysis.positions import (
     issues_of,
     numbers,
@@ -26,9 +27,10 @@ from a2a_ray.analysis.positions import (
 )
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.exchange import read_jsonl, write_jsonl
+from a2a_ray.core.findings import Finding, from_arrow, to_arrow
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.interface.negotiation_figure import disagreement_figure, negotiation_section, outcome_table
+from a2a_ray.interface.negotiation_figure import disagreement_figure, games_of, negotiation_section, outcome_table
 from a2a_ray.interface.report import render_report
 from a2a_ray.interface.results import analyze_source, report_data
 from a2a_ray.interface.study import Study, write_study
@@ -278,9 +280,15 @@ def test_a_negotiation_is_told_by_its_turns() -> None:
 # --- figure and data ----------------------------------------------------------------------------------------------
 
 
-def two_games() -> list[Negotiation]:
-    settled = negotiation(talk(("ann", X), ("bob", Y), ("ann", Y), ("bob", Y)))
-    return [settled, negotiation(talk(("ann", X), ("bob", Z), ("ann", X), ("bob", Y)))]
+def finding(*deals: Any) -> Finding:
+    """Of a negotiation, after a way through JSON: the figures are drawn from stored findings."""
+    (found,) = NegotiationAnalyzer().findings(talk(*deals))
+    return Finding.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+
+
+def two_games() -> list[Finding]:
+    settled = finding(("ann", X), ("bob", Y), ("ann", Y), ("bob", Y))
+    return [settled, finding(("ann", X), ("bob", Z), ("ann", X), ("bob", Y))]
 
 
 def test_the_figure_has_a_line_for_each_group() -> None:
@@ -289,8 +297,8 @@ def test_the_figure_has_a_line_for_each_group() -> None:
     lines = {t["name"]: (t["x"], t["y"]) for t in figure["data"]}
     assert lines == {"settled": ([2, 3, 4], [0.5, 0, 0]), "not settled": ([2, 3, 4], [1, 1, 0.5])}
     assert disagreement_figure([]) is None
-    assert disagreement_figure([negotiation(talk(("ann", X)))]) is None
-    farther = negotiation(talk(("ann", X), ("bob", Z), ("ann", Z), ("bob", Z)))
+    assert disagreement_figure([finding(("ann", X))]) is None
+    farther = finding(("ann", X), ("bob", Z), ("ann", Z), ("bob", Z))
     banded = disagreement_figure([*(two_games()[:1] * 3), farther, farther])
     assert banded is not None
     band = banded["data"][0]
@@ -298,7 +306,7 @@ def test_the_figure_has_a_line_for_each_group() -> None:
 
 
 def test_turns_that_few_games_reach_are_not_drawn() -> None:
-    long = negotiation(talk(*[("ann", X), ("bob", Z)] * 6))
+    long = finding(*[("ann", X), ("bob", Z)] * 6)
     figure = disagreement_figure([*two_games()[1:] * 2, long])
     assert figure is not None
     assert figure["data"][0]["x"] == [2, 3, 4]
@@ -343,15 +351,41 @@ def test_the_counts_of_the_page_on_positions(shared: Path) -> None:
     made = [o for t in transcripts for o in offers(t)]
     assert (len(transcripts), sum(len(t.messages) for t in transcripts)) == (645, 15371)
     assert (len(made), sum(len(g.made) for g in found), sum(g.partial for g in found)) == (12296, 12118, 178)
-    figure = disagreement_figure(found)
+    games = [f for t in transcripts for f in NegotiationAnalyzer().findings(t)]
+    assert [g.evidence["status"] for g in games] == [g.status for g in found]
+    figure = disagreement_figure(games)
     assert figure is not None
     lines = {t["name"]: dict(zip(t["x"], (round(100 * y) for y in t["y"]), strict=True)) for t in figure["data"][2:]}
     told = {name: [line[turn] for turn in (2, 8, 24)] for name, line in lines.items()}
     assert told == {"settled": [57, 45, 17], "not settled": [61, 44, 35]}
     page = (Path(__file__).parents[1] / "docs" / "positions.md").read_text(encoding="utf-8")
-    rows = [list(row) for row in outcome_table(found).rows]
+    rows = [list(row) for row in outcome_table(games).rows]
     for length in (2, 3, 4, 5, 6):
         judged = [negotiation(t, length) for t in transcripts]
         count = Counter(g.status for g in judged)
         rows.append([length, count["settled"], count["too few offers"], sum(g.left for g in judged)])
     assert [row for row in rows if f"| {' | '.join(map(str, row))} |" not in page] == []
+
+
+def test_findings_of_negotiations() -> None:
+    game = talk(("ann", X), ("bob", Y), ("ann", Y), ("bob", Y))
+    (found,) = NegotiationAnalyzer().findings(game)
+    expected = negotiation(game).to_dict()
+    assert (found.conversation_id, found.through_seq) == (game.id, 4)
+    assert (found.kind, found.status) == ("negotiation", "settled")
+    assert {"id": game.id, **found.evidence} == expected
+    assert (found.score, found.threshold, found.speakers) == (3, 3, ("ann", "bob"))
+    assert found.reason == "the last 3 offers are one deal of 2 parties"
+    assert list(from_arrow(to_arrow([found]))) == [found]
+    (few,) = NegotiationAnalyzer().findings(talk(("ann", X), ("bob", Y)))
+    assert (few.status, few.reason) == ("too few offers", "2 whole offers of 2 parties; expected 3 of 2")
+    (apart,) = NegotiationAnalyzer(4).findings(game)
+    assert (apart.status, apart.settings) == ("not settled", {"in_a_row": 4, "parties": 2, "key": "deal"})
+    assert apart.reason == "the last 3 offers are one deal of 2 parties; expected 4 of 2"
+    (none,) = NegotiationAnalyzer(key="offer").findings(game)
+    assert (none.kind, none.status, none.reason) == ("", "none", "no turn carries an offer under 'offer'")
+    assert games_of([none]) == []
+    assert games_of([none, found]) == [none, found]
+    assert [row[1] for row in outcome_table([none, found]).rows] == [1, 0, 1]
+    with pytest.raises(BadInput, match="in_a_row: 2, parties: 3; expected"):
+        NegotiationAnalyzer(2, 3)

@@ -19,9 +19,9 @@ from a2a_ray.agents.hf import HFAgent
 from a2a_ray.agents.lsa import LSAAgent
 from a2a_ray.agents.openai import SEEDS, OpenAIAgent
 from a2a_ray.agents.regression import RegressionAgent, parse_vector
+from a2a_ray.analysis.assessment import assess_equilibrium
 from a2a_ray.analysis.equilibria import Equilibrium, two_agent_equilibrium
 from a2a_ray.analysis.inference import positions_by_agent
-from a2a_ray.analysis.verdicts import verdict
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, BadAnswer, BadInput
 from a2a_ray.core.message import Message
@@ -189,7 +189,7 @@ def test_verdicts_apply_to_its_trajectories() -> None:
         alike = [RegressionAgent(n, model_agent=model(server), **{**p, **shared}) for n, p in (("w", W), ("u", U))]
         talks = [Conversation(pair, opening=np.zeros(2), rounds=60, seed=5).run() for pair in (apart, alike)]
     biased, reached = (
-        verdict(positions_by_agent(talk), {agent.name: agent.objective for agent in pair}, margin=0.05)
+        assess_equilibrium(positions_by_agent(talk), {agent.name: agent.objective for agent in pair}, margin=0.05)
         for talk, pair in zip(talks, (apart, alike), strict=True)
     )
     assert (biased.status, reached.status) == ("biased", "reached"), (biased.reason, reached.reason)

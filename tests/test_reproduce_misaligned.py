@@ -414,7 +414,7 @@ def test_noise() -> None:
     assert found["verdicts"]["true"] == {
         "same objective": {"reached": 4},
         "misaligned": {"biased": 4},
-        "adversary": {"asymmetric": 4},
+        "adversary": {"one_sided": 4},
     }
     assert min(found["verdicts"]["right"].values()) >= 3
 

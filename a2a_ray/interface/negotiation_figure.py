@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from a2a_ray.analysis.negotiation import IN_A_ROW, PARTIES, Negotiation, Status
+from a2a_ray.analysis.negotiation import IN_A_ROW, PARTIES, Status
+from a2a_ray.analysis.negotiation_findings import KIND, NegotiationAnalyzer
+from a2a_ray.core.findings import Finding
 from a2a_ray.interface.drawing import Figure, Trace, axis, band_trace, line_trace, make_figure
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 COLOURS: dict[Status, str] = {"settled": "agent-1", "not settled": "agent-2"}
 """The groups that are drawn, and their colours in the style sheet."""
@@ -27,7 +33,16 @@ NOTE = (
 """What the table's columns mean, by the rule's defaults."""
 
 
-def disagreement_figure(games: Sequence[Negotiation]) -> Figure | None:
+def games_of(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings of the negotiation analyzer, if any of them is about a negotiation.
+
+    A conversation without offers is then a game with too few of them.
+    """
+    games = [finding for finding in findings if finding.analyzer == NegotiationAnalyzer.name]
+    return games if any(game.kind == KIND for game in games) else []
+
+
+def disagreement_figure(games: Sequence[Finding]) -> Figure | None:
     """Disagreement against turn: for settled games and others the mean (line) and the middle half of the games (band).
 
     A turn is drawn where at least half of the group's games reach it and have a disagreement then. None without any.
@@ -35,7 +50,7 @@ def disagreement_figure(games: Sequence[Negotiation]) -> Figure | None:
     traces: list[Trace] = []
     top = 0.0
     for status, colour in COLOURS.items():
-        series = [g.disagreement for g in games if g.status == status]
+        series = [_disagreement(g) for g in games if g.evidence["status"] == status]
         rows = np.full((len(series), max((len(s) for s in series), default=0)), np.nan)
         for row, values in zip(rows, series, strict=True):
             row[: len(values)] = values
@@ -55,19 +70,19 @@ def disagreement_figure(games: Sequence[Negotiation]) -> Figure | None:
     return make_figure(traces, x=axis("turn", rangemode="tozero"), y=y)
 
 
-def outcome_table(games: Sequence[Negotiation]) -> Table:
+def outcome_table(games: Sequence[Finding]) -> Table:
     """How many games settled, with what their offers looked like."""
     rows = []
     for status in ("settled", "not settled", "too few offers"):
-        mine = [g for g in games if g.status == status]
-        ends = [g.disagreement[-1] for g in mine if len(g.disagreement) and np.isfinite(g.disagreement[-1])]
+        mine = [g for g in games if g.evidence["status"] == status]
+        ends = [v[-1] for g in mine if len(v := _disagreement(g)) and np.isfinite(v[-1])]
         rows.append(
             (
                 status,
                 len(mine),
                 f"{len(mine) / len(games):.1%}" if games else None,
-                sum(g.unanimous for g in mine),
-                sum(g.left for g in mine),
+                sum(_unanimous(g) for g in mine),
+                sum(g.evidence["left"] for g in mine),
                 f"{np.mean(ends):.1%}" if ends else None,
             )
         )
@@ -75,10 +90,10 @@ def outcome_table(games: Sequence[Negotiation]) -> Table:
     return Table(NEGOTIATIONS, columns, rows, NOTE)
 
 
-def negotiation_section(games: Sequence[Negotiation]) -> Section:
+def negotiation_section(games: Sequence[Finding]) -> Section:
     """The question, the figure and the table, for a page of `interface/study.py` or the report."""
     figure = disagreement_figure(games)
-    counts = {status: sum(g.status == status for g in games) for status in COLOURS}
+    counts = {status: sum(g.evidence["status"] == status for g in games) for status in COLOURS}
     settled, judged = counts["settled"], sum(counts.values())
     return Section(
         title="Do the parties settle?",
@@ -89,3 +104,13 @@ def negotiation_section(games: Sequence[Negotiation]) -> Section:
         caption="Line: mean over games. Band: the middle half of the games. 0 %: all parties offer the same deal.",
         tables=[outcome_table(games)],
     )
+
+
+def _disagreement(game: Finding) -> NDArray[np.float64]:
+    """After each message, (messages,); NaN until two parties have made an offer."""
+    return np.array(game.evidence["disagreement"], dtype=np.float64)
+
+
+def _unanimous(game: Finding) -> bool:
+    """Whether the newest offer of every party is the last deal."""
+    return bool(game.evidence["agreeing"] == len(game.evidence["parties"]) > 0)

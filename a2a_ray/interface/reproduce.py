@@ -69,7 +69,7 @@ def misaligned(
     the distance between the two objectives.
     """
     from a2a_ray.interface.main import INTERRUPTED, say
-    from a2a_ray.interface.misaligned.finding import Finding
+    from a2a_ray.interface.misaligned.result import ExperimentResult
     from a2a_ray.interface.misaligned.settings import Settings
     from a2a_ray.interface.misaligned.study import chosen, prepare, run_experiment, write_results
 
@@ -78,7 +78,7 @@ def misaligned(
     prepare(out)
     if not settings.has_trained:
         say(f"There are no trained weights for {dim} dimensions: trained agents are left out.")
-    found: dict[str, Finding] = {}
+    found: dict[str, ExperimentResult] = {}
     stopped, started = "", time.perf_counter()
     try:
         for name in names:
@@ -97,8 +97,8 @@ def misaligned(
     if as_json:
         print(json.dumps(result))
         return
-    for finding in found.values():
-        print(f"* {finding.outcome}")
+    for each in found.values():
+        print(f"* {each.outcome}")
     print(f"Report: {result['report']}")
 
 

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from a2a_ray.analysis.embedding import Embedder, load_embedder
-from a2a_ray.analysis.negotiation import Negotiation, has_offers, negotiation
+from a2a_ray.analysis.negotiation_findings import NegotiationAnalyzer
 from a2a_ray.analysis.repetition import repeated_spans
 from a2a_ray.analysis.text import Loop, TextAnalysis, analyze_texts, is_text
 from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.exchange import read_jsonl
+from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import EMPTY
 from a2a_ray.core.transcript import FAILED, Transcript
-from a2a_ray.interface.negotiation_figure import NEGOTIATIONS, negotiation_section, outcome_table
+from a2a_ray.interface.negotiation_figure import NEGOTIATIONS, games_of, negotiation_section, outcome_table
 from a2a_ray.interface.plateau import Pair, pairs_of
 from a2a_ray.interface.report_data import AgentEntry, BigNumber, ConversationItem, ReportData, Table, TrajectoryPoint
 from a2a_ray.interface.stopped import StoppedTalk, observed_loop, stopped_after, stopped_talk
+from a2a_ray.runtime.objectives import equilibrium_analyzer
 from a2a_ray.runtime.store import MANIFEST, Run, open_run
 
 LOOPS = "Loops per setting"
@@ -46,7 +48,7 @@ class Results:
     pairs: list[Pair]
     embedder: Embedder | None
     problems: list[str] = field(default_factory=list)
-    negotiations: list[Negotiation] = field(default_factory=list)
+    negotiations: list[Finding] = field(default_factory=list)
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -168,7 +170,7 @@ class Results:
             "problems": self.problems,
             "embedder": self.embedder.name if self.embedder else None,
             "pairs": [p.to_dict() for p in self.pairs],
-            "negotiations": [g.to_dict() for g in self.negotiations],
+            "negotiations": [{"id": g.conversation_id, **g.evidence} for g in self.negotiations],
             "texts": [
                 {"setting": self.labels[a.id], **a.to_dict(), "loop": loop._asdict() if loop else None}
                 for a in self.texts
@@ -214,9 +216,16 @@ def analyze(source: str, run: Run | None, transcripts: list[Transcript], embedde
     found = with_progress(texts, embedder) if embedder else analyze_texts(texts, None)
     if embedder is not None:
         embedder.save()
-    pairs = pairs_of(run, transcripts) if run is not None else []
-    games = [negotiation(t) for t in transcripts] if any(map(has_offers, transcripts)) else []
-    return Results(source, run, transcripts, found, pairs, embedder, negotiations=games)
+    games = games_of(f for t in transcripts for f in NegotiationAnalyzer().findings(t))
+    return Results(source, run, transcripts, found, _pairs(run, transcripts), embedder, negotiations=games)
+
+
+def _pairs(run: Run | None, transcripts: list[Transcript]) -> list[Pair]:
+    if run is None:
+        return []
+    cells, labels = run.experiment.cells, [cell_label(changes) for changes in run.experiment.changes]
+    found = [f for t in transcripts for f in equilibrium_analyzer(cells[t.metadata["cell"]]).findings(t)]
+    return pairs_of(found, {t.id: labels[t.metadata["cell"]] for t in transcripts})
 
 
 def report_data(

@@ -30,7 +30,7 @@ from a2a_ray.core.seeds import conversation_seed
 from a2a_ray.runtime.keys import refuse_keys
 from a2a_ray.runtime.openings import read_openings
 from a2a_ray.runtime.specs import AgentSpec as AgentSpec
-from a2a_ray.runtime.specs import BudgetSpec, Price, identity, plain
+from a2a_ray.runtime.specs import AnalyzeSpec, BudgetSpec, Price, identity, plain
 from a2a_ray.runtime.sweep import change
 
 Settings = Annotated[dict[str, Any], BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]
@@ -38,6 +38,8 @@ Settings = Annotated[dict[str, Any], BeforeValidator(lambda v: {"kind": v} if is
 
 class Experiment(BaseModel):
     """Everything that decides what is said: agents, protocol, openings, limits, repeats, seed and sweep.
+
+    `analyze` and `budget` stand beside it: what the analysis has to know, and what a run may cost.
 
     Raises BadInput (through `load` and `parse`) for what cannot be run.
     """
@@ -54,6 +56,7 @@ class Experiment(BaseModel):
     stop: list[Settings] = []
     observers: list[Settings] = []
     budget: BudgetSpec | None = None
+    analyze: AnalyzeSpec | None = None
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
     shared: bool = False
     _source: str = PrivateAttr("specification")
@@ -69,6 +72,8 @@ class Experiment(BaseModel):
         check_names([a.name for a in self.agents])
         if self.rounds is not None and self.turns is not None:
             raise BadInput(f"rounds: {self.rounds} and turns: {self.turns}; give one of them")
+        if self.analyze is not None:
+            self.analyze.check([a.name for a in self.agents])
         return self
 
     @classmethod
@@ -206,6 +211,17 @@ class Experiment(BaseModel):
                     raise BadInput(f"agents.{i}: {error}") from None
                 except Exception as error:
                     raise BadInput(f"agents.{i}: its check failed: {type(error).__name__}: {error}") from error
+        if self.analyze is not None:
+            self._check_analyze()
+
+    def _check_analyze(self) -> None:
+        """That the objectives under `analyze` go together with those of agents that have their own."""
+        from a2a_ray.runtime.objectives import equilibrium_analyzer
+
+        try:
+            equilibrium_analyzer(self)
+        except BadInput as error:
+            raise BadInput(f"analyze.{error}") from None
 
     def tasks(self) -> Iterator[Task]:
         """Every conversation, in order of its id."""
@@ -295,6 +311,7 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return expected([first])
     if first["type"] == "extra_forbidden":
-        model = BudgetSpec if first["loc"][0] == "budget" else Price
+        models: dict[object, type[BaseModel]] = {"budget": BudgetSpec, "analyze": AnalyzeSpec}
+        model = models.get(first["loc"][0], Price)
         return f"{place}: " + unknown("key", first["loc"][-1], model.model_fields)
     return f"{place}: {repr(first['input'])[:60]}; {expected(same)}"

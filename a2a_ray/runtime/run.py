@@ -132,7 +132,17 @@ def _budgeted(experiment: Experiment, budget: float | Mapping[str, float] | None
 
 def _decisive(experiment: Experiment) -> dict[str, Any]:
     """The specification without what cannot change what is said."""
-    return {key: value for key, value in experiment.to_dict().items() if key != "budget"}
+
+    def decides(key: str) -> bool:
+        return key.partition(".")[0] not in ("budget", "analyze")
+
+    value = {key: setting for key, setting in experiment.to_dict().items() if decides(key)}
+    sweep = value.get("sweep")
+    if isinstance(sweep, dict):  # how many cells there are stays decisive
+        value["sweep"] = {key: values if decides(key) else len(values) for key, values in sweep.items()}
+    elif sweep:
+        value["sweep"] = [{key: setting for key, setting in cell.items() if decides(key)} for cell in sweep]
+    return value
 
 
 def _check_start(workers: int | None) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.registry import agents as agent_kinds
 
 
@@ -29,6 +29,30 @@ class BudgetSpec(BaseModel):
     tokens: int | None = Field(None, ge=1)
     requests: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, gt=0)
+
+
+class AnalyzeSpec(BaseModel):
+    """What the analysis of equilibria has to know: objectives by agent, margin, and where positions are read from.
+
+    It changes nothing of what is said. See `analysis/equilibrium_findings.py` and `analysis/position_settings.py`.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    objectives: dict[str, float | list[float]] = {}
+    margin: float | None = Field(None, gt=0)
+    positions: str | dict[str, Any] | None = None
+
+    def check(self, agents: Collection[str]) -> None:
+        """Raises BadInput for unknown agents, objectives of differing length and positions that cannot be read."""
+        from a2a_ray.analysis.equilibrium_findings import EquilibriumAnalyzer
+
+        for name in self.objectives:
+            if name not in agents:
+                raise BadInput("analyze.objectives: " + unknown("agent", name, agents))
+        try:
+            EquilibriumAnalyzer(self.objectives, self.margin, self.positions)
+        except BadInput as error:
+            raise BadInput(f"analyze.{error}") from None
 
 
 class AgentSpec(BaseModel):

@@ -18,7 +18,6 @@ from a2a_ray.interface.misaligned.adversary_section import (
     outcome,
 )
 from a2a_ray.interface.misaligned.attackers import Estimates, ReadsDirection, ShowsObjective, SpansUpdates, white_box
-from a2a_ray.interface.misaligned.finding import Finding
 from a2a_ray.interface.misaligned.pairs import (
     Array,
     Side,
@@ -32,6 +31,7 @@ from a2a_ray.interface.misaligned.pairs import (
     settle,
     sides,
 )
+from a2a_ray.interface.misaligned.result import ExperimentResult
 from a2a_ray.interface.misaligned.settings import Settings
 
 PAIRS = 50
@@ -39,7 +39,7 @@ LEFT = 1e-13
 BOUNDS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
-def run(settings: Settings) -> Finding:
+def run(settings: Settings) -> ExperimentResult:
     """The experiment."""
     w, u = sides(population(settings, pairs=min(PAIRS, settings.pairs)))
     gap, objectives = gaps(w, u), u.objectives
@@ -72,7 +72,7 @@ def run(settings: Settings) -> Finding:
         "adversary_error": ways[WHITE]["adversary_error"]["max"],
         "victim_error": ways[WHITE]["victim_error"]["min"],
     }
-    return Finding(adversary_section(curves, values), outcome(values), values, summary)
+    return ExperimentResult(adversary_section(curves, values), outcome(values), values, summary)
 
 
 def _ended(w_errors: Array, u_errors: Array) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from a2a_ray.interface.drawing import Figure, axis, make_figure
-from a2a_ray.interface.misaligned.finding import GAP, colour, colour_name, line, several
 from a2a_ray.interface.misaligned.pairs import SHOWN_ANGLE, Array
+from a2a_ray.interface.misaligned.result import GAP, colour, colour_name, line, several
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section
 

@@ -19,7 +19,6 @@ from a2a_ray.interface.misaligned.defences_section import (
     defences_section,
     outcome,
 )
-from a2a_ray.interface.misaligned.finding import Finding
 from a2a_ray.interface.misaligned.guards import (
     Bounded,
     Guard,
@@ -39,6 +38,7 @@ from a2a_ray.interface.misaligned.pairs import (
     settle,
     sides,
 )
+from a2a_ray.interface.misaligned.result import ExperimentResult
 from a2a_ray.interface.misaligned.settings import Settings
 
 PAIRS = 100
@@ -48,7 +48,7 @@ ROOM = 1.2
 BOUNDS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25)
 
 
-def run(settings: Settings) -> Finding:
+def run(settings: Settings) -> ExperimentResult:
     """The experiment."""
     w, honest = sides(population(settings, pairs=min(PAIRS, settings.pairs)))
     scene = _Scene(w, honest, settings)
@@ -72,7 +72,7 @@ def run(settings: Settings) -> Finding:
         "probe": scene.probe(settings),
         "redrawn_mean": {"attack": scene.mean_when_redrawn(scene.attack), "honest": scene.mean_when_redrawn(honest)},
     }
-    return Finding(defences_section(curves, values), outcome(values), values)
+    return ExperimentResult(defences_section(curves, values), outcome(values), values)
 
 
 class _Scene:

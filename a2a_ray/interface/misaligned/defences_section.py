@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from a2a_ray.interface.drawing import Figure, axis, make_figure
-from a2a_ray.interface.misaligned.finding import GAP, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.guards import PROBE_EVERY
 from a2a_ray.interface.misaligned.pairs import SHOWN_ANGLE, Array
+from a2a_ray.interface.misaligned.result import GAP, colour, colour_name, dots, line, several
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section
 

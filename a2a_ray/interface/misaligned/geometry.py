@@ -12,8 +12,8 @@ from a2a_ray.analysis.population import Population, simulate
 from a2a_ray.analysis.rounds import alternating, half_life
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.interface.drawing import Figure, axis, make_figure
-from a2a_ray.interface.misaligned.finding import GAP, Finding, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.pairs import SHOWN_ANGLE, Array, gaps, norms, population, predicted, sides
+from a2a_ray.interface.misaligned.result import GAP, ExperimentResult, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.settings import Settings
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section
@@ -25,12 +25,12 @@ PARTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 """Openings: how far along the direction that neither agent's examples reach."""
 
 
-def run(settings: Settings) -> Finding:
+def run(settings: Settings) -> ExperimentResult:
     """The experiment."""
     cells = {kind: [_cell(settings, kind, condition) for condition in CONDITIONS] for kind in KINDS}
     null = _null_space(settings)
     values = {"conditions": list(CONDITIONS), "cells": cells, "common_null_space": null}
-    return Finding(_section(settings, cells, null), _outcome(cells, null), values)
+    return ExperimentResult(_section(settings, cells, null), _outcome(cells, null), values)
 
 
 def _drawn(settings: Settings, kind: str, condition: float) -> Population:

@@ -14,8 +14,8 @@ from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.prompts import pull
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.interface.drawing import Figure, axis, make_figure
-from a2a_ray.interface.misaligned.finding import GAP, Finding, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.pairs import SHOWN_ANGLE, Array, norms, pair_agents, population
+from a2a_ray.interface.misaligned.result import GAP, ExperimentResult, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.settings import Settings
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section
@@ -51,7 +51,7 @@ class Probes(Alternating):
         return View(*shown[:3], {"objective": probing_objective(said[::2], said[1::2], self._pull)})
 
 
-def run(settings: Settings) -> Finding:
+def run(settings: Settings) -> ExperimentResult:
     """The experiment."""
     names = [NONE, EXACT, *map(_damped, DAMPINGS), SINGULAR, ESTIMATED]
     talks = {name: [_talk(settings, name, i) for i in range(min(PAIRS, settings.pairs))] for name in names}
@@ -64,7 +64,7 @@ def run(settings: Settings) -> Finding:
         "error_per_round_of_first_pair": {name: found[0][0].tolist() for name, found in talks.items()},
     }
     summary = {"helper_rounds": _most(measured[EXACT])}
-    return Finding(_section(settings, talks, values), _outcome(values), values, summary)
+    return ExperimentResult(_section(settings, talks, values), _outcome(values), values, summary)
 
 
 def reached(errors: Array) -> int | None:

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from a2a_ray.analysis.affine import agents_of
+from a2a_ray.analysis.assessment import EquilibriumFinding, assess_equilibrium
 from a2a_ray.analysis.geometry import GivenPairs
 from a2a_ray.analysis.population import Population, simulate
 from a2a_ray.analysis.stationary import stationary
-from a2a_ray.analysis.verdicts import Outcome, verdict
 from a2a_ray.interface.drawing import Figure, axis, make_figure
 from a2a_ray.interface.misaligned.attackers import white_box
-from a2a_ray.interface.misaligned.finding import Finding, dots, line, several
 from a2a_ray.interface.misaligned.pairs import (
     SHOWN_ANGLE,
     Array,
@@ -25,6 +24,7 @@ from a2a_ray.interface.misaligned.pairs import (
     predicted,
     sides,
 )
+from a2a_ray.interface.misaligned.result import ExperimentResult, dots, line, several
 from a2a_ray.interface.misaligned.settings import Settings
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section
@@ -40,7 +40,7 @@ MARGIN = 0.1
 CASES = ("same objective", "misaligned", "adversary")
 
 
-def run(settings: Settings) -> Finding:
+def run(settings: Settings) -> ExperimentResult:
     """The experiment."""
     spread = _spread(settings)
     talks = {case: _talks(settings, case) for case in CASES}
@@ -60,7 +60,7 @@ def run(settings: Settings) -> Finding:
             "reasons": {case: found[0].reason for case, found in verdicts.items()},
         },
     }
-    return Finding(_section(spread, talks, verdicts, values), _outcome(values), values)
+    return ExperimentResult(_section(spread, talks, verdicts, values), _outcome(values), values)
 
 
 def _spread(settings: Settings) -> list[dict[str, Any]]:
@@ -109,15 +109,15 @@ class Talk:
     settled: dict[str, Array]
     line: Array
 
-    def judged(self) -> Outcome:
-        """The verdict from the positions alone."""
-        return verdict(self.positions, self.objectives, MARGIN, axes=self.line[None])
+    def judged(self) -> EquilibriumFinding:
+        """What follows from the positions alone."""
+        return assess_equilibrium(self.positions, self.objectives, MARGIN, axes=self.line[None])
 
     def truth(self) -> str:
-        """The verdict that is right, by the closed form."""
+        """The status that is right, by the closed form."""
         line = self.line / np.linalg.norm(self.line)
         reached = [abs(float(line @ (self.settled[k] - self.objectives[k]))) <= MARGIN for k in "wu"]
-        return "reached" if all(reached) else "asymmetric" if any(reached) else "biased"
+        return "reached" if all(reached) else "one_sided" if any(reached) else "biased"
 
 
 def _talks(settings: Settings, case: str) -> list[Talk]:
@@ -155,7 +155,7 @@ def _outcome(values: dict[str, Any]) -> str:
 def _section(
     spread: list[dict[str, Any]],
     talks: dict[str, list[Talk]],
-    verdicts: dict[str, list[Outcome]],
+    verdicts: dict[str, list[EquilibriumFinding]],
     values: dict[str, Any],
 ) -> Section:
     judged = values["verdicts"]
@@ -183,7 +183,9 @@ def _section(
     return Section("Noise", text, panels, legend, caption, _tables(spread, verdicts, judged))
 
 
-def _tables(spread: list[dict[str, Any]], verdicts: dict[str, list[Outcome]], judged: dict[str, Any]) -> list[Table]:
+def _tables(
+    spread: list[dict[str, Any]], verdicts: dict[str, list[EquilibriumFinding]], judged: dict[str, Any]
+) -> list[Table]:
     spreads = [[r["reading"], r["measured"], r["predicted"], r["relative_error"], r["standard_errors"]] for r in spread]
     rows = [
         [

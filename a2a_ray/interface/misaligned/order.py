@@ -15,8 +15,8 @@ from a2a_ray.analysis.rounds import RoundEquilibrium, alternating, half_life, si
 from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.interface.drawing import Figure, axis, make_figure
-from a2a_ray.interface.misaligned.finding import GAP, Finding, dots, several
 from a2a_ray.interface.misaligned.pairs import Array, norms, pair_agents, population
+from a2a_ray.interface.misaligned.result import GAP, ExperimentResult, dots, several
 from a2a_ray.interface.misaligned.settings import Settings
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section
@@ -73,14 +73,14 @@ class Row:
     standard_errors: float | None = None
 
 
-def run(settings: Settings) -> Finding:
+def run(settings: Settings) -> ExperimentResult:
     """The experiment."""
     pairs = [pair_agents(population(settings), i) for i in range(min(PAIRS, settings.pairs))]
     rows = [_fixed(name, how, settings, pairs) for name, how in FIXED.items()]
     rng = np.random.default_rng(settings.seed)
     rows += [_random(name, settings, pairs, rng) for name in RANDOM]
     values = {"pairs": len(pairs), "orders": {row.name: asdict(row) for row in rows}}
-    return Finding(_section(settings, rows, len(pairs)), _outcome(rows), values)
+    return ExperimentResult(_section(settings, rows, len(pairs)), _outcome(rows), values)
 
 
 def _fixed(name: str, how: Fixed, settings: Settings, pairs: list[tuple[LSAAgent, LSAAgent]]) -> Row:

@@ -10,7 +10,6 @@ import numpy as np
 
 from a2a_ray.analysis.population import simulate
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.interface.misaligned.finding import Finding
 from a2a_ray.interface.misaligned.pairs import (
     Array,
     Side,
@@ -22,6 +21,7 @@ from a2a_ray.interface.misaligned.pairs import (
     sides,
 )
 from a2a_ray.interface.misaligned.plateau_section import ANGLES, NAMES, falls, gap, outcome, plateau_section, together
+from a2a_ray.interface.misaligned.result import ExperimentResult
 from a2a_ray.interface.misaligned.settings import Settings
 
 TURNED = (0.0, 90.0)
@@ -35,7 +35,7 @@ TALKS, TALK_ANGLES = 3, (30, 90, 150)
 """Pairs and angles of the real conversations."""
 
 
-def run(settings: Settings) -> Finding:
+def run(settings: Settings) -> ExperimentResult:
     """The experiment. All residuals have the shape (pair and twin, angles, W and U, pairs, d)."""
     w, u = sides(population(settings))
     expected = predicted_residuals(w, u)
@@ -66,7 +66,7 @@ def run(settings: Settings) -> Finding:
         "median_relative_error_trained": values["relative_error"].get("trained", {}).get("median"),
         "monotone_in_angle": all(monotone.values()),
     }
-    return Finding(plateau_section(settings, expected, measured, values), outcome(values), values, summary)
+    return ExperimentResult(plateau_section(settings, expected, measured, values), outcome(values), values, summary)
 
 
 def _spread(errors: Array) -> dict[str, float]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from a2a_ray.interface.drawing import Trace, axis, band_trace, make_figure
-from a2a_ray.interface.misaligned.finding import dots, line, several
 from a2a_ray.interface.misaligned.pairs import Array, norms
+from a2a_ray.interface.misaligned.result import dots, line, several
 from a2a_ray.interface.misaligned.settings import Settings
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section

@@ -11,7 +11,6 @@ import numpy as np
 from a2a_ray.analysis.population import simulate
 from a2a_ray.analysis.rounds import half_life
 from a2a_ray.interface.drawing import Figure, Trace, axis, make_figure
-from a2a_ray.interface.misaligned.finding import Finding, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.pairs import (
     SHOWN_ANGLE,
     Array,
@@ -24,6 +23,7 @@ from a2a_ray.interface.misaligned.pairs import (
     root_mean_square,
     sides,
 )
+from a2a_ray.interface.misaligned.result import ExperimentResult, colour, colour_name, dots, line, several
 from a2a_ray.interface.misaligned.settings import Settings, rounds_until
 from a2a_ray.interface.report_data import Table
 from a2a_ray.interface.study import Panel, Section
@@ -57,7 +57,7 @@ class Curves:
         return root_mean_square(norms(residuals[0] - self.settled[0, :, None]), axis=0)
 
 
-def run(settings: Settings) -> Finding:
+def run(settings: Settings) -> ExperimentResult:
     """The experiment."""
     count = min(PAIRS, settings.pairs)
     radii = predicted(*sides(population(settings, pairs=count))).radii
@@ -75,7 +75,7 @@ def run(settings: Settings) -> Finding:
         "largest_difference": float(max(differences)),
         "half_life": _half_lives(settings, count, radii),
     }
-    return Finding(_section(rounds, curves, values), _outcome(values), values)
+    return ExperimentResult(_section(rounds, curves, values), _outcome(values), values)
 
 
 def _curves(settings: Settings, angle: float, count: int, rounds: Array) -> Curves:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from a2a_ray.core.errors import BadInput, unknown
-from a2a_ray.interface.misaligned.finding import Finding
+from a2a_ray.interface.misaligned.result import ExperimentResult
 from a2a_ray.interface.misaligned.settings import Settings
 from a2a_ray.interface.page import write_page
 from a2a_ray.interface.report_data import BigNumber
@@ -27,7 +27,7 @@ EXPERIMENTS = {
     "helper": "helper",
     "noise": "noise and verdicts",
 }
-"""Name -> what it is about; each is the module of that name, with `run(settings) -> Finding`."""
+"""Name -> what it is about; each is the module of that name, with `run(settings) -> ExperimentResult`."""
 HEADLINES = ("plateau", "adversary", "defences", "helper")
 """Whose outcome stands at the top of the page; every outcome stands with its section."""
 NUMBERS = {
@@ -55,9 +55,9 @@ def chosen(only: str | None) -> list[str]:
     return [only] if only else list(EXPERIMENTS)
 
 
-def run_experiment(name: str, settings: Settings) -> Finding:
+def run_experiment(name: str, settings: Settings) -> ExperimentResult:
     """One of them."""
-    run: Callable[[Settings], Finding] = import_module(f"a2a_ray.interface.misaligned.{name}").run
+    run: Callable[[Settings], ExperimentResult] = import_module(f"a2a_ray.interface.misaligned.{name}").run
     return run(settings)
 
 
@@ -70,29 +70,29 @@ def prepare(folder: Path) -> None:
 
 
 def write_results(
-    folder: Path, settings: Settings, findings: Mapping[str, Finding], seconds: float, command: str
+    folder: Path, settings: Settings, results: Mapping[str, ExperimentResult], seconds: float, command: str
 ) -> dict[str, Any]:
     """Writes report.html, figures/ and results.json into the folder, and gives the object that `--json` prints."""
-    figures = write_study(folder, _study(settings, findings, seconds, command))
-    summary = {key: value for finding in findings.values() for key, value in finding.summary.items()}
+    figures = write_study(folder, _study(settings, results, seconds, command))
+    summary = {key: value for result in results.values() for key, value in result.summary.items()}
     head = {"command": command, "settings": asdict(settings), "seconds": round(seconds, 1)}
     head["report"] = str(folder / "report.html")
     tail = {key: summary.get(key) for key in SUMMARY} | {"figures": [str(path) for path in figures]}
-    outcomes = {name: finding.outcome for name, finding in findings.items()}
-    everything = {name: {"outcome": f.outcome, **f.values} for name, f in findings.items()}
+    outcomes = {name: result.outcome for name, result in results.items()}
+    everything = {name: {"outcome": f.outcome, **f.values} for name, f in results.items()}
     write_page(folder / "results.json", json.dumps(_plain({**head, "experiments": everything, **tail}), indent=1))
     found: dict[str, Any] = _plain({**head, "outcomes": outcomes, **tail})
     return found
 
 
-def _study(settings: Settings, findings: Mapping[str, Finding], seconds: float, command: str) -> Study:
-    summary = {key: value for finding in findings.values() for key, value in finding.summary.items()}
+def _study(settings: Settings, results: Mapping[str, ExperimentResult], seconds: float, command: str) -> Study:
+    summary = {key: value for result in results.values() for key, value in result.summary.items()}
     known = {key: label for key, label in NUMBERS.items() if summary.get(key) is not None}
     return Study(
         "Agents with misaligned objectives",
-        [findings[name].outcome for name in HEADLINES if name in findings] or [f.outcome for f in findings.values()],
+        [results[name].outcome for name in HEADLINES if name in results] or [f.outcome for f in results.values()],
         [BigNumber(f"{summary[key]:.2g}", label) for key, label in known.items()],
-        [replace(f.section, text=f"{f.section.text} Outcome: {f.outcome}") for f in findings.values()],
+        [replace(f.section, text=f"{f.section.text} Outcome: {f.outcome}") for f in results.values()],
         {
             "command": command,
             "dimensions": str(settings.dim),

@@ -1,6 +1,6 @@
-"""What a trajectory says, in words: did each agent reach its objective, and who won?
+"""Equilibria assessed from trajectories: did each agent reach its objective, and who won?
 
-A verdict needs a margin: the distance from the objective that counts as having reached it. Without one, more rounds
+An assessment needs a margin: the distance from the objective that counts as having reached it. Without one, more rounds
 would make every agent biased, since no two agents settle at the same place to the last digit.
 """
 
@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from a2a_ray.analysis.affine_fit import Frame
-from a2a_ray.analysis.checks import check_array, check_positive
+from a2a_ray.analysis.checks import check_array, check_count, check_positive
 from a2a_ray.analysis.inference import (
     EXACT,
     LARGEST,
     NOISY,
     Fit,
+    TooFewRounds,
     check_axes,
     check_level,
     check_positions,
@@ -32,19 +33,22 @@ from a2a_ray.core.errors import BadInput
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
-REACHED, BIASED, ASYMMETRIC, UNDETERMINED = "reached", "biased", "asymmetric", "undetermined"
-OSCILLATING, DIVERGING, NOT_SETTLED = "oscillating", "diverging", "not settled yet"
+REACHED, BIASED, ONE_SIDED, UNDETERMINED = "reached", "biased", "one_sided", "undetermined"
+OSCILLATING, DIVERGING, NOT_SETTLED = "oscillating", "diverging", "not_settled"
+NUMERICAL = (np.linalg.LinAlgError, FloatingPointError, OverflowError)
+"""Failures of the numerics. They alone make an agent "undetermined"; other exceptions are somebody's mistake."""
 TURNING = 1e-6
 """A noise-free spectral radius is 1 where it is as near to it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class AgentOutcome:
-    """One agent's verdict.
+class AgentEquilibrium:
+    """Where one agent settles, beside its objective.
 
     status: "reached" (every interval lies within the margin of the objective), "biased" (some interval excludes the
-        objective, even at the level that so many axes ask for), "undetermined" (neither, or bad input), "oscillating",
-        "diverging", or "not settled yet" (some interval is unbounded). reason: one sentence with the numbers.
+        objective, even at the level that so many axes ask for), "undetermined" (neither, too few rounds, or the
+        numerics fail), "oscillating", "diverging", or "not_settled" (some interval is unbounded). reason: one
+        sentence with the numbers.
     error: fixed point minus objective, (d,); None where there is no such estimate. fit: None where there is none.
     period: in rounds, where it oscillates; else 0.
     rounds_needed: further rounds expected until it has settled, or until the margin can be decided; infinite where
@@ -71,18 +75,18 @@ class AgentOutcome:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
-    """The verdict on a pair or group.
+class EquilibriumFinding:
+    """Where a pair or group settles, beside its objectives.
 
-    status: the first that holds of: some agent "diverging", "oscillating", "not settled yet"; all "reached"; all
-        "biased"; "asymmetric" (some reached, all others biased); "undetermined".
-    winners: who reached its objective where it is asymmetric. agents: name -> verdict.
+    status: the first that holds of: some agent "diverging", "oscillating", "not_settled"; all "reached"; all
+        "biased"; "one_sided" (some reached, all others biased); "undetermined".
+    winners: who reached its objective where it is one-sided. agents: name -> the same of each agent.
     """
 
     status: str
     reason: str
     winners: tuple[str, ...] = ()
-    agents: Mapping[str, AgentOutcome] = field(default_factory=dict)
+    agents: Mapping[str, AgentEquilibrium] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON value."""
@@ -90,7 +94,7 @@ class Outcome:
         return {"status": self.status, "reason": self.reason, "winners": list(self.winners), "agents": agents}
 
 
-def verdict(
+def assess_equilibrium(
     positions: Mapping[str, Any],
     objectives: Mapping[str, Any],
     margin: float,
@@ -99,8 +103,8 @@ def verdict(
     level: float = 0.95,
     draws: int = 399,
     seed: int = 0,
-) -> Outcome:
-    """What the trajectories say of each agent and of the group. Never raises: bad input is "undetermined".
+) -> EquilibriumFinding:
+    """Assess from the trajectories where each agent settles, and what follows for the group.
 
     positions: name -> the agent's own turns, (T, d), as for `fit`. objectives: name -> (d,).
     margin: above 0, in the unit of the positions, on every axis.
@@ -109,55 +113,67 @@ def verdict(
         Or (k, d). Each interval has the level; for "biased" one of k axes must exclude the objective at the level
         1 - (1 - level) / k (Bonferroni): more axes do not make it likelier for an agent that is at its objective.
     level, draws, seed: as for `fit`; more draws are made where many axes need them.
+
+    Raises BadInput, which names the key, for input that is wrong. An agent with too few rounds, or on which the
+    numerics fail, is "undetermined": the others' results stay.
     """
-    try:
-        names = _checked_names(positions, objectives)
-        check_positive(margin, "margin")
-        check_level(level)
-        agents = {name: _judge(name, positions, objectives, float(margin), axes, level, draws, seed) for name in names}
-    except Exception as error:  # a verdict is asked for at the end of long runs: it must not take them down
-        return Outcome(UNDETERMINED, _sentence(error))
-    return _together(agents, float(margin))
-
-
-def _checked_names(positions: Any, objectives: Any) -> list[str]:
     for value, what in ((positions, "positions"), (objectives, "objectives")):
         if not isinstance(value, Mapping):
             raise BadInput(f"{what}: {type(value).__name__}; expected a mapping from agent names to arrays")
     if not positions:
         raise BadInput("positions: no agents; expected one or more")
-    return list(positions)
+    check_positive(margin, "margin", ())
+    check_level(level)
+    check_count(draws, "draws")
+    check_count(seed, "seed", least=0)
+    cases = [_case(name, positions, objectives, axes) for name in positions]
+    agents = {case.name: _judge(case, float(margin), level, draws, seed) for case in cases}
+    return together(agents, float(margin))
 
 
-def _judge(
-    name: str,
-    positions: Mapping[str, Any],
-    objectives: Mapping[str, Any],
-    margin: float,
-    axes: Any,
-    level: float,
-    draws: int,
-    seed: int,
-) -> AgentOutcome:
-    """The verdict on one agent."""
+class _Case(NamedTuple):
+    """One agent's checked input; positions None: they grow beyond all numbers."""
+
+    name: str
+    positions: Array | None
+    objective: Array
+    axes: Array
+
+
+def _case(name: str, positions: Mapping[str, Any], objectives: Mapping[str, Any], axes: Any) -> _Case:
+    """Check what is given for one agent. Raises BadInput."""
+    if name not in objectives:
+        raise BadInput(f"objectives: none of {name!r}; there are {', '.join(map(repr, objectives)) or 'none'}")
+    x = None
     try:
-        try:
-            x = check_positions(positions[name])
-        except BadInput:
-            if _overflows(positions[name]):
-                return AgentOutcome(DIVERGING, "its positions grow beyond all numbers")
+        x = check_positions(positions[name], f"positions.{name}")
+    except BadInput:
+        if not overflows(positions[name]):
             raise
-        if name not in objectives:
-            raise BadInput(f"objectives: none of {name!r}; there are {', '.join(map(repr, objectives)) or 'none'}")
-        objective = _objective(objectives[name], x.shape[1])
-        rows = _axes(name, axes, objective, objectives)
-        found = fit(x, axes=rows, level=level, draws=max(draws, math.ceil(2 * len(rows) / (1 - level))), seed=seed)
-        return _moving(x, found, seed) or _settled(found, objective, margin)
-    except Exception as error:  # as in `verdict`: the other agents' verdicts are worth having
-        return AgentOutcome(UNDETERMINED, _sentence(error))
+    objective = _objective(objectives[name], f"objectives.{name}", _width(positions[name]) if x is None else x.shape[1])
+    return _Case(name, x, objective, _axes(name, axes, objective, objectives))
 
 
-def _overflows(positions: Any) -> bool:
+def _width(positions: Any) -> int:
+    shape = np.shape(positions)
+    return int(shape[1]) if len(shape) == 2 else 1
+
+
+def _judge(case: _Case, margin: float, level: float, draws: int, seed: int) -> AgentEquilibrium:
+    """Assess one agent."""
+    if case.positions is None:
+        return AgentEquilibrium(DIVERGING, "its positions grow beyond all numbers")
+    draws = max(draws, math.ceil(2 * len(case.axes) / (1 - level)))
+    try:
+        found = fit(case.positions, axes=case.axes, level=level, draws=draws, seed=seed)
+        return _moving(case.positions, found, seed) or _settled(found, case.objective, margin)
+    except TooFewRounds as error:  # the other agents' results are worth having
+        return AgentEquilibrium(UNDETERMINED, str(error))
+    except NUMERICAL as error:
+        return AgentEquilibrium(UNDETERMINED, f"the numerics fail on its positions: {type(error).__name__}: {error}")
+
+
+def overflows(positions: Any) -> bool:
     """Whether positions end in growth beyond what `fit` takes."""
     try:
         x = np.asarray(positions, dtype=np.float64)
@@ -178,30 +194,30 @@ def _axes(name: str, axes: Any, objective: Array, objectives: Mapping[str, Any])
         return check_axes(axes, d)
     if axes != "gap":
         raise BadInput(f"axes: {axes!r}; expected None, 'gap' or an array (k, {d})")
-    others = [_objective(other, d) for key, other in objectives.items() if key != name]
+    others = [_objective(other, f"objectives.{key}", d) for key, other in objectives.items() if key != name]
     gap = np.mean(others, axis=0) - objective if others else np.zeros(d)
     return check_axes([gap], d) if gap.any() else np.eye(d)
 
 
-def _objective(value: Any, dim: int) -> Array:
-    objective = check_array([value] if isinstance(value, (int, float, np.number)) else value, "objective", (dim,))
+def _objective(value: Any, name: str, dim: int) -> Array:
+    objective = check_array([value] if isinstance(value, (int, float, np.number)) else value, name, (dim,))
     if np.abs(objective).max() > LARGEST:
-        raise BadInput(f"objective: {objective.tolist()}; expected numbers up to {LARGEST:.0g}")
+        raise BadInput(f"{name}: {objective.tolist()}; expected numbers up to {LARGEST:.0g}")
     return objective
 
 
-def _moving(x: Array, found: Fit, seed: int) -> AgentOutcome | None:
-    """The verdict on an agent that grows or swings, or of which nobody can tell yet where it settles."""
+def _moving(x: Array, found: Fit, seed: int) -> AgentEquilibrium | None:
+    """The result for an agent that grows or swings, or of which nobody can tell yet where it settles."""
     states, own = Frame(x).states(x), own_seed(x, seed)
     explosive = explodes(states, own) if found.kind == NOISY else found.kind == EXACT and _grows(x, found)
     if explosive:
-        return AgentOutcome(DIVERGING, f"its steps grow by a factor of {found.rate:.3g} a round", fit=found)
+        return AgentEquilibrium(DIVERGING, f"its steps grow by a factor of {found.rate:.3g} a round", fit=found)
     period = noisy_period(states, own) if found.kind == NOISY else _period(found)
     if period > 1:
         reason = (
             f"it comes round again every {period:.3g} rounds, {'but for noise' if found.kind == NOISY else 'exactly'}"
         )
-        return AgentOutcome(OSCILLATING, reason, fit=found, period=round(period))
+        return AgentEquilibrium(OSCILLATING, reason, fit=found, period=round(period))
     if found.bounded:
         return None
     more = found.rounds_needed
@@ -209,7 +225,7 @@ def _moving(x: Array, found: Fit, seed: int) -> AgentOutcome | None:
         f"about {more:.0f} more should tell" if math.isfinite(more) else "no number of further rounds is in sight"
     )
     reason = f"{found.rounds} rounds do not show where it settles (rate {found.rate:.2f} a round): {expected}"
-    return AgentOutcome(NOT_SETTLED, reason, fit=found, rounds_needed=more)
+    return AgentEquilibrium(NOT_SETTLED, reason, fit=found, rounds_needed=more)
 
 
 def _grows(x: Array, found: Fit) -> bool:
@@ -227,8 +243,8 @@ def _period(found: Fit) -> float:
     return 2 * math.pi / angle if angle > TURNING else 0.0
 
 
-def _settled(found: Fit, objective: Array, margin: float) -> AgentOutcome:
-    """The verdict where all intervals are bounded."""
+def _settled(found: Fit, objective: Array, margin: float) -> AgentEquilibrium:
+    """The result where all intervals are bounded."""
     error = found.fixed_point - objective
     aims = found.axes @ objective
     away = found.intervals - aims[:, None]  # (k, 2), from the objective
@@ -236,7 +252,7 @@ def _settled(found: Fit, objective: Array, margin: float) -> AgentOutcome:
     sure = f"{found.level:.0%}, {found.rounds} rounds" if found.kind == NOISY else f"no noise, {found.rounds} rounds"
     if (farthest <= margin).all():
         reason = f"it settles within {farthest.max():.3g} of its objective, margin {margin:.3g} ({sure})"
-        return AgentOutcome(REACHED, reason, error, found)
+        return AgentEquilibrium(REACHED, reason, error, found)
     k, worst = len(aims), int(farthest.argmax())
     excluding = np.flatnonzero((away[:, 0] > 0) | (away[:, 1] < 0))
     p_values = {int(i): found.p_value(aims[i], found.axes[i]) for i in excluding}
@@ -248,7 +264,7 @@ def _settled(found: Fit, objective: Array, margin: float) -> AgentOutcome:
             f" {aims[worst]:.4g} ({sure})"
         )
         if k == 1 or p_values[worst] <= (1 - found.level) / k + 1e-12:
-            return AgentOutcome(BIASED, reason, error, found)
+            return AgentEquilibrium(BIASED, reason, error, found)
         reason += f"; but with p = {p_values[worst]:.3f} on one of {k} axes that can be chance"
     else:
         reason = (
@@ -257,7 +273,9 @@ def _settled(found: Fit, objective: Array, margin: float) -> AgentOutcome:
         )
     wide = min(float(np.ptp(away[worst])) / 2 / margin, 1e6)
     more = max(1, math.ceil(found.rounds * (wide**2 - 1)))  # widths fall as the square root of the rounds
-    return AgentOutcome(UNDETERMINED, f"{reason}; about {more} more rounds may tell", error, found, rounds_needed=more)
+    return AgentEquilibrium(
+        UNDETERMINED, f"{reason}; about {more} more rounds may tell", error, found, rounds_needed=more
+    )
 
 
 def _between(low: float, high: float) -> str:
@@ -274,30 +292,26 @@ def _axis(axis: Array) -> str:
     return f"({', '.join(f'{c:.2g}' for c in axis[:6])}{', ...' if len(axis) > 6 else ''})"
 
 
-def _together(agents: Mapping[str, AgentOutcome], margin: float) -> Outcome:
-    """The group's verdict from those of its agents."""
+def together(agents: Mapping[str, AgentEquilibrium], margin: float) -> EquilibriumFinding:
+    """What follows for the group from what was found of its agents."""
     by_status: dict[str, list[str]] = {}
     for name, outcome in agents.items():
         by_status.setdefault(outcome.status, []).append(name)
     for status in (DIVERGING, OSCILLATING, NOT_SETTLED):
         if status in by_status:
-            return Outcome(status, _told(agents, by_status[status]), (), agents)
+            return EquilibriumFinding(status, _told(agents, by_status[status]), (), agents)
     reached, biased = by_status.get(REACHED, []), by_status.get(BIASED, [])
     if len(reached) == len(agents):
-        return Outcome(
+        return EquilibriumFinding(
             REACHED, f"all are within {margin:.3g} of their objectives: {_told(agents, reached)}", (), agents
         )
     if len(biased) == len(agents):
-        return Outcome(BIASED, _told(agents, biased), (), agents)
+        return EquilibriumFinding(BIASED, _told(agents, biased), (), agents)
     if len(reached) + len(biased) == len(agents):
         reason = f"{' and '.join(reached)} won: {_told(agents, [*reached, *biased])}"
-        return Outcome(ASYMMETRIC, reason, tuple(reached), agents)
-    return Outcome(UNDETERMINED, _told(agents, by_status[UNDETERMINED]), (), agents)
+        return EquilibriumFinding(ONE_SIDED, reason, tuple(reached), agents)
+    return EquilibriumFinding(UNDETERMINED, _told(agents, by_status[UNDETERMINED]), (), agents)
 
 
-def _told(agents: Mapping[str, AgentOutcome], names: list[str]) -> str:
+def _told(agents: Mapping[str, AgentEquilibrium], names: list[str]) -> str:
     return "; ".join(f"{name}: {agents[name].reason}" for name in names)
-
-
-def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"

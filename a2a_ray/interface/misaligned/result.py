@@ -15,7 +15,7 @@ COLOURS = ("cell-1", "cell-2", "cell-3", "cell-4", "cell-5", "cell-6", "agent-2"
 
 
 @dataclass(frozen=True)
-class Finding:
+class ExperimentResult:
     """One experiment.
 
     section: of the report. outcome: one sentence that follows from the numbers. values: everything measured and
