@@ -56,7 +56,7 @@ class OpenAIAgent:
     max_attempts: requests for one turn, the first one included. Time-outs, failed connections and the statuses 408,
         409, 429 and 5xx are tried again after `backoff` seconds, doubled each time, or as long as Retry-After asks for,
         at most `max_backoff` seconds; plus up to `backoff` at random. An exhausted quota is not tried again.
-    concurrency: most requests under way from one replica, and where a specification gives it, from all replicas
+    max_concurrency: most requests under way from one replica, and where a specification gives it, from all replicas
         together (docs/budgets.md); one that waits for its next attempt keeps its place.
     price: money per million tokens, {"input": x, "output": y}; gives usage["cost"].
     extra_body: further fields of each request.
@@ -69,6 +69,7 @@ class OpenAIAgent:
 
     placement = "actor"
     paid = True
+    own_limits = frozenset({"timeout", "max_concurrency"})
     turn_options = frozenset({"temperature", "top_p", "max_tokens", "stop", "instructions"})
 
     def __init__(
@@ -89,7 +90,7 @@ class OpenAIAgent:
         max_attempts: int = 5,
         backoff: float = 0.5,
         max_backoff: float = 60.0,
-        concurrency: int = 16,
+        max_concurrency: int = 16,
         price: dict[str, float] | None = None,
         extra_body: dict[str, Any] | None = None,
     ) -> None:
@@ -103,7 +104,7 @@ class OpenAIAgent:
                 "api_key_env: not the name of an environment variable in capitals, such as OPENAI_API_KEY;"
                 " a key itself must not stand in a specification"
             )
-        for key, value, least in (("max_attempts", max_attempts, 1), ("concurrency", concurrency, 1)):
+        for key, value, least in (("max_attempts", max_attempts, 1), ("max_concurrency", max_concurrency, 1)):
             if value < least:
                 raise BadInput(f"{key}: {value}; expected at least {least}")
         for key, seconds in (("backoff", backoff), ("max_backoff", max_backoff)):
@@ -126,7 +127,7 @@ class OpenAIAgent:
         self.max_attempts = max_attempts
         self.backoff = backoff
         self.max_backoff = max_backoff
-        self.concurrency = concurrency
+        self.max_concurrency = max_concurrency
         self.price = price
         self.extra_body = extra_body
         self.settings: Mapping[str, Any] = _checked(
@@ -192,7 +193,7 @@ class OpenAIAgent:
         return self._answer(message, body, attempts, attempts - refused - 1, where, secret)
 
     async def step_batch(self, messages: Sequence[Message]) -> list[Message | AgentError]:
-        """The answers in order, asked for at once (see `concurrency`); a failed one is its error."""
+        """The answers in order, asked for at once (see `max_concurrency`); a failed one is its error."""
 
         async def one(message: Message) -> Message | AgentError:
             try:
@@ -224,7 +225,7 @@ class OpenAIAgent:
         if loop not in self._lines:
             self._lines = {k: v for k, v in self._lines.items() if not k.is_closed()}
             opened = self._open(self._key())
-            self._lines[loop] = _Line(await anext(opened), asyncio.Semaphore(self.concurrency), opened)
+            self._lines[loop] = _Line(await anext(opened), asyncio.Semaphore(self.max_concurrency), opened)
         return self._lines[loop]
 
     async def _open(self, key: str) -> AsyncGenerator[AsyncOpenAI, None]:

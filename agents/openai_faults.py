@@ -19,7 +19,7 @@ REMEDIES = {
     401: "; check the key in the environment variable {key}",
     403: "; may the key in the environment variable {key} use this model?",
     404: "; check model and base_url (most servers want it to end in /v1)",
-    429: "; lower concurrency, or raise max_attempts and backoff",
+    429: "; lower max_concurrency, or raise max_attempts and backoff",
 }
 
 

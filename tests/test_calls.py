@@ -34,6 +34,9 @@ from tests.command_line import call, write_spec
 PRICE = {"input": 1000.0, "output": 1000.0}
 """Money per million tokens: one of ten tokens costs 0.01."""
 
+ECHO = {"name": "a", "kind": "echo"}
+HERE = {"requests_per_minute": 48, "max_concurrency": 3, "rate_limit_group": "here"}
+
 
 class Payable:
     """Takes a while, costs ten tokens, and keeps a file of the calls that it gets. Its turns follow from the seed."""
@@ -96,7 +99,7 @@ def test_a_paid_call_is_in_the_ledger_before_it_is_made(ray_cluster: None, tmp_p
 
 def test_same_transcripts_paid_or_not(ray_cluster: None, tmp_path: Path) -> None:
     free = held(spec(tmp_path / "a", "worker"), tmp_path / "free")
-    paid = held(spec(tmp_path / "b", "actor", price=PRICE, requests_per_minute=60_000), tmp_path / "paid")
+    paid = held(spec(tmp_path / "b", "actor", price=PRICE, limits={"requests_per_minute": 60_000}), tmp_path / "paid")
     assert not ledger(free)
     texts = [[(m.turn, m.sender, m.content, m.seed) for t in run.transcripts() for m in t] for run in (free, paid)]
     assert texts[0] == texts[1]
@@ -230,7 +233,7 @@ def test_a_budget_on_the_command_line(ray_cluster: None, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limits", [{}, {"requests_per_minute": 30}])
+@pytest.mark.parametrize("limits", [{}, {"limits": {"requests_per_minute": 30}}])
 def test_wall_time_ends_talks_also_those_that_wait(ray_cluster: None, tmp_path: Path, limits: dict[str, Any]) -> None:
     value = spec(tmp_path / "calls", "worker", conversations=5, turns=1000, wait=0.05, **limits)
     started = time.monotonic()
@@ -242,7 +245,7 @@ def test_wall_time_ends_talks_also_those_that_wait(ray_cluster: None, tmp_path: 
 
 @pytest.mark.slow
 def test_limits_hold_for_all_workers_together(ray_cluster: None, tmp_path: Path) -> None:
-    value = spec(tmp_path / "calls", "worker", 8, 4, requests_per_minute=48, concurrency=3, endpoint="here", wait=0.3)
+    value = spec(tmp_path / "calls", "worker", 8, 4, limits=HERE, wait=0.3)
     for agent in value["agents"]:
         agent["told"] = False
     seen: list[Progress] = []
@@ -275,7 +278,7 @@ def test_a_keeper_that_dies_is_started_again(
             ray.kill(keepers.pop(), no_restart=False)
 
     monkeypatch.setattr(session, "keep_budget", kept)
-    value = spec(tmp_path / "calls", "worker", 4, 12, concurrency=2, wait=0.1)
+    value = spec(tmp_path / "calls", "worker", 4, 12, limits={"max_concurrency": 2}, wait=0.1)
     run = run_many({**value, "budget": {"requests": 30}}, storage=tmp_path, progress=watch)
     assert not keepers, "one was killed"
     assert run.stopped.startswith("budget of 30 requests spent (30)")
@@ -285,17 +288,17 @@ def test_a_keeper_that_dies_is_started_again(
 def test_endpoints_and_their_limits() -> None:
     openai = {"kind": "openai", "model": "m", "api_key_env": None}
     agents = [
-        {"name": "a", **openai, "requests_per_minute": 60, "concurrency": 8},
-        {"name": "b", **openai, "requests_per_minute": 30},
+        {"name": "a", **openai, "limits": {"requests_per_minute": 60, "max_concurrency": 8}},
+        {"name": "b", **openai, "limits": {"requests_per_minute": 30}},
         {"name": "c", **openai, "base_url": "http://other/v1"},
-        {"name": "d", "kind": "echo", "endpoint": "mine", "tokens_per_minute": 10},
+        {"name": "d", "kind": "echo", "limits": {"rate_limit_group": "mine", "tokens_per_minute": 10}},
         {"name": "e", "kind": "echo"},
     ]
     experiment = Experiment.parse({"agents": agents})
     limits, by_key = endpoints(experiment)
     assert [by_key.get(a.key()) for a in experiment.agents] == ["None m", "None m", None, "mine", None]
     assert limits == {"None m": Limits(30, None, 8), "mine": Limits(None, 10, None)}
-    assert experiment.agents[0].build().concurrency == 8
+    assert experiment.agents[0].build().max_concurrency == 8
     total = Experiment.parse({"agents": agents, "budget": {"cost": 5}})
     assert endpoints(total)[0].keys() == {"None m", "http://other/v1 m", "mine"}
     assert [a.paid for a in experiment.agents] == [True, True, True, False, False]
@@ -310,8 +313,8 @@ def test_endpoints_and_their_limits() -> None:
     [
         ({"budget": {"cots": 5}}, "Did you mean 'cost'"),
         ({"budget": {"cost": 0}}, "budget.cost: 0; expected greater than 0"),
-        ({"agents": [{"name": "a", "kind": "echo", "requests_per_minute": 0}]}, "requests_per_minute: 0; expected at"),
-        ({"agents": [{"name": "a", "kind": "echo", "concurrency": 0}]}, "concurrency: 0; expected at least 1"),
+        ({"agents": [{**ECHO, "limits": {"requests_per_minute": 0}}]}, "requests_per_minute: 0; expected at"),
+        ({"agents": [{**ECHO, "limits": {"max_concurrency": 0}}]}, "max_concurrency: 0; expected at least 1"),
     ],
 )
 def test_limits_that_make_no_sense(value: dict[str, Any], sentence: str) -> None:

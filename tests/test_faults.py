@@ -81,7 +81,9 @@ def test_an_odd_answer_fails_its_own_talk_only(ray_cluster: None, tmp_path: Path
 
 @pytest.mark.chaos
 def test_a_replica_that_dies_takes_only_its_batch_with_it(ray_cluster: None, tmp_path: Path) -> None:
-    run = held(["fine"] * 10 + ["die"] + ["fine"] * 9, tmp_path, "actor", replicas=2, max_batch=1)
+    run = held(
+        ["fine"] * 10 + ["die"] + ["fine"] * 9, tmp_path, "actor", resources={"replicas": 2, "max_batch_size": 1}
+    )
     status = [t.status for t in run.transcripts()]
     assert status.count("failed") == 1
     assert "its process died" in run.transcript("0-10-0").error
@@ -89,7 +91,7 @@ def test_a_replica_that_dies_takes_only_its_batch_with_it(ray_cluster: None, tmp
 
 @pytest.mark.chaos
 def test_talks_of_a_pool_without_replicas_fail_and_the_run_ends(ray_cluster: None, tmp_path: Path) -> None:
-    run = held(["die"] + ["fine"] * 5, tmp_path, "actor", max_batch=1)
+    run = held(["die"] + ["fine"] * 5, tmp_path, "actor", resources={"max_batch_size": 1})
     assert run.summary()["failed"] >= 1
     assert run.summary()["done"] + run.summary()["failed"] == 6
 

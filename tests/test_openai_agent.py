@@ -370,7 +370,7 @@ def test_a_batch_keeps_order_bound_and_each_fault_apart() -> None:
 
             return httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
 
-    agent = Slow(answers(completion()), concurrency=4)
+    agent = Slow(answers(completion()), max_concurrency=4)
     asked = [Message("c", i, "bob", str(i)) for i in range(10)]
     for _ in range(2):  # each run has an event loop of its own
         answered = asyncio.run(agent.step_batch(asked))
@@ -459,7 +459,7 @@ def test_a_key_in_a_specification_is_refused_and_not_repeated(setting: dict[str,
         ({"stop": [""]}, "stop: ['']"),
         ({"timeout": 0}, "timeout: 0"),
         ({"max_attempts": 0}, "max_attempts: 0; expected at least 1"),
-        ({"concurrency": 0}, "concurrency: 0"),
+        ({"max_concurrency": 0}, "max_concurrency: 0"),
         ({"backoff": -1}, "backoff: -1"),
         ({"price": {"inputs": 1}}, "Did you mean 'input'"),
         ({"price": {"input": -1}}, "price.input: -1"),
@@ -563,7 +563,7 @@ def test_a_real_server_refuses(server: tuple[str, str]) -> None:
 @pytest.mark.slow
 def test_a_batch_over_a_real_server(server: tuple[str, str]) -> None:
     url, model = server
-    agent = OpenAIAgent("ann", model, base_url=url, max_tokens=5, concurrency=2)
+    agent = OpenAIAgent("ann", model, base_url=url, max_tokens=5, max_concurrency=2)
     asked = [Message("c", i, "bob", f"There were {i} dogs") for i in range(6)]
     answered = asyncio.run(agent.step_batch(asked))
     assert [a.turn for a in answered if isinstance(a, Message)] == list(range(6))

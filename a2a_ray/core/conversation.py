@@ -11,6 +11,8 @@ from typing import Any
 from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol
 from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, BadInput
 from a2a_ray.core.message import BID, EMPTY, NUDGE, Content, Message, checked_answer, checked_content
+from a2a_ray.core.nudge import can_nudge, check_nudges, refusal
+from a2a_ray.core.parts import check_agents, check_next, check_part, check_reason, check_verdict, check_view
 from a2a_ray.core.registry import protocols
 from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.stop import MaxTurns, StopCondition
@@ -35,8 +37,8 @@ class Conversation:
     options: per agent, settings that go with each of its turns.
     transcript: goes on from an earlier transcript of the same conversation instead of starting anew.
 
-    Raises BadInput for what cannot be started. While it runs, a failing agent raises AgentError, after the transcript
-    was marked as failed; what was said before is kept in `transcript`.
+    Raises BadInput for what cannot be started. While it runs, a failing agent, observer or protocol raises AgentError,
+    after the transcript was marked as failed; what was said before is kept in `transcript`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Conversation:
         transcript: Transcript | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
+        check_agents(agents)
         self.agents = {agent.name: agent for agent in agents}
         check_names([agent.name for agent in agents])
         if rounds is not None and turns is not None:
@@ -65,14 +68,23 @@ class Conversation:
             raise BadInput(f"{name}: {value}; expected at least 1")
         self.limit = MaxTurns(limit)
         self.stop = stop
+        if stop is not None:
+            check_part("stop condition", stop, "stop")
         self.protocol = protocols.build({"kind": protocol}, "protocol") if isinstance(protocol, str) else protocol
+        check_part("protocol", self.protocol, "protocol")
         # Pairs, not a mapping: two observers of one class are two.
+        if not isinstance(observers, (Mapping, Sequence)):
+            raise BadInput(f"observers: {type(observers).__name__}; expected a list of observers")
         named = observers.items() if isinstance(observers, Mapping) else ((type(o).__name__, o) for o in observers)
         self.observers = tuple(named)
+        for name, observer in self.observers:
+            check_part("observer", observer, f"observers.{name}")
         self.options = options
         if transcript is None:
             transcript = Transcript(id, tuple(self.agents), opening, seed, metadata)
         self.transcript = transcript
+        asking = [(f"observer {name}", observer) for name, observer in self.observers]
+        check_nudges(self.protocol, asking, tuple(self.agents), transcript.opening.content)
         for message in self.transcript.turns:  # observers of a resumed conversation see what went before
             self._observe(message)
 
@@ -124,7 +136,7 @@ class Conversation:
         transcript = self.transcript
         reason = self.limit.check(transcript)
         if reason is None and self.stop is not None:
-            reason = self.stop.check(transcript)
+            reason = check_reason(self.stop.check(transcript), self.stop)
         if reason is None and transcript.verdicts:
             for turn, name, verdict in reversed(transcript.verdicts):
                 if turn < len(transcript.turns):
@@ -138,10 +150,12 @@ class Conversation:
     def _nudge(self, newest: int) -> Sequence[Message]:
         """What the protocol says where an observer called for a nudge in turn `newest` or later; mostly nothing."""
         transcript = self.transcript
-        for turn, _, verdict in reversed(transcript.verdicts):
+        for turn, name, verdict in reversed(transcript.verdicts):
             if turn < newest:
                 break
             if verdict.action == "nudge":
+                if not can_nudge(self.protocol):  # an observer that does not tell its action beforehand
+                    raise BadInput(f"observer {name}: {refusal(self.protocol)}")
                 said = self.protocol.nudge(transcript, verdict)
                 return () if said is None else (self._say(said, NUDGE),)
         return ()
@@ -157,8 +171,8 @@ class Conversation:
     async def _next(self) -> Sequence[Message]:
         """The next record, or records where several speak at once; none where the protocol stops."""
         transcript = self.transcript
-        chosen = self.protocol.speakers(transcript)
         turn = len(transcript.turns) + 1
+        chosen = check_next(self.protocol.speakers(transcript), self.protocol, turn)
         silent = turn - 1 - (transcript.messages[-1].turn if transcript.messages else 0)
         if silent > MOST_SILENT * len(self.agents):
             raise AgentError(f"the protocol made {silent} records without a message; it seems to ask for bids for ever")
@@ -183,7 +197,8 @@ class Conversation:
         transcript = self.transcript
         if speaker not in self.agents:
             raise AgentError(f"the protocol named {speaker!r} at turn {turn}; the agents are {', '.join(self.agents)}")
-        sender, content, history, options = self.protocol.view(transcript, speaker)
+        view = check_view(self.protocol.view(transcript, speaker), self.protocol, turn)
+        sender, content, history, options = view
         if self.options and speaker in self.options:
             options = {**self.options[speaker], **options}
         return Message(transcript.id, turn, sender, content, history, turn_seed(transcript.seed, turn), options)
@@ -211,8 +226,17 @@ class Conversation:
 
     def _observe(self, message: Message) -> None:
         for name, observer in self.observers:
-            verdict = observer.update(message)
-            if verdict is not NOTHING and verdict != NOTHING:
+            try:
+                verdict = observer.update(message)
+            except A2AError:
+                raise
+            except (Exception, SystemExit) as error:
+                where = f"observer {name!r} failed at turn {message.turn}"
+                raise AgentError(f"{where}: {type(error).__name__}: {error}") from error
+            if verdict is NOTHING:
+                continue
+            check_verdict(verdict, name, message.turn)
+            if verdict != NOTHING:
                 self.transcript.verdicts.append((message.turn, name, verdict))
 
 

@@ -103,7 +103,7 @@ class Called:
         self._agent, self._recording = agent, recording
         self._meter, self._tracing, self._attempts = meter, tracer, attempts
         self._settings = spec.inner.settings
-        self._price = spec.price or spec.inner.price
+        self._price = spec.rate or spec.inner.rate
         self._gate: Gate | None = None
         self._endpoint = ""
         if hasattr(agent, "bid"):
@@ -220,7 +220,7 @@ def endpoints(experiment: Experiment) -> tuple[dict[str, Limits], dict[str, str]
     by_key: dict[str, str] = {}
     for spec in (spec for cell in experiment.cells for spec in cell.agents):
         endpoint = by_key[spec.key()] = spec.endpoint_key
-        limits = Limits(spec.requests_per_minute, spec.tokens_per_minute, spec.concurrency)
+        limits = Limits(spec.limits.requests_per_minute, spec.limits.tokens_per_minute, spec.limits.max_concurrency)
         if any(limits) or (total and (spec.paid or spec.heavy)):
             found[endpoint] = limits.lower(found.get(endpoint, Limits()))
     return found, {key: endpoint for key, endpoint in by_key.items() if endpoint in found}

@@ -58,8 +58,8 @@ def estimate(experiment: Experiment) -> Estimate:
             shown += _instructions(spec)
             tokens_in += asks * shown
             tokens_out += asks * answers[who]
-            if spec.price is not None:
-                cost = (cost or 0.0) + asks * (shown * spec.price.input + answers[who] * spec.price.output) / 1e6
+            if spec.rate is not None:
+                cost = (cost or 0.0) + asks * (shown * spec.rate.input + answers[who] * spec.rate.output) / 1e6
     conversations, turns = experiment.size()
     return Estimate(conversations, turns, calls, tokens_in, tokens_out, cost, sorted(assumed))
 

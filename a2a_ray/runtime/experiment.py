@@ -24,13 +24,23 @@ from pydantic import (
 from a2a_ray.core.conversation import DEFAULT_ROUNDS, check_names
 from a2a_ray.core.errors import BadAnswer, BadInput, unknown
 from a2a_ray.core.message import checked_content
+from a2a_ray.core.nudge import check_nudges
+from a2a_ray.core.parts import check_part
 from a2a_ray.core.registry import detectors, expected, protocols, stops
 from a2a_ray.core.seeds import conversation_seed
 from a2a_ray.runtime.keys import refuse_keys
 from a2a_ray.runtime.openings import read_openings
 from a2a_ray.runtime.specs import AgentSpec as AgentSpec
-from a2a_ray.runtime.specs import BudgetSpec, Price, identity, plain
+from a2a_ray.runtime.specs import BudgetSpec, CallLimits, Price, Resources, identity, plain
 from a2a_ray.runtime.sweep import change
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "budget": BudgetSpec,
+    "price": Price,
+    "resources": Resources,
+    "limits": CallLimits,
+}
+"""The parts of a specification whose keys are all known."""
 
 Settings = Annotated[dict[str, Any], BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]
 
@@ -54,7 +64,7 @@ class Experiment(BaseModel):
     observers: list[Settings] = []
     budget: BudgetSpec | None = None
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
-    shared: bool = False
+    shared_storage: bool = False
     _source: str = PrivateAttr("specification")
 
     @field_validator("openings")
@@ -163,12 +173,19 @@ class Experiment(BaseModel):
 
     def _check_parts(self, seen: set[str]) -> None:
         """The parts of one cell; agents that were seen before are left out."""
-        protocols.build(self.protocol, "protocol").check(tuple(spec.name for spec in self.agents))
+        names = tuple(spec.name for spec in self.agents)
+        protocol = protocols.build(self.protocol, "protocol")
+        check_part("protocol", protocol, "protocol")
+        protocol.check(names)
         for i, stop in enumerate(self.stop):
-            stops.build(stop, f"stop.{i}")
-        for i, observer in enumerate(self.observers):
-            detectors.build(observer, f"observers.{i}")
-        _ = self.opening_contents
+            check_part("stop condition", stops.build(stop, f"stop.{i}"), f"stop.{i}")
+        observers = []
+        for i, each in enumerate(self.observers):
+            where = f"observers.{i}"
+            observers.append((where, detectors.build(each, where)))
+            check_part("observer", observers[-1][1], where)
+        vector = next((opening for opening in self.opening_contents if not isinstance(opening, str)), "")
+        check_nudges(protocol, observers, names, vector)
         for i, spec in enumerate(self.agents):
             key = json.dumps(spec.settings, sort_keys=True, default=identity)
             if key in seen:
@@ -177,8 +194,8 @@ class Experiment(BaseModel):
             agent = spec.build(f"agents.{i}")
             if spec.step_timeout is not None and not spec.heavy:
                 raise BadInput(
-                    f"agents.{i}.timeout: {spec.timeout:g}; a step beside the conversation cannot be stopped;"
-                    " add placement: actor"
+                    f"agents.{i}.limits.timeout: {spec.step_timeout:g}; a step beside the conversation cannot be"
+                    " stopped; add placement: actor"
                 )
             if hasattr(agent, "check"):
                 try:
@@ -276,6 +293,5 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "value_error":
         return expected([first])
     if first["type"] == "extra_forbidden":
-        model = BudgetSpec if first["loc"][0] == "budget" else Price
-        return f"{place}: " + unknown("key", first["loc"][-1], model.model_fields)
+        return f"{place}: " + unknown("key", first["loc"][-1], SECTIONS[str(first["loc"][-2])].model_fields)
     return f"{place}: {repr(first['input'])[:60]}; {expected(same)}"

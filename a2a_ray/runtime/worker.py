@@ -122,7 +122,8 @@ class Worker:
         except BadInput as error:  # the driver could build all parts
             raise PlacementError(f"on a node: {error}; is the same code, and data, on every node?") from None
         except (Exception, SystemExit) as error:  # an observer's first look, or an agent's set-up
-            return await self._never_begun(task, f"{type(error).__name__}: {error}")
+            sentence = str(error) if isinstance(error, A2AError) else f"{type(error).__name__}: {error}"
+            return await self._never_begun(task, sentence)
         transcript = conversation.transcript
         logs.about.set(transcript)
         recording, meter = self._recording, self._calls.meter
