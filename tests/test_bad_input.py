@@ -461,7 +461,7 @@ class Server(BaseHTTPRequestHandler):
             {"choices": [{"message": {"content": f"You said: {said[-40:]}"}, "finish_reason": "stop"}]},
         )
         if "complain" in said:
-            status, answer = 401, {"error": {"message": f"the header {key!r} is not welcome", "code": key}}
+            status, answer = 400, {"error": {"message": f"the header {key!r} is not welcome", "code": key}}
         body = json.dumps({"id": "1", "model": "m", "object": "chat.completion", **answer}).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -29,6 +29,11 @@ class Agent(Protocol):
     * `turn_options`: the settings that `message.options` can override for one turn;
     * `own_limits`: names out of `timeout` and `max_concurrency`: what a specification says of them under `limits:` goes
       to parameters of the same names of the agent's constructor, and the agent keeps to them by itself;
+    * `max_output_tokens() -> int | None`: the most tokens that one answer can have, by the agent's settings; None if
+      they set no limit, 0 for an agent that is no language model. `--dry-run` and budgets reckon with it; without it
+      an agent that has a price, or is `paid`, is taken at 500 tokens, and any other at none in `--dry-run`;
+    * `max_input_tokens() -> int` and `max_requests`: of an agent that does not pass on what it is shown: what one of
+      its requests reads, and how many requests a step makes at most (1 by default);
     * `paid`: True where a call costs money: in an actor it is then asked by `step` alone, and never asked twice unknown
       to the ledger (`price:` in a specification says the same).
 

@@ -100,11 +100,17 @@ class Conversation:
                 newest = len(transcript) + 1
                 for answer in answers or await self._next():
                     transcript.append(answer)
-                    if self.observers:
-                        self._observe(answer)
-                    # After every record, also within simultaneous turns: a talk that is cut there ends the same way.
-                    over = self._over()
-                    yield answer
+                    over, failed = False, None
+                    try:
+                        if self.observers:
+                            self._observe(answer)
+                        # After every record, also within simultaneous turns: a talk cut there ends the same way.
+                        over = self._over()
+                    except Exception as error:
+                        failed = error
+                    yield answer  # before the failure of an observer: it was said, and has to be stored
+                    if failed is not None:
+                        raise failed
                     if over:
                         return
         except Exception as error:

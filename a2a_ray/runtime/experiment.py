@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +27,7 @@ from a2a_ray.core.conversation import DEFAULT_ROUNDS, check_names
 from a2a_ray.core.errors import BadAnswer, BadInput, unknown
 from a2a_ray.core.message import checked_content
 from a2a_ray.core.nudge import check_nudges
-from a2a_ray.core.parts import check_part
+from a2a_ray.core.parts import check_part, shown
 from a2a_ray.core.registry import detectors, expected, protocols, stops
 from a2a_ray.core.seeds import conversation_seed
 from a2a_ray.runtime.keys import refuse_keys
@@ -42,7 +44,20 @@ SECTIONS: dict[str, type[BaseModel]] = {
 }
 """The parts of a specification whose keys are all known."""
 
-Settings = Annotated[dict[str, Any], BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]
+
+def _settings(value: Any) -> Any:
+    """The settings of a part; its kind alone stands for itself."""
+    if isinstance(value, str) or inspect.isclass(value):
+        return {"kind": value}
+    if isinstance(value, Mapping) or not (callable(value) or hasattr(value, "__dict__")):
+        return value
+    raise BadInput(
+        f"the value {shown(value)}; expected settings with a kind, such as {{kind: MyClass}}: a run makes its parts anew in each"
+        " of its processes"
+    )
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(_settings)]
 
 
 class Experiment(BaseModel):
@@ -66,6 +81,25 @@ class Experiment(BaseModel):
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
     shared_storage: bool = False
     _source: str = PrivateAttr("specification")
+
+    @field_validator("agents", mode="before")
+    @classmethod
+    def _described(cls, value: Any) -> Any:
+        for i, agent in enumerate(value if isinstance(value, (list, tuple)) else ()):
+            name = getattr(agent, "__name__", type(agent).__name__)
+            if inspect.isroutine(agent):
+                remedy = f"{{name: ann, kind: function, function: {name}}}"
+            elif inspect.isclass(agent) and not isinstance(agent, Mapping):
+                remedy = f"{{name: ann, kind: {name}}} and its settings"
+            elif hasattr(agent, "step"):
+                remedy = f"{{name: {getattr(agent, 'name', 'ann')}, kind: {name}}} and its settings"
+            else:
+                continue
+            raise BadInput(
+                f"agents.{i}: {shown(agent)}; expected a mapping, since a run makes its agents anew in each of its"
+                f" processes. Write {remedy}"
+            )
+        return value
 
     @field_validator("openings")
     @classmethod
@@ -291,7 +325,10 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"key {place!r} is missing"
     if first["type"] == "value_error":
-        return expected([first])
+        sentence = expected([first])
+        if not place or sentence.startswith(str(first["loc"][0])):
+            return sentence
+        return f"{place}{'.' if re.match('[a-z_]+: ', sentence) else ': '}{sentence}"
     if first["type"] == "extra_forbidden":
         return f"{place}: " + unknown("key", first["loc"][-1], SECTIONS[str(first["loc"][-2])].model_fields)
     return f"{place}: {repr(first['input'])[:60]}; {expected(same)}"

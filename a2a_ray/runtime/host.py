@@ -15,6 +15,7 @@ from ray import cloudpickle
 
 from a2a_ray.core.errors import A2AError, AgentError, PlacementError
 from a2a_ray.core.message import Message
+from a2a_ray.core.parts import check_part
 from a2a_ray.runtime.asking import AGAIN, KEPT, Asking, Question
 from a2a_ray.runtime.columns import pack, unpack
 
@@ -176,6 +177,7 @@ class AgentHost:
             ) from None
         try:
             agent = factory()
+            check_part("agent", agent, "what the factory makes")
             if hasattr(agent, "setup"):
                 agent.setup()
             return Asking(agent, *self._limits, thread=self._thread)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -172,6 +173,12 @@ class AgentSpec(BaseModel):
     def build(self, where: str = "agent") -> Any:
         """The agent itself, not yet set up. Raises BadInput."""
         self._check_names(where)
+        if inspect.isroutine(self.kind) and not agent_kinds.takes(self.kind, "name"):
+            name = self.kind.__name__
+            raise BadInput(
+                f"{where}.kind: the function {name} takes no 'name'; expected a class, or a function that makes an"
+                f" agent. To let {name} answer, write kind: function, function: {name}"
+            )
         agent = agent_kinds.build(self.settings, where)
         check_part("agent", agent, where)
         return agent
