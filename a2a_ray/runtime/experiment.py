@@ -52,8 +52,8 @@ def _settings(value: Any) -> Any:
     if isinstance(value, Mapping) or not (callable(value) or hasattr(value, "__dict__")):
         return value
     raise BadInput(
-        f"the value {shown(value)}; expected settings with a kind, such as {{kind: MyClass}}: a run makes its parts anew in each"
-        " of its processes"
+        f"the value {shown(value)}; expected settings with a kind, such as {{kind: MyClass}}: a run makes its parts"
+        " anew in each of its processes"
     )
 
 
