@@ -39,4 +39,6 @@ class Alternating(TurnProtocol):
 
     def view(self, transcript: Transcript, speaker: str) -> View:
         said = transcript.messages
-        return with_nudges(self._window(transcript.opening, said), said, transcript, speaker)
+        view = self._window(transcript.opening, said)
+        # Most records are messages: then there is nothing to look for, and turns stay cheap.
+        return view if len(said) == len(transcript.turns) else with_nudges(view, said, transcript, speaker)

@@ -75,7 +75,7 @@ def with_nudges(view: View, said: Sequence[Message], transcript: Transcript, spe
     its place in the history, if the window reaches back so far. It does not count for the window's size.
     """
     turns = transcript.turns
-    if len(turns) == len(transcript.messages) or not any(record.kind == NUDGE for record in turns):
+    if not any(record.kind == NUDGE for record in turns):
         return view
     shown = len(view.history) + 1
     has_opening = shown > len(said)

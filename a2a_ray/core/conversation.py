@@ -8,7 +8,7 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol
+from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol, View
 from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, BadInput
 from a2a_ray.core.message import BID, EMPTY, NUDGE, Content, Message, checked_answer, checked_content
 from a2a_ray.core.nudge import can_nudge, check_nudges, refusal
@@ -178,7 +178,9 @@ class Conversation:
         """The next record, or records where several speak at once; none where the protocol stops."""
         transcript = self.transcript
         turn = len(transcript.turns) + 1
-        chosen = check_next(self.protocol.speakers(transcript), self.protocol, turn)
+        chosen = self.protocol.speakers(transcript)
+        if type(chosen) is not str:  # of a name there is nothing to check
+            chosen = check_next(chosen, self.protocol, turn)
         silent = turn - 1 - (transcript.messages[-1].turn if transcript.messages else 0)
         if silent > MOST_SILENT * len(self.agents):
             raise AgentError(f"the protocol made {silent} records without a message; it seems to ask for bids for ever")
@@ -203,7 +205,9 @@ class Conversation:
         transcript = self.transcript
         if speaker not in self.agents:
             raise AgentError(f"the protocol named {speaker!r} at turn {turn}; the agents are {', '.join(self.agents)}")
-        view = check_view(self.protocol.view(transcript, speaker), self.protocol, turn)
+        view = self.protocol.view(transcript, speaker)
+        if type(view) is not View:
+            view = check_view(view, self.protocol, turn)
         sender, content, history, options = view
         if self.options and speaker in self.options:
             options = {**self.options[speaker], **options}
