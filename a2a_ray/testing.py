@@ -74,6 +74,7 @@ async def _check_agent(agent: Agent, content: Content, another: Agent | None, op
     for message, answer in zip(messages, first, strict=True):
         if isinstance(answer, Message):
             _check_answer(answer, message, name)
+    _check_tokens(agent, said)
     _hold([m.to_dict() for m in messages] == before, "a message was changed by the step that got it")
     again = [await _ask(agent, m) for m in messages]
     _same(first, again, "the same messages for the second time")
@@ -189,6 +190,18 @@ def _check_answer(answer: Message, message: Message, name: str) -> None:
         json.dumps(answer.to_dict())
     except TypeError as error:
         raise AssertionError(f"usage or metadata of an answer is no JSON: {error}") from None
+
+
+def _check_tokens(agent: Agent, said: Sequence[Message]) -> None:
+    """Budgets reserve what `max_output_tokens` says."""
+    told: Callable[[], Any] | None = getattr(agent, "max_output_tokens", None)
+    if told is None:
+        return
+    most = told()
+    right = most is None or (isinstance(most, int) and not isinstance(most, bool) and most >= 0)
+    _hold(right, f"max_output_tokens() is {most!r}; expected a whole number of at least 0, or None for no limit")
+    over = [m.usage["output_tokens"] for m in said if most is not None and m.usage.get("output_tokens", 0) > most]
+    _hold(not over, f"an answer has {over and over[0]} output tokens; max_output_tokens() is {most}")
 
 
 def _check_turn_options(agent: Agent) -> None:

@@ -100,6 +100,10 @@ class HFAgent:
         if context is not None and new >= context:
             raise BadInput(f"max_new_tokens: {new}; the context of {self.model!r} has {context} tokens in all")
 
+    def max_output_tokens(self) -> int:
+        """`max_new_tokens`."""
+        return int(self.settings["max_new_tokens"])
+
     def setup(self) -> None:
         """Loads the model; downloads it first where it is neither here nor in the cache. Raises AgentError."""
         self._ready()

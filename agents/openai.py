@@ -7,13 +7,14 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from a2a_ray.agents.openai_faults import failure, retry_after, scrubbed, shown, worth_retrying
+from a2a_ray.agents.openai_faults import InvalidResponse, failure, retry_after, scrubbed, worth_retrying
 from a2a_ray.agents.prompts import chat, running_text
-from a2a_ray.core.errors import AgentError, BadInput, unknown
+from a2a_ray.core.errors import AgentError, AuthenticationError, BadInput, unknown
 from a2a_ray.core.message import Message
 
 if TYPE_CHECKING:
@@ -30,11 +31,21 @@ class _Line(NamedTuple):
     """The way to the server from one event loop: its connections belong to that loop, and are closed with it.
 
     opened: gave the client; a loop that ends (`asyncio.run`) closes its generators, and this one the connections.
+    refused: what the server said of the key, once it has refused it: nothing more is sent with it.
     """
 
     client: AsyncOpenAI
     slots: asyncio.Semaphore
     opened: AsyncGenerator[AsyncOpenAI, None]
+    refused: list[str]
+
+
+class _Read(NamedTuple):
+    """A response: all of it, its first choice and the text of that."""
+
+    answer: dict[str, Any]
+    choice: dict[str, Any]
+    text: str
 
 
 class OpenAIAgent:
@@ -53,22 +64,25 @@ class OpenAIAgent:
         know no other name); `extra_body` can send any name.
     send_seed: sends the turn's seed modulo 2**31; how far a server keeps to it is its own affair.
     timeout: seconds for one attempt, from the connection to the last byte.
-    max_attempts: requests for one turn, the first one included. Time-outs, failed connections and the statuses 408,
-        409, 429 and 5xx are tried again after `backoff` seconds, doubled each time, or as long as Retry-After asks for,
-        at most `max_backoff` seconds; plus up to `backoff` at random. An exhausted quota is not tried again.
-    concurrency: most requests under way from one replica, and where a specification gives it, from all replicas
+    max_attempts: requests for one turn, the first one included. Time-outs, failed connections, the statuses 408, 409,
+        429 and 5xx, and responses without an answer in them (no JSON, no choices) are tried again after `backoff`
+        seconds, doubled each time, or as long as Retry-After asks for, at most `max_backoff` seconds; plus up to
+        `backoff` at random. An exhausted quota is not tried again.
+    max_concurrency: most requests under way from one replica, and where a specification gives it, from all replicas
         together (docs/budgets.md); one that waits for its next attempt keeps its place.
     price: money per million tokens, {"input": x, "output": y}; gives usage["cost"].
     extra_body: further fields of each request.
 
-    usage: input_tokens and output_tokens as far as the server tells, requests (failed attempts included), unanswered
-        (those of them that timed out or lost their connection: they may have been served, and be on the bill), cost.
+    usage: input_tokens and output_tokens as far as the server tells, requests (failed attempts included), retries (all
+        of them but the first), unanswered (those that timed out or lost their connection: they may have been served,
+        and be on the bill), cost. Tokens that a response without an answer reports are counted: they were paid.
     metadata: finish_reason, and model and response_id as served. An answer without content (finish_reason tells why) is
     kept as empty text.
     """
 
     placement = "actor"
     paid = True
+    own_limits = frozenset({"timeout", "max_concurrency"})
     turn_options = frozenset({"temperature", "top_p", "max_tokens", "stop", "instructions"})
 
     def __init__(
@@ -89,7 +103,7 @@ class OpenAIAgent:
         max_attempts: int = 5,
         backoff: float = 0.5,
         max_backoff: float = 60.0,
-        concurrency: int = 16,
+        max_concurrency: int = 16,
         price: dict[str, float] | None = None,
         extra_body: dict[str, Any] | None = None,
     ) -> None:
@@ -103,7 +117,7 @@ class OpenAIAgent:
                 "api_key_env: not the name of an environment variable in capitals, such as OPENAI_API_KEY;"
                 " a key itself must not stand in a specification"
             )
-        for key, value, least in (("max_attempts", max_attempts, 1), ("concurrency", concurrency, 1)):
+        for key, value, least in (("max_attempts", max_attempts, 1), ("max_concurrency", max_concurrency, 1)):
             if value < least:
                 raise BadInput(f"{key}: {value}; expected at least {least}")
         for key, seconds in (("backoff", backoff), ("max_backoff", max_backoff)):
@@ -126,7 +140,7 @@ class OpenAIAgent:
         self.max_attempts = max_attempts
         self.backoff = backoff
         self.max_backoff = max_backoff
-        self.concurrency = concurrency
+        self.max_concurrency = max_concurrency
         self.price = price
         self.extra_body = extra_body
         self.settings: Mapping[str, Any] = _checked(
@@ -152,6 +166,11 @@ class OpenAIAgent:
         """Raises BadInput where the environment holds no key; nothing is sent."""
         self._key()
 
+    def max_output_tokens(self) -> int | None:
+        """`max_tokens`, if it is set."""
+        limit: int | None = self.settings["max_tokens"]
+        return limit
+
     def setup(self) -> None:
         """Loads the client library; raises BadInput where this process has no key."""
         import openai  # noqa: F401
@@ -159,40 +178,53 @@ class OpenAIAgent:
         self._key()
 
     async def step(self, message: Message) -> Message:
-        """The answer to one message. Raises AgentError, ContextTooSmall among them."""
+        """The answer to one message. Raises AgentError: ContextTooSmall, or AuthenticationError if the server refuses
+        the key or the process has none; after that, nothing more is sent with this key."""
         from openai import APIStatusError
 
         where = f"agent {self.name!r} at turn {message.turn}"
         try:
             line = await self._line()
         except BadInput as error:
-            raise AgentError(f"{where}: {error}") from None
+            raise AuthenticationError(f"{where}: {error}") from None
         request = self._request(message, where)
         secret = None if self.api_key_env is None else line.client.api_key
         foreign: Exception | None = None
-        attempts = refused = 0
+        attempts = answered = 0
+        wasted: Counter[str] = Counter()  # tokens of responses without an answer
 
-        async def attempt() -> str:
-            nonlocal attempts, refused
+        async def attempt() -> _Read:
+            nonlocal attempts, answered
             attempts += 1
             async with asyncio.timeout(self.timeout):
                 try:
-                    return await _post(line.client, self.mode, request, self.extra_body)
+                    body = await _post(line.client, self.mode, request, self.extra_body)
                 except APIStatusError:
-                    refused += 1
+                    answered += 1
                     raise
+            answered += 1
+            read = _read(body, self.mode)
+            if isinstance(read, _Read):
+                return read
+            wasted.update(_tokens(read))
+            raise InvalidResponse(body)
 
         async with line.slots:
+            if line.refused:
+                raise AuthenticationError(f"{where}: not sent, since {line.refused[0]}")
             try:
-                body = await self._retrying()(attempt)
+                read = await self._retrying()(attempt)
             except Exception as error:
                 foreign = error
         if foreign is not None:  # raised out here, so that no foreign error, which may hold the key, is its context
-            raise failure(foreign, attempts, where, self, secret)
-        return self._answer(message, body, attempts, attempts - refused - 1, where, secret)
+            told = failure(foreign, attempts, where, self, secret)
+            if isinstance(told, AuthenticationError):
+                line.refused.append(str(told))
+            raise told
+        return self._answer(message, read, attempts, attempts - answered, wasted, secret)
 
     async def step_batch(self, messages: Sequence[Message]) -> list[Message | AgentError]:
-        """The answers in order, asked for at once (see `concurrency`); a failed one is its error."""
+        """The answers in order, asked for at once (see `max_concurrency`); a failed one is its error."""
 
         async def one(message: Message) -> Message | AgentError:
             try:
@@ -224,7 +256,7 @@ class OpenAIAgent:
         if loop not in self._lines:
             self._lines = {k: v for k, v in self._lines.items() if not k.is_closed()}
             opened = self._open(self._key())
-            self._lines[loop] = _Line(await anext(opened), asyncio.Semaphore(self.concurrency), opened)
+            self._lines[loop] = _Line(await anext(opened), asyncio.Semaphore(self.max_concurrency), opened, [])
         return self._lines[loop]
 
     async def _open(self, key: str) -> AsyncGenerator[AsyncOpenAI, None]:
@@ -279,23 +311,17 @@ class OpenAIAgent:
         )
 
     def _answer(
-        self, message: Message, body: str, attempts: int, unanswered: int, where: str, secret: str | None
+        self, message: Message, read: _Read, attempts: int, unanswered: int, wasted: Counter[str], secret: str | None
     ) -> Message:
-        read = _read(body, self.mode)
-        if read is None:
-            raise AgentError(
-                f"{where}: {self.base_url} answered, but not with a {self.mode} completion:"
-                f" {shown(body, secret)!r}; check base_url and mode"
-            )
         answer, choice, text = read
         usage: dict[str, Any] = {"requests": attempts}
+        if attempts > 1:
+            usage["retries"] = attempts - 1
         if unanswered:
             usage["unanswered"] = unanswered
-        counts = answer.get("usage")
-        for ours, theirs in (("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens")):
-            count = counts.get(theirs) if isinstance(counts, dict) else None
-            if isinstance(count, int):
-                usage[ours] = count
+        counts = Counter(wasted)
+        counts.update(_tokens(answer))  # a sum of counters would leave zeros out
+        usage |= counts
         if self.price is not None:
             usage["cost"] = sum(
                 usage.get(f"{side}_tokens", 0) * self.price.get(side, 0.0) / 1e6 for side in ("input", "output")
@@ -315,17 +341,27 @@ async def _post(client: AsyncOpenAI, mode: str, request: Mapping[str, Any], extr
     return str((await endpoint.with_raw_response.create(**request, extra_body=extra)).text)
 
 
-def _read(body: str, mode: str) -> tuple[dict[str, Any], dict[str, Any], str] | None:
-    """The whole answer, its first choice and the text of that; None for what is no completion of this mode."""
+def _read(body: str, mode: str) -> _Read | Any:
+    """What a body holds; where that is no completion of this mode, its plain JSON value, or None for no JSON."""
+    answer: Any = None
     try:
         answer = json.loads(body)
         choice = answer["choices"][0]
         text = choice["text"] if mode == "completion" else choice["message"]["content"]
+        if isinstance(text, str | None):  # half a surrogate pair cannot be stored
+            return _Read(answer, choice, (text or "").encode("utf-8", "replace").decode())
     except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-    if not isinstance(text, str | None):
-        return None
-    return answer, choice, (text or "").encode("utf-8", "replace").decode()  # half a surrogate pair cannot be stored
+        pass
+    return answer
+
+
+def _tokens(answer: Any) -> dict[str, int]:
+    """The token counts of a response, as far as it has some."""
+    counts = answer.get("usage") if isinstance(answer, dict) else None
+    if not isinstance(counts, dict):
+        return {}
+    both = {"input_tokens": counts.get("prompt_tokens"), "output_tokens": counts.get("completion_tokens")}
+    return {name: count for name, count in both.items() if isinstance(count, int)}
 
 
 def _host(base_url: str) -> str:

@@ -6,9 +6,9 @@ import re
 import time
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from a2a_ray.core.errors import AgentError, ContextTooSmall
+from a2a_ray.core.errors import AgentError, AuthenticationError, ContextTooSmall
 from a2a_ray.core.message import EMPTY
 
 HIDDEN = "[key]"
@@ -19,13 +19,22 @@ REMEDIES = {
     401: "; check the key in the environment variable {key}",
     403: "; may the key in the environment variable {key} use this model?",
     404: "; check model and base_url (most servers want it to end in /v1)",
-    429: "; lower concurrency, or raise max_attempts and backoff",
+    429: "; lower max_concurrency, or raise max_attempts and backoff",
 }
+
+
+class InvalidResponse(Exception):
+    """A response with a good status that holds no answer."""
+
+    def __init__(self, body: str) -> None:
+        super().__init__()
+        self.body = body
 
 
 class Asker(Protocol):
     """What of an agent its failures tell."""
 
+    mode: Literal["chat", "completion"]
     base_url: str
     api_key_env: str | None
     timeout: float
@@ -42,6 +51,11 @@ def failure(error: Exception, attempts: int, where: str, asker: Asker, secret: s
     tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return AgentError(f"{where}: {url} gave no answer within {asker.timeout:g} s, after {tries}; raise timeout")
+    if isinstance(error, InvalidResponse):
+        return AgentError(
+            f"{where}: {url} answered, but not with a {asker.mode} completion, after {tries}:"
+            f" {shown(error.body, secret)!r}; check base_url and mode"
+        )
     if isinstance(error, openai.APIConnectionError):
         cause = shown(f"{type(error.__cause__).__name__}: {error.__cause__}", secret)
         return AgentError(
@@ -53,10 +67,11 @@ def failure(error: Exception, attempts: int, where: str, asker: Asker, secret: s
     sentence = f"{where}: {url} answered {error.status_code} after {tries}: {said}"
     if error.status_code < 500 and any(t in f"{error.code} {said}".lower() for t in TOO_LONG):
         return ContextTooSmall(f"{sentence}; show less of the talk, or lower max_tokens")
-    if error.status_code in (401, 403) and asker.api_key_env is None:
-        return AgentError(
-            f"{sentence}; the server wants a key: api_key_env names the environment variable that holds it"
-        )
+    if error.status_code in (401, 403):
+        remedy = REMEDIES[error.status_code].format(key=asker.api_key_env)
+        if asker.api_key_env is None:
+            remedy = "; the server wants a key: api_key_env names the environment variable that holds it"
+        return AuthenticationError(sentence + remedy)
     return AgentError(sentence + REMEDIES.get(error.status_code, "").format(key=asker.api_key_env))
 
 
@@ -66,7 +81,7 @@ def worth_retrying(error: BaseException) -> bool:
 
     if isinstance(error, openai.APIStatusError):
         return (error.status_code in RETRIED or error.status_code >= 500) and error.code != "insufficient_quota"
-    return isinstance(error, TimeoutError | openai.APIConnectionError)
+    return isinstance(error, TimeoutError | openai.APIConnectionError | InvalidResponse)
 
 
 def retry_after(error: BaseException | None) -> float | None:

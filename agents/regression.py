@@ -49,6 +49,7 @@ class RegressionAgent:
     `step_size`, `inner_steps`. Raises BadInput for settings that do not fit together.
     """
 
+    max_requests = ASKS
     placement = "actor"  # what is known before the model agent is made: language models have processes of their own
     turn_options = frozenset({"objective"})
 
@@ -83,6 +84,17 @@ class RegressionAgent:
         """The model agent's own check. Raises BadInput."""
         if hasattr(self.model_agent, "check"):
             self.model_agent.check()
+
+    def max_output_tokens(self) -> int | None:
+        """The model agent's, for each of the asks."""
+        limit = getattr(self.model_agent, "max_output_tokens", None)
+        if limit is not None:
+            return limit()  # type: ignore[no-any-return]
+        return None if getattr(self.model_agent, "paid", False) else 0
+
+    def max_input_tokens(self) -> int:
+        """The prompt's, at four characters a token."""
+        return len(self.prompt()) // 4
 
     def setup(self) -> None:
         """The model agent's own set-up."""

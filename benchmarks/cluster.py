@@ -117,7 +117,7 @@ async def awaited(actor: Any, conversations: int, turns: int) -> float:
 
 def remote_turns(repetitions: int) -> dict[str, float]:
     """`remote_turns_per_s` and `x_awaiting_each`."""
-    agent = remote(lambda: EchoAgent("echo"), num_cpus=0, max_batch=125)
+    agent = remote(lambda: EchoAgent("echo"), num_cpus=0, max_batch_size=125)
     actor = ray.remote(EchoAgent).options(num_cpus=0).remote("echo")  # type: ignore[attr-defined]
     gc.freeze()
     gc.set_threshold(*COLLECTIONS)
@@ -133,7 +133,7 @@ def remote_turns(repetitions: int) -> dict[str, float]:
 
 def async_share(repetitions: int) -> dict[str, float]:
     """`async_share_of_ideal` and `async_share_remote`."""
-    agent = remote(Slow, num_cpus=0, max_batch=64)
+    agent = remote(Slow, num_cpus=0, max_batch_size=64)
     asyncio.run(held(agent, 512, 3))
     ideal = 512 / SECONDS
     away = statistics.median(asyncio.run(held(agent, 512, 40)) / ideal for _ in range(repetitions))

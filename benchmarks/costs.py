@@ -65,7 +65,7 @@ def main() -> None:
     connect()
     turns = 20_000 * 25
     light = spent({"kind": "echo"}, 20_000, 25, 2)
-    heavy = spent({"kind": "echo", "placement": "actor", "max_batch": 250}, 2000, 25, 1)
+    heavy = spent({"kind": "echo", "placement": "actor", "resources": {"max_batch_size": 250}}, 2000, 25, 1)
     paid = spent({"kind": "benchmarks.cluster:Slow", "price": {"output": 1.0}}, 512, 25, 1)
     ray.shutdown()
     result = {

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from a2a_ray.core.contracts import Bids, Next, TurnProtocol, View
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import BID
+from a2a_ray.core.nudge import NudgeText
 from a2a_ray.core.registry import load
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.protocols.windows import Show, window
+from a2a_ray.protocols.windows import Show, window, with_nudges
 
 
 class Adaptive(TurnProtocol):
@@ -22,6 +23,7 @@ class Adaptive(TurnProtocol):
         "observer": the `scores` of the newest verdict that has some; 0 where it names an agent not.
     show: what each is shown, also when it is asked for its bid.
     repeat: whether the same agent may speak twice in a row.
+    nudge: {text, sender}: what all are shown when an observer asks for a nudge.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Adaptive(TurnProtocol):
         score: Any = None,
         show: Show = "last",
         repeat: bool = True,
+        nudge: dict[str, str] | None = None,
     ) -> None:
         if by not in ("bid", "score", "observer"):
             raise BadInput(f"by: {by!r}; expected bid, score or observer")
@@ -40,6 +43,7 @@ class Adaptive(TurnProtocol):
         if score is not None and not callable(self._score):
             raise BadInput(f"score: {score!r}; expected a function score(transcript, agent_name) -> float")
         self._window = window(show)
+        self.nudge_text = NudgeText.parse(nudge)
         self._repeat = repeat
 
     def speakers(self, transcript: Transcript) -> Next:
@@ -63,7 +67,10 @@ class Adaptive(TurnProtocol):
         return max(candidates, key=lambda a: (scores.get(a, 0.0), -last_turn.get(a, 0)))
 
     def view(self, transcript: Transcript, speaker: str) -> View:
-        return self._window(transcript.opening, transcript.messages)
+        said = transcript.messages
+        view = self._window(transcript.opening, said)
+        # Most records are messages: then there is nothing to look for, and turns stay cheap.
+        return view if len(said) == len(transcript.turns) else with_nudges(view, said, transcript, speaker)
 
 
 def _bids_since_message(transcript: Transcript) -> dict[str, float]:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from a2a_ray.core.contracts import TurnProtocol, View
 from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.nudge import NudgeText
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.protocols.windows import Show, window
+from a2a_ray.protocols.windows import Show, window, with_nudges
 
 
 class Alternating(TurnProtocol):
@@ -15,12 +16,16 @@ class Alternating(TurnProtocol):
 
     show: what each speaker is shown (`last`, `all`, `{last: k}`, `{characters: n}`).
     order: names in order of speaking; the order of the agents by default. A name may stand in it more than once.
+    nudge: {text, sender}: what all are shown when an observer asks for a nudge.
     """
 
-    def __init__(self, show: Show = "last", order: list[str] | None = None) -> None:
+    def __init__(
+        self, show: Show = "last", order: list[str] | None = None, nudge: dict[str, str] | None = None
+    ) -> None:
         if order is not None and not order:
             raise BadInput("order: []; expected at least one name, or leave the key out for the order of the agents")
         self._window = window(show)
+        self.nudge_text = NudgeText.parse(nudge)
         self._order = tuple(order) if order else None
 
     def check(self, agents: Sequence[str]) -> None:
@@ -33,4 +38,7 @@ class Alternating(TurnProtocol):
         return order[len(transcript.messages) % len(order)]
 
     def view(self, transcript: Transcript, speaker: str) -> View:
-        return self._window(transcript.opening, transcript.messages)
+        said = transcript.messages
+        view = self._window(transcript.opening, said)
+        # Most records are messages: then there is nothing to look for, and turns stay cheap.
+        return view if len(said) == len(transcript.turns) else with_nudges(view, said, transcript, speaker)

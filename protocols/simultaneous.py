@@ -7,8 +7,9 @@ from typing import Any, Literal
 from a2a_ray.core.contracts import Next, Say, TurnProtocol, View
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import COMBINE, NUDGE, Message
+from a2a_ray.core.nudge import NudgeText
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.protocols.windows import Show, window
+from a2a_ray.protocols.windows import Show, window, with_nudges
 
 
 class Simultaneous(TurnProtocol):
@@ -18,13 +19,20 @@ class Simultaneous(TurnProtocol):
     speaker's name), or None: each agent is shown what the agent before it (in a ring) said in the round before, so two
     agents run two interleaved chains.
     show: as for `alternating`; with a combination it is taken over the combined messages, without over the chain.
+    nudge: {text, sender}: what all are shown when an observer asks for a nudge.
     """
 
-    def __init__(self, combine: Literal["mean", "join"] | None = None, show: Show = "last") -> None:
+    def __init__(
+        self,
+        combine: Literal["mean", "join"] | None = None,
+        show: Show = "last",
+        nudge: dict[str, str] | None = None,
+    ) -> None:
         if combine not in ("mean", "join", None):
             raise BadInput(f"combine: {combine!r}; expected mean, join or None")
         self._combine = combine
         self._window = window(show)
+        self.nudge_text = NudgeText.parse(nudge)
 
     def speakers(self, transcript: Transcript) -> Next:
         size, said = len(transcript.agents), len(transcript.messages)
@@ -38,10 +46,11 @@ class Simultaneous(TurnProtocol):
         size = len(transcript.agents)
         earlier = len(transcript.messages) // size
         if self._combine is not None:
-            return self._window(transcript.opening, [m for m in transcript.turns if m.kind == COMBINE])
-        place = transcript.agents.index(speaker)
-        chain = [transcript.messages[r * size + (place - (earlier - r)) % size] for r in range(earlier)]
-        return self._window(transcript.opening, chain)
+            said = [m for m in transcript.turns if m.kind == COMBINE]
+        else:
+            place = transcript.agents.index(speaker)
+            said = [transcript.messages[r * size + (place - (earlier - r)) % size] for r in range(earlier)]
+        return with_nudges(self._window(transcript.opening, said), said, transcript, speaker)
 
 
 def _combined(messages: list[Message], how: str) -> Any:

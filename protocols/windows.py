@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 from a2a_ray.core.contracts import View
 from a2a_ray.core.errors import BadInput
-from a2a_ray.core.message import Message
+from a2a_ray.core.message import ASIDE, NUDGE, Message
+from a2a_ray.core.transcript import Transcript
 
 Show: TypeAlias = str | dict[str, Any]
 """`last`, `all`, `{last: k}` or `{characters: n}`, as a specification writes it."""
@@ -64,3 +65,40 @@ def _characters(opening: Message, said: Sequence[Message], size: int) -> View:
             break
     shown.reverse()
     return View(shown[-1].sender, shown[-1].content, tuple(shown[:-1]))
+
+
+def with_nudges(view: View, said: Sequence[Message], transcript: Transcript, speaker: str) -> View:
+    """The view with the transcript's nudges in it; `said` are the messages that its window was taken over.
+
+    A nudge that `speaker` has not been shown yet follows the newest content, so that it reaches every kind of agent:
+    one that reads the newest content only, a chat model and a model that continues a text. In later turns it stands in
+    its place in the history, if the window reaches back so far. It does not count for the window's size.
+    """
+    turns = transcript.turns
+    if not any(record.kind == NUDGE for record in turns):
+        return view
+    shown = len(view.history) + 1
+    has_opening = shown > len(said)
+    window = list(said[-shown:])
+    history = list(view.history)
+    left, new, fresh = len(window), True, None
+    for record in reversed(turns):
+        if record.kind == NUDGE:
+            if new and fresh is None:
+                fresh = record
+            elif left or has_opening:
+                history.insert(min(left + has_opening, len(view.history)), record)
+        elif left and record is window[left - 1]:
+            left -= 1
+        if record.kind not in ASIDE and record.sender == speaker:
+            new = False
+        if not (left or has_opening or new):
+            break
+    if fresh is None:
+        return view._replace(history=tuple(history))
+    if not isinstance(view.content, str):
+        raise BadInput("nudge: the newest content is a vector, which no text can follow; use action: record or stop")
+    if view.sender == speaker:  # a chat model would take the joined text for its own words
+        own = said[-1] if said else transcript.opening
+        return View(fresh.sender, fresh.content, (*history, own), view.options)
+    return view._replace(content=f"{view.content}\n\n{fresh.content}", history=tuple(history))

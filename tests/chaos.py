@@ -57,7 +57,12 @@ class Steady:
 
 def specification(options: argparse.Namespace, calls: Path) -> dict[str, Any]:
     """Two heavy agents of two replicas each, the second one paid."""
-    agent = {"kind": "tests.chaos:Steady", "calls": str(calls), "replicas": 2, "num_cpus": 0.5, "wait": options.wait}
+    agent = {
+        "kind": "tests.chaos:Steady",
+        "calls": str(calls),
+        "resources": {"replicas": 2, "num_cpus": 0.5},
+        "wait": options.wait,
+    }
     agents = [{"name": "ann", **agent}, {"name": "bob", **agent, "price": {"input": 1.0}}]
     opening = "The old bridge was closed."
     return {"agents": agents, "turns": options.turns, "openings": [opening], "repeats": options.conversations}

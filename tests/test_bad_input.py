@@ -94,7 +94,21 @@ def said(run: Run | str | Path) -> dict[str, Any]:
         ({"agents": ECHO}, "agents: {'name': 'ann', 'kind': 'echo'}; expected a list"),
         ({"agents": []}, "agents: []; expected at least 1"),
         ({"agents": [{**ECHO, "prefx": "x"}]}, "unknown key 'prefx'. Did you mean 'prefix'?"),
-        ({"agents": [{**ECHO, "replicas": 0}]}, "agents.0.replicas: 0; expected at least 1"),
+        ({"agents": [{**ECHO, "resources": {"replicas": 0}}]}, "agents.0.resources.replicas: 0; expected at least 1"),
+        (
+            {"agents": [{**ECHO, "resources": {"max_batch": 1}}]},
+            "Did you mean 'max_batch_size'?",
+        ),
+        ({"agents": [{**ECHO, "limits": {"timout": 1}}]}, "agents.0.limits.timout: unknown key 'timout'. Did you mean"),
+        (
+            {"agents": [{**ECHO, "replicas": 2}]},
+            "agents.0.replicas: not a setting of this kind of agent; put it under",
+        ),
+        (
+            {"agents": [{**ECHO, "endpoint": "x"}]},
+            "put it under limits: as rate_limit_group (limits: {rate_",
+        ),
+        ({"shared": True}, "unknown key 'shared'. Did you mean 'shared_storage'?"),
         ({"agents": [{**ECHO, "placement": "gpu"}]}, "agents.0.placement: 'gpu'; expected 'worker' or 'actor'"),
         ({"agents": [{**ECHO, "price": {"inpt": 1}}]}, "unknown key 'inpt'. Did you mean 'input'?"),
         ({"agents": [{**HF, "model": "/no/such"}]}, "agents.0: model: '/no/such'; no such folder"),
@@ -166,7 +180,7 @@ def test_a_file_that_is_no_specification(
         {**OPENAI, "extra_body": {"api_key": SECRET}},
         {**OPENAI, "extra_body": {"headers": {"Authorization": f"Bearer {SECRET}"}}},
         {**OPENAI, "base_url": f"http://user:{SECRET}@127.0.0.1/v1"},
-        {**ECHO, "runtime_env": {"env_vars": {"OPENAI_API_KEY": SECRET, "HF_TOKEN": SECRET}}},
+        {**ECHO, "resources": {"runtime_env": {"env_vars": {"OPENAI_API_KEY": SECRET, "HF_TOKEN": SECRET}}}},
     ],
 )
 @pytest.mark.parametrize("dry", [True, False])
@@ -241,7 +255,7 @@ def test_an_unknown_conversation_of_a_run(
 
 
 def test_a_gpu_that_is_not_there(ray_cluster: None, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    spec = write_spec(tmp_path, agents=[{**ECHO, "placement": "actor", "num_gpus": 64}])
+    spec = write_spec(tmp_path, agents=[{**ECHO, "placement": "actor", "resources": {"num_gpus": 64}}])
     started = time.monotonic()
     error = one_sentence(call(capsys, "run", spec, "--storage", tmp_path / "runs"))
     assert time.monotonic() - started < 15
@@ -448,7 +462,7 @@ class Server(BaseHTTPRequestHandler):
             {"choices": [{"message": {"content": f"You said: {said[-40:]}"}, "finish_reason": "stop"}]},
         )
         if "complain" in said:
-            status, answer = 401, {"error": {"message": f"the header {key!r} is not welcome", "code": key}}
+            status, answer = 400, {"error": {"message": f"the header {key!r} is not welcome", "code": key}}
         body = json.dumps({"id": "1", "model": "m", "object": "chat.completion", **answer}).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

@@ -128,7 +128,7 @@ def test_never_more_tokens_in_any_minute(plans: list[list[PlannedCall]], limit: 
 
 @given(planned_calls(), st.integers(1, 12), st.integers(0, 100), st.sampled_from([np.inf, 1.0, 30.0]))
 def test_never_more_calls_under_way(plans: list[list[PlannedCall]], limit: int, seed: int, die: float) -> None:
-    workers, _ = simulate(plans, Limits(concurrency=limit), seed=seed, die=die)
+    workers, _ = simulate(plans, Limits(max_concurrency=limit), seed=seed, die=die)
     changes = sorted([(s, 1) for s, _, _ in begun(workers)] + [(e, -1) for _, e, _ in begun(workers)])
     assert max(np.cumsum([c for _, c in changes]), default=0) <= limit
     left = workers[1:] if np.isfinite(die) else workers
@@ -149,14 +149,14 @@ def test_a_total_ends_the_run_and_is_not_passed(plans: list[list[PlannedCall]], 
 
 def test_two_workers_share_a_single_slot_by_turns() -> None:
     plans = [[PlannedCall(0.0, 1.0, 1, 1)] * 20] * 2
-    workers, _ = simulate([list(p) for p in plans], Limits(concurrency=1))
+    workers, _ = simulate([list(p) for p in plans], Limits(max_concurrency=1))
     order = [next(i for i, w in enumerate(workers) if entry in w.begun) for entry in begun(workers)[:20]]
     assert 8 <= sum(order) <= 12
 
 
 def test_unused_blocks_come_back() -> None:
     clock = [0.0]
-    budget = Budget({"e": Limits(concurrency=4)}, clock=lambda: clock[0])
+    budget = Budget({"e": Limits(max_concurrency=4)}, clock=lambda: clock[0])
     one, two = Simulated([PlannedCall(0.0, 0.1, 1, 1)] * 2), Simulated([PlannedCall(2.0, 9.0, 1, 1)] * 4)
     one.go_on(0.0)
     one.exchange("one", budget, clock, 0.0)
@@ -250,7 +250,7 @@ async def test_many_calls_cost_few_exchanges() -> None:
 
 
 async def test_halting_lets_a_group_that_has_begun_end() -> None:
-    budget = Budget({"e": Limits(concurrency=1)})
+    budget = Budget({"e": Limits(max_concurrency=1)})
 
     async def ask(worker: str, spent: Spent, told: Any) -> Reply:
         return budget.exchange(worker, spent, told)
@@ -272,7 +272,7 @@ async def test_halting_lets_a_group_that_has_begun_end() -> None:
 
 
 async def test_a_keeper_that_fails_is_asked_again() -> None:
-    budget, failing = Budget({"e": Limits(concurrency=1)}), [True]
+    budget, failing = Budget({"e": Limits(max_concurrency=1)}), [True]
 
     async def ask(worker: str, spent: Spent, told: Any) -> Reply:
         if failing.pop() if failing else False:

@@ -21,10 +21,12 @@ from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.interface.results import analyze_source, report_data
 from a2a_ray.runtime import logs, session, tracing
-from a2a_ray.runtime.budget import Limits, Spent
+from a2a_ray.runtime.budget import Limits, Need, Spent
 from a2a_ray.runtime.calls import Called, Calling, Calls, endpoints, spent_before
 from a2a_ray.runtime.columns import CALL
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
+from a2a_ray.runtime.gate import Gate
+from a2a_ray.runtime.metrics import Meter
 from a2a_ray.runtime.run import resume, run_many
 from a2a_ray.runtime.session import Progress
 from a2a_ray.runtime.store import Run
@@ -33,6 +35,9 @@ from tests.command_line import call, write_spec
 
 PRICE = {"input": 1000.0, "output": 1000.0}
 """Money per million tokens: one of ten tokens costs 0.01."""
+
+ECHO = {"name": "a", "kind": "echo"}
+HERE = {"requests_per_minute": 48, "max_concurrency": 3, "rate_limit_group": "here"}
 
 
 class Payable:
@@ -96,7 +101,7 @@ def test_a_paid_call_is_in_the_ledger_before_it_is_made(ray_cluster: None, tmp_p
 
 def test_same_transcripts_paid_or_not(ray_cluster: None, tmp_path: Path) -> None:
     free = held(spec(tmp_path / "a", "worker"), tmp_path / "free")
-    paid = held(spec(tmp_path / "b", "actor", price=PRICE, requests_per_minute=60_000), tmp_path / "paid")
+    paid = held(spec(tmp_path / "b", "actor", price=PRICE, limits={"requests_per_minute": 60_000}), tmp_path / "paid")
     assert not ledger(free)
     texts = [[(m.turn, m.sender, m.content, m.seed) for t in run.transcripts() for m in t] for run in (free, paid)]
     assert texts[0] == texts[1]
@@ -230,7 +235,7 @@ def test_a_budget_on_the_command_line(ray_cluster: None, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limits", [{}, {"requests_per_minute": 30}])
+@pytest.mark.parametrize("limits", [{}, {"limits": {"requests_per_minute": 30}}])
 def test_wall_time_ends_talks_also_those_that_wait(ray_cluster: None, tmp_path: Path, limits: dict[str, Any]) -> None:
     value = spec(tmp_path / "calls", "worker", conversations=5, turns=1000, wait=0.05, **limits)
     started = time.monotonic()
@@ -242,7 +247,7 @@ def test_wall_time_ends_talks_also_those_that_wait(ray_cluster: None, tmp_path: 
 
 @pytest.mark.slow
 def test_limits_hold_for_all_workers_together(ray_cluster: None, tmp_path: Path) -> None:
-    value = spec(tmp_path / "calls", "worker", 8, 4, requests_per_minute=48, concurrency=3, endpoint="here", wait=0.3)
+    value = spec(tmp_path / "calls", "worker", 8, 4, limits=HERE, wait=0.3)
     for agent in value["agents"]:
         agent["told"] = False
     seen: list[Progress] = []
@@ -275,7 +280,7 @@ def test_a_keeper_that_dies_is_started_again(
             ray.kill(keepers.pop(), no_restart=False)
 
     monkeypatch.setattr(session, "keep_budget", kept)
-    value = spec(tmp_path / "calls", "worker", 4, 12, concurrency=2, wait=0.1)
+    value = spec(tmp_path / "calls", "worker", 4, 12, limits={"max_concurrency": 2}, wait=0.1)
     run = run_many({**value, "budget": {"requests": 30}}, storage=tmp_path, progress=watch)
     assert not keepers, "one was killed"
     assert run.stopped.startswith("budget of 30 requests spent (30)")
@@ -285,17 +290,17 @@ def test_a_keeper_that_dies_is_started_again(
 def test_endpoints_and_their_limits() -> None:
     openai = {"kind": "openai", "model": "m", "api_key_env": None}
     agents = [
-        {"name": "a", **openai, "requests_per_minute": 60, "concurrency": 8},
-        {"name": "b", **openai, "requests_per_minute": 30},
+        {"name": "a", **openai, "limits": {"requests_per_minute": 60, "max_concurrency": 8}},
+        {"name": "b", **openai, "limits": {"requests_per_minute": 30}},
         {"name": "c", **openai, "base_url": "http://other/v1"},
-        {"name": "d", "kind": "echo", "endpoint": "mine", "tokens_per_minute": 10},
+        {"name": "d", "kind": "echo", "limits": {"rate_limit_group": "mine", "tokens_per_minute": 10}},
         {"name": "e", "kind": "echo"},
     ]
     experiment = Experiment.parse({"agents": agents})
     limits, by_key = endpoints(experiment)
     assert [by_key.get(a.key()) for a in experiment.agents] == ["None m", "None m", None, "mine", None]
     assert limits == {"None m": Limits(30, None, 8), "mine": Limits(None, 10, None)}
-    assert experiment.agents[0].build().concurrency == 8
+    assert experiment.agents[0].build().max_concurrency == 8
     total = Experiment.parse({"agents": agents, "budget": {"cost": 5}})
     assert endpoints(total)[0].keys() == {"None m", "http://other/v1 m", "mine"}
     assert [a.paid for a in experiment.agents] == [True, True, True, False, False]
@@ -310,13 +315,151 @@ def test_endpoints_and_their_limits() -> None:
     [
         ({"budget": {"cots": 5}}, "Did you mean 'cost'"),
         ({"budget": {"cost": 0}}, "budget.cost: 0; expected greater than 0"),
-        ({"agents": [{"name": "a", "kind": "echo", "requests_per_minute": 0}]}, "requests_per_minute: 0; expected at"),
-        ({"agents": [{"name": "a", "kind": "echo", "concurrency": 0}]}, "concurrency: 0; expected at least 1"),
+        ({"agents": [{**ECHO, "limits": {"requests_per_minute": 0}}]}, "requests_per_minute: 0; expected at"),
+        ({"agents": [{**ECHO, "limits": {"max_concurrency": 0}}]}, "max_concurrency: 0; expected at least 1"),
     ],
 )
 def test_limits_that_make_no_sense(value: dict[str, Any], sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence):
         Experiment.parse({"agents": [{"name": "a", "kind": "echo"}], **value})
+
+
+# --- settings, resources and limits -------------------------------------------------------------------------------
+
+
+class Greedy:
+    """Has parameters that the run-time might want for itself."""
+
+    def __init__(
+        self,
+        name: str,
+        timeout: float = 1.0,
+        endpoint: str = "",
+        concurrency: int = 0,
+        replicas: int = 0,
+        price: float = 0.0,
+        max_batch: int = 0,
+        num_gpus: int = 0,
+        max_concurrency: int = 0,
+    ) -> None:
+        self.name = name
+        self.own = [timeout, endpoint, concurrency, replicas, price, max_batch, num_gpus, max_concurrency]
+
+    def step(self, message: Message) -> Message:
+        return message.reply(repr(self.own), self.name)
+
+
+OWN = {
+    "timeout": 7.5,
+    "endpoint": "/ask",
+    "concurrency": 3,
+    "replicas": 9,
+    "price": 2.5,
+    "max_batch": 4,
+    "num_gpus": 99,
+    "max_concurrency": 11,
+}
+
+
+@pytest.mark.parametrize("placement", ["worker", "actor"])
+def test_an_agent_gets_settings_of_any_name(ray_cluster: None, tmp_path: Path, placement: str) -> None:
+    agent = {"name": "ann", "kind": Greedy, "placement": placement, **OWN}
+    agent |= {"resources": {"replicas": 2, "num_cpus": 0}, "limits": {"max_concurrency": 5}}
+    value = {"agents": [agent], "openings": ["x"], "rounds": 1, "sweep": {"agents.ann.replicas": [9, 8]}}
+    first, second = held(value, tmp_path).transcripts()
+    assert first.messages[0].content == repr(list(OWN.values()))
+    assert second.messages[0].content == repr([*list(OWN.values())[:3], 8, *list(OWN.values())[4:]])
+    experiment = Experiment.parse({**value, "sweep": {}})
+    (spec,) = Experiment.parse(experiment.to_dict() | {"agents": [{**agent, "kind": "tests.test_calls:Greedy"}]}).agents
+    assert (spec.rate, spec.paid, spec.step_timeout, spec.resources.replicas) == (None, False, None, 2)
+    assert spec.build().own == list(OWN.values())
+
+
+@pytest.mark.parametrize(
+    ("old", "sentence"),
+    [
+        ({"max_batch": 3}, "agents.0.max_batch: .*put it under resources: as max_batch_size"),
+        ({"scheduling_strategy": "SPREAD"}, "put it under resources: as scheduling_strategy"),
+        ({"overruns": 3}, "put it under limits: as max_hung_steps"),
+        ({"timeout": 3}, "put it under limits: as timeout"),
+        ({"concurrency": 3}, "put it under limits: as max_concurrency"),
+        ({"tokens_per_minute": 3}, "put it under limits: as tokens_per_minute"),
+    ],
+)
+def test_keys_that_moved_are_told_where(old: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        Experiment.parse({"agents": [{**ECHO, **old}]}).check()
+    with pytest.raises(BadInput, match=sentence):
+        Experiment.parse({"agents": [ECHO], "sweep": {f"agents.a.{k}": [v] for k, v in old.items()}}).check()
+
+
+def test_limits_that_an_agent_keeps_by_itself_go_to_it() -> None:
+    openai = {"name": "a", "kind": "openai", "model": "m", "api_key_env": None}
+    (spec,) = Experiment.parse({"agents": [{**openai, "limits": {"timeout": 5, "max_concurrency": 3}}]}).agents
+    made = spec.build()
+    assert (made.timeout, made.max_concurrency, spec.step_timeout) == (5, 3, None)
+    (spec,) = Experiment.parse({"agents": [{**openai, "timeout": 5, "max_concurrency": 3}]}).agents
+    assert (spec.build().timeout, spec.build().max_concurrency, spec.limits.max_concurrency) == (5, 3, None)
+    both = Experiment.parse({"agents": [{**openai, "timeout": 5, "limits": {"timeout": 6}}]})
+    with pytest.raises(BadInput, match=r"agents.0.timeout: given here and as limits.timeout; expected it once"):
+        both.check()
+    with pytest.raises(BadInput, match=r"agents.0.concurrency: .*put it under limits: as max_concurrency"):
+        Experiment.parse({"agents": [{**openai, "concurrency": 3}]}).check()
+
+
+def test_resources_and_limits_can_be_swept() -> None:
+    sweep = {"agents.a.resources.num_gpus": [0, 0.5], "agents.*.limits.requests_per_minute": [10, 20]}
+    agents = [{**ECHO, "placement": "actor"}, {"name": "b", "kind": "echo", "limits": {"max_concurrency": 2}}]
+    cells = Experiment.parse({"agents": agents, "sweep": sweep}).cells
+    told = [(c.agents[0].resources.num_gpus, [a.limits.requests_per_minute for a in c.agents]) for c in cells]
+    assert told == [(0, [10, 10]), (0, [20, 20]), (0.5, [10, 10]), (0.5, [20, 20])]
+    assert all(c.agents[1].limits.max_concurrency == 2 for c in cells)
+    again = Experiment.parse(Experiment.parse({"agents": agents, "sweep": sweep}).to_dict()).cells
+    assert [c.agents[0].key() for c in again] == [c.agents[0].key() for c in cells]
+    assert len({c.agents[0].key() for c in cells}) == 2, "limits per minute make no pool of their own"
+
+
+# --- how much an answer may take ----------------------------------------------------------------------------------
+
+
+class Terse(Payable):
+    """Says what its answers take at most."""
+
+    def __init__(self, name: str, file: str = "", most: int | None = 20, **more: Any) -> None:
+        super().__init__(name, file, **more)
+        self.most = most
+
+    def max_output_tokens(self) -> int | None:
+        return self.most
+
+
+def test_a_dry_run_reckons_with_what_custom_agents_say(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    paid = {"price": {"input": 1.0, "output": 10.0}}
+    agents = [
+        {"name": "terse", "kind": "tests.test_calls:Terse", **paid},
+        {"name": "long", "kind": "tests.test_calls:Payable", "file": "f", **paid},
+        {"name": "open", "kind": "tests.test_calls:Terse", "most": None},
+        {"name": "free", "kind": "tests.test_calls:Payable", "file": "f"},
+    ]
+    spec = write_spec(tmp_path, agents=agents, openings=["x" * 400], rounds=1)
+    done = call(capsys, "run", spec, "--dry-run", "--json")
+    assert done.json["output_tokens"] == 20 + 500 + 500
+    assert done.json["input_tokens"] == 100 + 500 + 500  # the opening, then answers as long as any
+    assert done.json["cost"] == pytest.approx((100 + 500 + 10 * (20 + 500)) / 1e6)
+    assert done.json["assumed"] == ["long", "open"]
+    assert "500 tokens an answer: long, open" in call(capsys, "run", spec, "--dry-run").out
+
+
+async def test_budgets_reserve_what_an_agent_says() -> None:
+    def need(**settings: Any) -> Need:
+        spec = AgentSpec(name="ann", price=PRICE, **settings)
+        wrapped = Called(spec.build(), spec, None, Meter("run", False), None, {})
+        wrapped.limit(Gate("w", None), "here")  # type: ignore[arg-type]
+        return wrapped._need(Message("c", 1, "", "four" * 10))
+
+    assert need(kind=Terse) == Need(11 + 20, pytest.approx(0.031))
+    assert need(kind=Payable, file="f") == Need(11 + 500, pytest.approx(0.511))
+    assert need(kind="hf", model="tiny-llama", max_new_tokens=30).tokens == 11 + 30
 
 
 # --- seeing it ----------------------------------------------------------------------------------------------------

@@ -327,7 +327,7 @@ def test_a_driver_outside_needs_storage_that_the_cluster_sees(monkeypatch: pytes
     from a2a_ray.runtime import cluster
 
     monkeypatch.setattr(cluster, "by_client", lambda: True)
-    with pytest.raises(BadInput, match=r"storage: 'runs/x'; a folder of this machine.*`shared: true`"):
+    with pytest.raises(BadInput, match=r"storage: 'runs/x'; a folder of this machine.*`shared_storage: true`"):
         cluster.storage_place("runs/x")
     assert cluster.storage_place("runs/x", shared=True) is None
     assert cluster.storage_place("gs://bucket/x") is None
@@ -393,11 +393,23 @@ def held_lock() -> Any:
     ("change", "sentence"),
     [
         ({"kind": "function", "function": held_lock()}, "agents.0.function: cannot be sent to another process: cannot"),
-        ({"runtime_env": {"pipp": ["x"]}}, "agents.0.runtime_env: unknown key 'pipp'. Did you mean 'pip'?"),
-        ({"runtime_env": {"working_dir": "/no/such"}}, "agents.0.runtime_env: /no/such is not a valid path"),
-        ({"runtime_env": {"pip": 5}}, "agents.0.runtime_env: runtime_env['pip'] must be of type"),
-        ({"num_gpus": 1.5}, "agents.0.num_gpus: 1.5; expected a whole number, or a share below 1"),
-        ({"scheduling_strategy": "SPRED"}, "scheduling_strategy: 'SPRED'; expected DEFAULT, SPREAD"),
+        (
+            {"resources": {"runtime_env": {"pipp": ["x"]}}},
+            "agents.0.resources.runtime_env: unknown key 'pipp'. Did you mean 'pip'?",
+        ),
+        (
+            {"resources": {"runtime_env": {"working_dir": "/no/such"}}},
+            "agents.0.resources.runtime_env: /no/such is not a valid path",
+        ),
+        (
+            {"resources": {"runtime_env": {"pip": 5}}},
+            "runtime_env: runtime_env['pip'] must be of type",
+        ),
+        (
+            {"resources": {"num_gpus": 1.5}},
+            "agents.0.resources.num_gpus: 1.5; expected a whole number, or a share",
+        ),
+        ({"resources": {"scheduling_strategy": "SPRED"}}, "scheduling_strategy: 'SPRED'; expected DEFAULT, SPREAD"),
     ],
 )
 def test_what_ray_would_refuse_is_bad_input_and_leaves_no_run(
@@ -458,7 +470,12 @@ class Needing(Steady):
 
 
 def test_a_runtime_env_that_cannot_be_built_is_told(ray_cluster: None, tmp_path: Path) -> None:
-    agent = {"name": "ann", "kind": "echo", "placement": "actor", "runtime_env": {"pip": ["a2a-no-such-package==9"]}}
+    agent = {
+        "name": "ann",
+        "kind": "echo",
+        "placement": "actor",
+        "resources": {"runtime_env": {"pip": ["a2a-no-such-package==9"]}},
+    }
     with pytest.raises(PlacementError, match="agent 'ann': its runtime_env cannot be built: ") as error:
         run_many({"agents": [agent], "openings": ["x"], "rounds": 1}, storage=tmp_path, progress=False)
     assert "\n" not in str(error.value)

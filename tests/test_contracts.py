@@ -311,3 +311,26 @@ class Careless:
 def test_a_broken_detector_is_found(how: str, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
         check_detector(lambda: Careless(how))
+
+
+class Wordy:
+    """Says that its answers are shorter than they are, or something that is no number."""
+
+    def __init__(self, most: object) -> None:
+        self.name, self.most = "ann", most
+
+    def max_output_tokens(self) -> object:
+        return self.most
+
+    def step(self, message: Message) -> Message:
+        return message.reply("x", self.name, {"output_tokens": 5})
+
+
+def test_what_an_agent_says_of_its_tokens_must_hold() -> None:
+    for most in (5, None):
+        check_agent(Wordy(most))
+    with pytest.raises(AssertionError, match=r"5 output tokens; max_output_tokens\(\) is 4"):
+        check_agent(Wordy(4))
+    for most in (-1, True, "many"):
+        with pytest.raises(AssertionError, match="expected a whole number of at least 0, or None"):
+            check_agent(Wordy(most))

@@ -239,3 +239,102 @@ async def test_turns_come_as_they_are_said() -> None:
 def test_what_cannot_be_started_is_refused(names: list[str], settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(BadInput, match=sentence):
         Conversation([EchoAgent(n) for n in names], **settings)
+
+
+# --- parts that are none, or that answer with something else ------------------------------------------------------
+
+
+def greet(text: str) -> str:
+    return "Good day."
+
+
+class Nameless:
+    def step(self, message: Message) -> Message:
+        return message.reply("x", "ann")
+
+
+class Odd:
+    """An observer, a protocol and a stop condition that return a value which none of them may."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def update(self, *what: Any) -> Any:
+        return self.value
+
+    speakers = view = check = update
+
+
+@pytest.mark.parametrize(
+    ("agents", "settings", "sentence"),
+    [
+        ([greet], {}, r"agents.0: the function greet; .*wrap it: FunctionAgent\('greet', greet\)"),
+        ([lambda text: text], {}, r"the function <lambda>; .*FunctionAgent\('answer', answer\)"),
+        ([EchoAgent], {}, r"agents.0: the class EchoAgent; expected an agent. Make one: EchoAgent\(\.\.\.\)"),
+        ([Nameless()], {}, "agents.0: Nameless .* has no name; expected an agent, an object with a name and step"),
+        ([5], {}, "agents.0: int '5' has no name and no step"),
+        ([{"name": "ann", "kind": "echo"}], {}, "agents.0: dict .* has no name and no step"),
+        (EchoAgent("ann"), {}, "agents: EchoAgent .*; expected a list of agents"),
+        ("ann", {}, "agents: str 'ann'; expected a list of agents"),
+        (None, {"observers": [Watcher]}, "observers.type: the class Watcher; expected an observer"),
+        (None, {"observers": {"w": greet}}, "observers.w: the function greet; .*with update"),
+        (None, {"observers": {"w": object()}}, "observers.w: object .* has no update; expected an observer"),
+        (None, {"observers": Watcher(4)}, "observers: Watcher; expected a list"),
+        (None, {"stop": greet}, r"stop: the function greet; .*wrap it: StopCondition\(greet\)"),
+        (None, {"stop": MaxTurns}, "stop: the class MaxTurns; expected a stop condition"),
+        (None, {"stop": "TERMINATE"}, "stop: str 'TERMINATE' has no check"),
+        (None, {"protocol": Alternating}, "protocol: the class Alternating; expected a protocol"),
+        (None, {"protocol": greet}, "protocol: the function greet; .*subclass of TurnProtocol"),
+        (None, {"protocol": 5}, "protocol: int '5' has no speakers and no view"),
+    ],
+)
+def test_what_is_no_part_is_named_with_the_remedy(agents: Any, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        Conversation([EchoAgent("ann")] if agents is None else agents, **settings)
+
+
+@pytest.mark.parametrize("value", [None, True, "loop", 3, {"action": "stop"}])
+def test_an_observer_must_return_a_verdict(value: Any) -> None:
+    conversation = Conversation([EchoAgent("ann")], observers={"mine": Odd(value)}, opening="x")
+    with pytest.raises(BadAnswer, match=r"observer 'mine' returned .* at turn 1; expected a Verdict \(return NOTHING"):
+        conversation.run()
+    assert (conversation.transcript.status, len(conversation.transcript)) == (FAILED, 1)
+
+
+def test_a_verdict_must_ask_for_something_known() -> None:
+    with pytest.raises(BadAnswer, match="observer 'Odd' returned action 'halt' at turn 1; expected one of record,"):
+        Conversation([EchoAgent("ann")], observers=[Odd(Verdict("loop", "halt", "x"))]).run()
+
+
+def test_a_failing_observer_is_named_and_what_was_said_is_given_out() -> None:
+    class Fails:
+        def update(self, message: Message) -> Verdict:
+            return Verdict() if message.turn < 2 else 1 / 0  # type: ignore[return-value]
+
+    conversation = Conversation([EchoAgent("ann")], observers=[Fails()])
+
+    turns = []
+
+    async def listen() -> None:
+        async for message in conversation:
+            turns.append(message.turn)
+
+    with pytest.raises(AgentError, match=r"^observer 'Fails' failed at turn 2: ZeroDivisionError: division by zero$"):
+        asyncio.run(listen())
+    assert turns == [1, 2] == [m.turn for m in conversation.transcript]
+
+
+@pytest.mark.parametrize("value", [None, 5, True, {"ann"}, ["ann", 5], {"ann": 1}])
+def test_a_protocol_must_say_who_speaks(value: Any) -> None:
+    with pytest.raises(BadAnswer, match=r"protocol Odd returned .* from speakers\(\) at turn 1; expected a name"):
+        Conversation([EchoAgent("ann")], Odd(value)).run()  # type: ignore[arg-type]
+
+
+def test_a_protocol_must_show_a_view() -> None:
+    with pytest.raises(BadAnswer, match=r"protocol Odd returned str 'ann' from view\(\) at turn 1; expected a View"):
+        Conversation([EchoAgent("ann")], Odd("ann")).run()  # type: ignore[arg-type]
+
+
+def test_a_stop_condition_must_give_a_reason() -> None:
+    with pytest.raises(BadAnswer, match="stop condition Odd returned bool 'True'; expected the reason as text"):
+        Conversation([EchoAgent("ann")], stop=Odd(True)).run()  # type: ignore[arg-type]

@@ -293,7 +293,7 @@ def test_every_built_in_name_can_be_loaded(kinds: registry.Registry) -> None:
 
 def test_every_error_crosses_a_process_boundary() -> None:
     kinds = [v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, A2AError)]
-    assert len(kinds) == 9
+    assert len(kinds) == 10
     for kind in kinds:
         error = pickle.loads(pickle.dumps(kind("one sentence")))
         assert (type(error), str(error)) == (kind, "one sentence")

@@ -138,7 +138,12 @@ class Remembers:
 
 def test_an_agent_with_memory_goes_on_where_it_was(ray_cluster: None, tmp_path: Path) -> None:
     agents = [
-        {"name": "ann", "kind": "tests.test_failures:Remembers", "once": str(tmp_path / "died"), "replicas": 2},
+        {
+            "name": "ann",
+            "kind": "tests.test_failures:Remembers",
+            "once": str(tmp_path / "died"),
+            "resources": {"replicas": 2},
+        },
         {"name": "bob", "kind": "tests.test_failures:Deadly"},
     ]
     value = {"agents": agents, "openings": [f"calm{i}" for i in range(5)], "turns": 11, "name": "memory"}

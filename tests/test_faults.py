@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +18,14 @@ import pytest
 
 import a2a_ray
 from a2a_ray import BadInput, Conversation, EchoAgent, Message, PlacementError
+from a2a_ray.agents.openai import OpenAIAgent
+from a2a_ray.core.contracts import Verdict
+from a2a_ray.core.errors import AuthenticationError
 from a2a_ray.runtime.cluster import connect
+from a2a_ray.runtime.experiment import Experiment
 from a2a_ray.runtime.run import resume, run_many
-from a2a_ray.runtime.store import Run
+from a2a_ray.runtime.store import Run, open_run, run_names
+from tests.command_line import call, write_spec
 
 
 class Odd:
@@ -81,7 +90,9 @@ def test_an_odd_answer_fails_its_own_talk_only(ray_cluster: None, tmp_path: Path
 
 @pytest.mark.chaos
 def test_a_replica_that_dies_takes_only_its_batch_with_it(ray_cluster: None, tmp_path: Path) -> None:
-    run = held(["fine"] * 10 + ["die"] + ["fine"] * 9, tmp_path, "actor", replicas=2, max_batch=1)
+    run = held(
+        ["fine"] * 10 + ["die"] + ["fine"] * 9, tmp_path, "actor", resources={"replicas": 2, "max_batch_size": 1}
+    )
     status = [t.status for t in run.transcripts()]
     assert status.count("failed") == 1
     assert "its process died" in run.transcript("0-10-0").error
@@ -89,7 +100,7 @@ def test_a_replica_that_dies_takes_only_its_batch_with_it(ray_cluster: None, tmp
 
 @pytest.mark.chaos
 def test_talks_of_a_pool_without_replicas_fail_and_the_run_ends(ray_cluster: None, tmp_path: Path) -> None:
-    run = held(["die"] + ["fine"] * 5, tmp_path, "actor", max_batch=1)
+    run = held(["die"] + ["fine"] * 5, tmp_path, "actor", resources={"max_batch_size": 1})
     assert run.summary()["failed"] >= 1
     assert run.summary()["done"] + run.summary()["failed"] == 6
 
@@ -162,3 +173,185 @@ def test_what_can_be_known_before_the_start_is(tmp_path: Path, change: dict[str,
 class Broken(EchoAgent):
     def __init__(self, name: str) -> None:
         raise RuntimeError("no such luck")
+
+
+# --- a server that refuses the key, or answers garbage ------------------------------------------------------------
+
+
+class Picky(BaseHTTPRequestHandler):
+    """Answers chat completions to those with the right key; every third time with something that is no answer."""
+
+    seen: list[str]
+    garbage = False
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.seen.append(str(self.headers["Authorization"]))
+        status, body = 200, '{"choices": [{"message": {"content": "Well."}, "finish_reason": "stop"}]}'
+        if self.seen[-1] != "Bearer right":
+            status, body = 401, '{"error": {"message": "wrong key"}}'
+        elif self.garbage and len(self.seen) % 3 == 0:
+            body = '{"choices": []}'
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(**settings: Any) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The settings of an agent for a server on the loopback, and the Authorization headers that it saw."""
+    seen: list[str] = []
+    handler = type("Handler", (Picky,), {"seen": seen, **settings})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        yield {"kind": "openai", "model": "m", "base_url": url, "api_key_env": "A2A_TEST_KEY", "backoff": 0.0}, seen
+        server.shutdown()
+
+
+@pytest.mark.parametrize("placement", ["worker", "actor"])
+def test_a_wrong_key_stops_the_run_which_is_resumed_with_the_right_one(
+    ray_cluster: None, tmp_path: Path, placement: str
+) -> None:
+    with served() as (openai, seen):
+        env = tmp_path / "key"
+        agent = {"name": "ann", **openai, "kind": Keyed, "file": str(env), "placement": placement}
+        agent |= {"limits": {"max_concurrency": 4}}
+        env.write_text("wrong")
+        agents = [agent, {"name": "bob", "kind": "echo"}]
+        value = {"agents": agents, "openings": ["Hello."], "repeats": 200, "rounds": 2}
+        with pytest.raises(AuthenticationError) as error:
+            run_many(value, storage=tmp_path, workers=2, progress=False)
+        sentence = str(error.value)
+        assert "agent 'ann'" in sentence
+        assert "check the key in the environment variable A2A_TEST_KEY" in sentence
+        assert "a2a-ray resume " in sentence
+        assert 1 <= len(seen) <= 4 * 2, "no more than the requests in flight, of each process that has the agent"
+        (path,) = run_names(tmp_path)
+        assert path in sentence
+        assert open_run(path).summary() == {"conversations": 200, "done": 0, "failed": 0, "turns": 0}
+        env.write_text("right")
+        done = resume(path, progress=False)
+        assert done.summary() == {"conversations": 200, "done": 200, "failed": 0, "turns": 800}
+        assert seen.count("Bearer right") == 400
+
+
+class Keyed(OpenAIAgent):
+    """Takes its key from a file, so that a test can change it for processes that run already."""
+
+    def __init__(self, name: str, model: str, file: str, **settings: Any) -> None:
+        super().__init__(name, model, **settings)
+        self._file = file
+
+    def _key(self) -> str:
+        return Path(self._file).read_text()
+
+
+def test_the_command_line_tells_a_wrong_key_in_one_sentence(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served() as (openai, seen):
+        (tmp_path / "key").write_text("wrong")
+        agent = {"name": "ann", **openai, "kind": "tests.test_faults:Keyed", "file": str(tmp_path / "key")}
+        spec = write_spec(tmp_path, agents=[agent], openings=["x"], rounds=1)
+        done = call(capsys, "run", spec, "--storage", tmp_path / "runs")
+        assert (done.status, done.out, len(seen)) == (1, "", 1)
+        (line,) = [line for line in done.err.splitlines() if line.startswith("Error: ")]
+        assert "A2A_TEST_KEY" in line
+        assert "a2a-ray resume" in line
+        (tmp_path / "key").write_text("right")
+        (path,) = run_names(tmp_path / "runs")
+        assert call(capsys, "resume", path).status == 0
+
+
+def test_responses_without_an_answer_fail_no_conversation(ray_cluster: None, tmp_path: Path) -> None:
+    with served(garbage=True) as (openai, seen):
+        (tmp_path / "key").write_text("right")
+        agent = {"name": "ann", **openai, "kind": Keyed, "file": str(tmp_path / "key")}
+        value = {"agents": [agent], "openings": ["x"], "rounds": 3, "repeats": 10}
+        run = run_many(value, storage=tmp_path, progress=False)
+        assert run.summary() == {"conversations": 10, "done": 10, "failed": 0, "turns": 30}
+        assert len(seen) > 30
+        assert sum(m.usage.get("retries", 0) for t in run.transcripts() for m in t) == len(seen) - 30
+
+
+# --- parts that are none ------------------------------------------------------------------------------------------
+
+
+class Says:
+    """An observer that returns something else from some turn on."""
+
+    def __init__(self, value: Any = None, turn: int = 2) -> None:
+        self.value, self.turn = value, turn
+
+    def update(self, message: Message) -> Any:
+        return Verdict() if message.turn < self.turn else self.value
+
+
+@pytest.mark.parametrize("value", [True, None, "loop"])
+def test_an_observer_that_returns_no_verdict_fails_its_talks_by_name(
+    ray_cluster: None, tmp_path: Path, value: Any
+) -> None:
+    spec = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "rounds": 3, "repeats": 3}
+    run = run_many({**spec, "observers": [{"kind": Says, "value": value}]}, storage=tmp_path, progress=False)
+    for transcript in run.transcripts():
+        assert transcript.status == "failed"
+        assert "returned " in transcript.error
+        assert str(value) in transcript.error
+        assert len(transcript.messages) == 2, "what was said before is kept"
+        assert transcript.error.endswith("at turn 2; expected a Verdict (return NOTHING if there is nothing to report)")
+
+
+def test_an_observer_that_fails_on_what_it_sees_again_fails_its_talk_once_more(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    spec = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "rounds": 3}
+    run = run_many({**spec, "observers": [{"kind": Says}]}, storage=tmp_path, progress=False)
+    again = resume(run, retry_failed=True, progress=False)
+    (transcript,) = again.transcripts()
+    assert (transcript.status, len(transcript.messages)) == ("failed", 2)
+    assert "expected a Verdict" in transcript.error
+
+
+def answer(text: str) -> str:
+    return text
+
+
+class Speechless:
+    """Has a name and nothing to say."""
+
+    def __init__(self, name: str = "ann") -> None:
+        self.name = name
+
+
+ANN = {"name": "ann", "kind": "echo"}
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ({"agents": [answer]}, r"agents\.0: function .*answer.*Write \{name: ann, kind: function, function: answer\}"),
+        ({"agents": [EchoAgent]}, r"agents\.0: type .*Write \{name: ann, kind: EchoAgent\}"),
+        ({"agents": [EchoAgent("ann")]}, r"agents\.0: EchoAgent .*Write \{name: ann, kind: EchoAgent\}"),
+        ({"agents": [{"name": "ann", "kind": answer}]}, r"agents\.0\.kind: the function answer .*function: answer"),
+        ({"agents": [{**ANN, "kind": Speechless}]}, r"agents\.0: Speechless .* has no step; expected an agent"),
+        ({"observers": [{"kind": Speechless}]}, r"observers\.0: Speechless .* has no update; expected an observer"),
+        ({"observers": [answer]}, r"observers\.0: the value function .*; expected settings with a kind"),
+        ({"observers": [Says()]}, r"observers\.0: the value Says .*; expected settings with a kind"),
+        ({"stop": [{"kind": Speechless}]}, r"stop\.0: Speechless .* has no check; expected a stop condition"),
+        ({"protocol": {"kind": Speechless}}, r"protocol: Speechless .* has no speakers and no view"),
+    ],
+)
+def test_a_run_names_what_is_no_part(value: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        Experiment.parse({"agents": [ANN], "openings": ["x"], **value}).check()
+
+
+def test_a_factory_must_make_an_agent(ray_cluster: None) -> None:
+    with pytest.raises(BadInput, match="what the factory makes: the class EchoAgent; expected an agent"):
+        a2a_ray.remote(lambda: EchoAgent, num_cpus=0)

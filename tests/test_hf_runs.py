@@ -33,14 +33,14 @@ def said(value: dict[str, Any], storage: Path, workers: int | None = None) -> di
 @pytest.fixture(scope="module")
 def alone(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """One message at a time, one worker."""
-    return said(talks(max_batch=1), tmp_path_factory.mktemp("alone"), workers=1)
+    return said(talks(resources={"max_batch_size": 1}), tmp_path_factory.mktemp("alone"), workers=1)
 
 
 @pytest.mark.parametrize(
     ("workers", "where"),
     [
-        (4, {"max_batch": 64, "batch_size": 5}),
-        (2, {"max_batch": 3, "replicas": 2}),
+        (4, {"resources": {"max_batch_size": 64}, "batch_size": 5}),
+        (2, {"resources": {"max_batch_size": 3, "replicas": 2}}),
         (4, {"placement": "worker"}),
     ],
 )

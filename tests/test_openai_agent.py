@@ -26,7 +26,7 @@ from a2a_ray.agents.hf_source import embedded
 from a2a_ray.agents.openai import OpenAIAgent
 from a2a_ray.agents.openai_faults import retry_after
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import AgentError, BadInput, ContextTooSmall
+from a2a_ray.core.errors import AgentError, AuthenticationError, BadInput, ContextTooSmall
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import agents
 
@@ -225,6 +225,7 @@ def test_no_second_attempt_for_what_stays_wrong(status: int, remedy: str) -> Non
     agent = Mocked(answers(refusal(status, f"no such thing for {KEY}")))
     error = failure(agent)
     assert len(agent.requests) == 1
+    assert isinstance(error, AuthenticationError) is (status in (401, 403))
     assert "after 1 attempt: no such thing for [key]" in str(error)
     assert remedy in str(error)
 
@@ -300,9 +301,35 @@ def test_backoff_doubles() -> None:
 def test_a_malformed_answer(body: str) -> None:
     agent = Mocked(lambda _: httpx2.Response(200, text=body, headers={"content-type": "application/json"}))
     error = failure(agent)
-    assert "not with a chat completion" in str(error)
+    assert "answered, but not with a chat completion, after 5 attempts: " in str(error)
     assert len(str(error)) < 500
-    assert len(agent.requests) == 1
+    assert len(agent.requests) == 5
+
+
+@pytest.mark.parametrize("body", ["", "<html>busy</html>", '{"choices": []}', '{"choices": [{"message": {}}]}'])
+def test_a_malformed_answer_is_asked_for_again(body: str) -> None:
+    agent = Mocked(answers(httpx2.Response(200, text=body), refusal(429, "later"), completion()))
+    assert ask(agent).usage == {"requests": 3, "retries": 2, "input_tokens": 7, "output_tokens": 3}
+
+
+def test_tokens_of_an_answer_without_content_are_on_the_bill() -> None:
+    empty = httpx2.Response(200, json={"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5}})
+    answer = ask(Mocked(answers(empty, completion()), price={"input": 1.0, "output": 10.0}))
+    assert answer.usage["input_tokens"] == 14
+    assert answer.usage["output_tokens"] == 8
+    assert answer.usage["cost"] == pytest.approx((14 + 80) * 1e-6)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_not_sent_again(status: int) -> None:
+    agent = Mocked(answers(refusal(status, "no"), completion()), max_concurrency=2)
+    asked = [Message("c", i, "bob", "x") for i in range(20)]
+    answered = asyncio.run(agent.step_batch(asked))
+    refused = [a for a in answered if isinstance(a, AuthenticationError)]
+    assert len(agent.requests) <= 2, "no more than were under way"
+    assert len(refused) >= 19
+    assert all("environment variable OPENAI_API_KEY" in str(error) for error in refused)
+    assert ask(agent).content == "Hi.", "another client begins anew, for the key may have been changed"
 
 
 def test_malformed_errors() -> None:
@@ -370,7 +397,7 @@ def test_a_batch_keeps_order_bound_and_each_fault_apart() -> None:
 
             return httpx2.AsyncClient(transport=httpx2.MockTransport(handle))
 
-    agent = Slow(answers(completion()), concurrency=4)
+    agent = Slow(answers(completion()), max_concurrency=4)
     asked = [Message("c", i, "bob", str(i)) for i in range(10)]
     for _ in range(2):  # each run has an event loop of its own
         answered = asyncio.run(agent.step_batch(asked))
@@ -426,7 +453,7 @@ def test_a_missing_or_impossible_key(value: str | None, monkeypatch: pytest.Monk
     for start in (agent.check, agent.setup):
         with pytest.raises(BadInput, match="api_key_env: 'OPENAI_API_KEY'"):
             start()
-    with pytest.raises(AgentError, match="turn 3: api_key_env"):
+    with pytest.raises(AuthenticationError, match="turn 3: api_key_env"):
         ask(agent)
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")  # as `export KEY="$(cat file)"` may leave it
     agent.check()
@@ -459,7 +486,7 @@ def test_a_key_in_a_specification_is_refused_and_not_repeated(setting: dict[str,
         ({"stop": [""]}, "stop: ['']"),
         ({"timeout": 0}, "timeout: 0"),
         ({"max_attempts": 0}, "max_attempts: 0; expected at least 1"),
-        ({"concurrency": 0}, "concurrency: 0"),
+        ({"max_concurrency": 0}, "max_concurrency: 0"),
         ({"backoff": -1}, "backoff: -1"),
         ({"price": {"inputs": 1}}, "Did you mean 'input'"),
         ({"price": {"input": -1}}, "price.input: -1"),
@@ -563,7 +590,7 @@ def test_a_real_server_refuses(server: tuple[str, str]) -> None:
 @pytest.mark.slow
 def test_a_batch_over_a_real_server(server: tuple[str, str]) -> None:
     url, model = server
-    agent = OpenAIAgent("ann", model, base_url=url, max_tokens=5, concurrency=2)
+    agent = OpenAIAgent("ann", model, base_url=url, max_tokens=5, max_concurrency=2)
     asked = [Message("c", i, "bob", f"There were {i} dogs") for i in range(6)]
     answered = asyncio.run(agent.step_batch(asked))
     assert [a.turn for a in answered if isinstance(a, Message)] == list(range(6))

@@ -138,12 +138,12 @@ class Crowd:
         self.pools: list[Pool] = []
 
     def agent(
-        self, kind: type[Noting], sleep: float = 0.0, replicas: int = 1, max_batch: int = 64, **limits: Any
+        self, kind: type[Noting], sleep: float = 0.0, replicas: int = 1, max_batch_size: int = 64, **limits: Any
     ) -> RemoteAgent:
         notes = self.notes
         pool = Pool("the agent", lambda: kind(notes, sleep), replicas, 0, 0, **limits)
         self.pools.append(pool)
-        return RemoteAgent(*pool.parts(max_batch))
+        return RemoteAgent(*pool.parts(max_batch_size))
 
     def noted(self, what: str) -> list[list[str]]:
         """Notes of one kind: process, what, and more."""
@@ -182,7 +182,7 @@ def answers(outcomes: Sequence[Any]) -> list[bool]:
 
 
 async def test_what_waits_goes_together_and_no_call_is_above_the_bound(crowd: Crowd) -> None:
-    agent = crowd.agent(Batching, sleep=0.01, max_batch=5)
+    agent = crowd.agent(Batching, sleep=0.01, max_batch_size=5)
     outcomes = await asked(agent, *["x"] * 12)
     assert all(answers(outcomes))
     assert [int(n) for _, _, n in crowd.noted("batch")] == [5, 5, 2]
@@ -253,7 +253,7 @@ async def test_an_asynchronous_step_ends_with_its_time(crowd: Crowd) -> None:
 
 
 async def test_steps_that_hang_fail_alone_and_the_process_is_replaced_after_some(crowd: Crowd) -> None:
-    agent = crowd.agent(Noting, timeout=0.3, overruns=2)
+    agent = crowd.agent(Noting, timeout=0.3, max_hung_steps=2)
     outcomes = await asked(agent, "x", "hang", "x")
     assert answers(outcomes) == [True, False, True]
     assert "no answer within 0.3 s" in str(outcomes[1])
@@ -474,7 +474,9 @@ async def test_options_of_ray_are_passed_on(ray_cluster: None) -> None:
     pool.end()
 
 
-@pytest.mark.parametrize("change", [{"replicas": 0}, {"timeout": 0.0}, {"timeout": float("nan")}, {"overruns": 0}])
+@pytest.mark.parametrize(
+    "change", [{"replicas": 0}, {"timeout": 0.0}, {"timeout": float("nan")}, {"max_hung_steps": 0}]
+)
 def test_limits_are_checked(change: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=next(iter(change))):
         remote(lambda: None, **change)
@@ -505,23 +507,29 @@ def test_the_contract_of_stateful_agents(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [{"timeout": 0}, {"timeout": "nan"}, {"overruns": 0}, {"scheduling_strategy": "spred"}]
+    ("section", "value"),
+    [
+        ("limits", {"timeout": 0}),
+        ("limits", {"timeout": "nan"}),
+        ("limits", {"max_hung_steps": 0}),
+        ("resources", {"scheduling_strategy": "spred"}),
+    ],
 )
-def test_a_specification_with_limits_that_make_no_sense_is_refused(value: dict[str, Any]) -> None:
+def test_a_specification_with_limits_that_make_no_sense_is_refused(section: str, value: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match=f"{next(iter(value))}: "):
-        Experiment.parse({"agents": [{"name": "ann", "kind": "echo", **value}]})
+        Experiment.parse({"agents": [{"name": "ann", "kind": "echo", section: value}]})
 
 
 def test_a_timeout_is_for_agents_in_actors() -> None:
-    experiment = Experiment.parse({"agents": [{"name": "ann", "kind": "echo", "timeout": 5}]})
-    with pytest.raises(BadInput, match=r"agents\.0\.timeout: 5; .*add placement: actor"):
+    experiment = Experiment.parse({"agents": [{"name": "ann", "kind": "echo", "limits": {"timeout": 5}}]})
+    with pytest.raises(BadInput, match=r"agents\.0\.limits\.timeout: 5; .*add placement: actor"):
         experiment.check()
 
 
 def test_a_timeout_goes_to_the_kind_that_has_one() -> None:
     agents = [
-        {"name": "ann", "kind": "openai", "model": "m", "timeout": 5},
-        {"name": "bob", "kind": "echo", "placement": "actor", "timeout": 5},
+        {"name": "ann", "kind": "openai", "model": "m", "limits": {"timeout": 5}},
+        {"name": "bob", "kind": "echo", "placement": "actor", "limits": {"timeout": 5}},
     ]
     ann, bob = Experiment.parse({"agents": agents}).agents
     assert (ann.settings["timeout"], ann.step_timeout) == (5, None)
@@ -541,7 +549,11 @@ class Lingering(Noting):
 def test_a_run_with_a_replica_that_dies_is_as_the_undisturbed_one(ray_cluster: None, tmp_path: Path) -> None:
     def said(storage: str, notes: Path, sleep: float) -> dict[str, list[Any]]:
         ann = {"name": "ann", "kind": Lingering if sleep else Noting, "notes": str(notes), "sleep": sleep}
-        value = {"agents": [{**ann, "placement": "actor", "num_cpus": 0, "replicas": 2}], "turns": 25, "repeats": 6}
+        value = {
+            "agents": [{**ann, "placement": "actor", "resources": {"num_cpus": 0, "replicas": 2}}],
+            "turns": 25,
+            "repeats": 6,
+        }
         run = run_many({**value, "openings": ["x"]}, storage=tmp_path / storage, progress=False)
         return {t.id: [t.status, *((m.turn, m.content) for m in t.messages)] for t in run.transcripts()}
 

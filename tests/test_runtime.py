@@ -86,7 +86,9 @@ def test_same_transcripts_for_any_workers_and_placement(ray_cluster: None, tmp_p
     assert len(alone) == 18
     assert alone == said(held(spec(kind), tmp_path, workers=4))
     assert alone == said(held(placed(spec(kind), placement="actor"), tmp_path, workers=2))
-    assert alone == said(held(placed(spec(kind), placement="actor", replicas=2, max_batch=3), tmp_path))
+    assert alone == said(
+        held(placed(spec(kind), placement="actor", resources={"replicas": 2, "max_batch_size": 3}), tmp_path)
+    )
 
 
 def test_same_transcript_as_without_ray(ray_cluster: None, tmp_path: Path) -> None:
@@ -120,7 +122,7 @@ def test_lsa_agents_are_exact_in_workers_and_in_actors(ray_cluster: None, tmp_pa
     alone = said(held(value, tmp_path, workers=1))
     assert alone == said(held(value, tmp_path, workers=4))
     assert alone == said(held(placed(value, placement="actor"), tmp_path))
-    assert alone == said(held(placed(value, placement="actor", max_batch=7), tmp_path))
+    assert alone == said(held(placed(value, placement="actor", resources={"max_batch_size": 7}), tmp_path))
 
 
 def test_replay_gives_the_same_talk(ray_cluster: None, tmp_path: Path) -> None:
@@ -184,9 +186,9 @@ class Flaky:
 def test_what_cannot_be_placed_is_told(ray_cluster: None, tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(PlacementError, match=r"agent 'ann'.*64 more GPU \(0 in the cluster"):
-        held(placed(spec(), placement="actor", num_gpus=64), tmp_path)
+        held(placed(spec(), placement="actor", resources={"num_gpus": 64}), tmp_path)
     with pytest.raises(PlacementError, match=r"more CPU"):
-        held(placed(spec(), placement="actor", num_cpus=3), tmp_path)
+        held(placed(spec(), placement="actor", resources={"num_cpus": 3}), tmp_path)
     assert time.monotonic() - started < 30
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_
 from a2a_ray.core.message import COMBINE, EMPTY, Content, Message
 
 if TYPE_CHECKING:
+    from a2a_ray.core.nudge import NudgeText
     from a2a_ray.core.transcript import Transcript
 
 
@@ -26,6 +27,13 @@ class Agent(Protocol):
     * `setup()`: loads what is heavy, once, in the process where the agent works;
     * `placement`: "worker" (light: lives inside the conversation worker) or "actor" (heavy: its own Ray actor);
     * `turn_options`: the settings that `message.options` can override for one turn;
+    * `own_limits`: names out of `timeout` and `max_concurrency`: what a specification says of them under `limits:` goes
+      to parameters of the same names of the agent's constructor, and the agent keeps to them by itself;
+    * `max_output_tokens() -> int | None`: the most tokens that one answer can have, by the agent's settings; None if
+      they set no limit, 0 for an agent that is no language model. `--dry-run` and budgets reckon with it; without it
+      an agent that has a price, or is `paid`, is taken at 500 tokens, and any other at none in `--dry-run`;
+    * `max_input_tokens() -> int` and `max_requests`: of an agent that does not pass on what it is shown: what one of
+      its requests reads, and how many requests a step makes at most (1 by default);
     * `paid`: True where a call costs money: in an actor it is then asked by `step` alone, and never asked twice unknown
       to the ledger (`price:` in a specification says the same).
 
@@ -93,13 +101,18 @@ class TurnProtocol(ABC):
     def check(self, agents: Sequence[str]) -> None:  # noqa: B027  (most protocols lead any agents)
         """Raises BadInput, before anything starts, where the protocol cannot lead agents of these names."""
 
-    def nudge(self, transcript: Transcript, verdict: Verdict) -> Say | None:
-        """What an observer's call for a nudge (`verdict.action == "nudge"`) puts on record before the next turn.
+    nudge_text: NudgeText | None = None
+    """What `nudge` says by default; the built-in protocols take it as `nudge: {text: ..., sender: ...}`."""
 
-        Its kind becomes "nudge": it counts for no limit and in no order of turns. Whether and how agents are shown it
-        is for `view` to decide (it stands in `transcript.turns`). By default None: a protocol does not intervene.
+    def nudge(self, transcript: Transcript, verdict: Verdict) -> Say | None:
+        """What to record when an observer asks for a nudge (`verdict.action == "nudge"`), before the next turn.
+
+        Its kind becomes "nudge": it counts for no limit and in no order of turns. `view` decides how agents see it
+        (it is in `transcript.turns`; `protocols.windows.with_nudges` adds it to a window). By default the record says
+        `nudge_text`. Return None to let this one pass. An observer with `action: nudge` is refused if a protocol
+        neither overrides this method nor has a `nudge_text`.
         """
-        return None
+        return None if self.nudge_text is None else self.nudge_text.say(verdict)
 
     @abstractmethod
     def view(self, transcript: Transcript, speaker: str) -> View:

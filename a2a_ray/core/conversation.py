@@ -8,9 +8,11 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol, Verdict
+from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol, Verdict, View
 from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, BadInput, traceback_of
 from a2a_ray.core.message import ASIDE, BID, EMPTY, NUDGE, Content, Message, checked_answer, checked_content
+from a2a_ray.core.nudge import can_nudge, check_nudges, refusal
+from a2a_ray.core.parts import check_agents, check_next, check_part, check_reason, check_verdict, check_view
 from a2a_ray.core.registry import protocols
 from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.stop import MaxTurns, StopCondition
@@ -36,8 +38,8 @@ class Conversation:
     transcript: goes on from an earlier transcript of the same conversation instead of starting anew. It works on a
     copy; the verdicts are those of the observers given here, which see first what was said before.
 
-    Raises BadInput for what cannot be started. While it runs, a failing agent raises AgentError, after the transcript
-    was marked as failed; what was said before is kept in `transcript`.
+    Raises BadInput for what cannot be started. While it runs, a failing agent, observer or protocol raises AgentError,
+    after the transcript was marked as failed; what was said before is kept in `transcript`.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Conversation:
         transcript: Transcript | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
+        check_agents(agents)
         self.agents = {agent.name: agent for agent in agents}
         check_names([agent.name for agent in agents])
         if rounds is not None and turns is not None:
@@ -66,21 +69,32 @@ class Conversation:
             raise BadInput(f"{name}: {value}; expected at least 1")
         self.limit = MaxTurns(limit)
         self.stop = stop
+        if stop is not None:
+            check_part("stop condition", stop, "stop")
         self.protocol = protocols.build({"kind": protocol}, "protocol") if isinstance(protocol, str) else protocol
+        check_part("protocol", self.protocol, "protocol")
         # Pairs, not a mapping: two observers of one class are two.
+        if not isinstance(observers, (Mapping, Sequence)):
+            raise BadInput(f"observers: {type(observers).__name__}; expected a list of observers")
         named = observers.items() if isinstance(observers, Mapping) else ((type(o).__name__, o) for o in observers)
         self.observers = tuple(named)
+        for name, observer in self.observers:
+            check_part("observer", observer, f"observers.{name}")
         self.options = options
         self._newest: list[tuple[str, Verdict]] = []  # of the newest record, by observer
-        self._nudging: Verdict | None = None  # the newest call for a nudge that nobody has answered
+        self._nudging: tuple[str, Verdict] | None = None  # the newest call for a nudge that nobody has answered
         if transcript is None:
             self.transcript = Transcript(id, tuple(self.agents), opening, seed, metadata)
+            before: Sequence[Message] = ()
         else:
             self.transcript = transcript.copy()
             self.transcript.verdicts = []
-            for message in transcript.turns:  # observers of a resumed conversation see what went before
-                self._nudging = None  # of all that was said only the last record can still be nudged
-                self._observe(message)
+            before = transcript.turns
+        asking = [(f"observer {name}", observer) for name, observer in self.observers]
+        check_nudges(self.protocol, asking, tuple(self.agents), self.transcript.opening.content)
+        for message in before:  # observers of a resumed conversation see what went before
+            self._nudging = None  # of all that was said only the last record can still be nudged
+            self._observe(message)
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         """Every record as it is made, bids and combinations included."""
@@ -89,18 +103,20 @@ class Conversation:
             if transcript.status == RUNNING and self._over():
                 return
             while transcript.status == RUNNING:
-                answers = () if self._nudging is None else self._nudge(self._nudging)
+                answers = () if self._nudging is None else self._nudge(*self._nudging)
                 for answer in answers or await self._next():
                     transcript.append(answer)
+                    over, failed = False, None
                     try:
                         if self.observers:
                             self._observe(answer)
-                        # After every record, also within simultaneous turns: what is cut there ends the same way.
+                        # After every record, also within simultaneous turns: a talk cut there ends the same way.
                         over = self._over()
-                    except Exception:  # an observer's or a condition's: the record stands, and the caller stores it
-                        yield answer
-                        raise
-                    yield answer
+                    except Exception as error:
+                        failed = error
+                    yield answer  # before the failure of an observer: it was said, and has to be stored
+                    if failed is not None:
+                        raise failed
                     if over:
                         return
         except Exception as error:
@@ -135,7 +151,7 @@ class Conversation:
         transcript = self.transcript
         by, reason = "", self.limit.check(transcript)
         if reason is None and self.stop is not None:
-            reason = self.stop.check(transcript)
+            reason = check_reason(self.stop.check(transcript), self.stop)
         if reason is None and self._newest:
             for name, verdict in self._newest:
                 if verdict.action == "stop":
@@ -145,9 +161,11 @@ class Conversation:
             transcript.status, transcript.reason, transcript.stopped_by = DONE, reason, by
         return reason is not None
 
-    def _nudge(self, verdict: Verdict) -> Sequence[Message]:
+    def _nudge(self, name: str, verdict: Verdict) -> Sequence[Message]:
         """What the protocol says to an observer's call for a nudge; mostly nothing."""
         self._nudging = None
+        if not can_nudge(self.protocol):  # an observer that does not tell its action beforehand
+            raise BadInput(f"observer {name}: {refusal(self.protocol)}")
         said = self.protocol.nudge(self.transcript, verdict)
         return () if said is None else (self._say(said, NUDGE),)
 
@@ -163,8 +181,10 @@ class Conversation:
     async def _next(self) -> Sequence[Message]:
         """The next record, or records where several speak at once; none where the protocol stops."""
         transcript = self.transcript
-        chosen = self.protocol.speakers(transcript)
         seq, asides = len(transcript.turns) + 1, len(transcript.turns) - len(transcript.messages)
+        chosen = self.protocol.speakers(transcript)
+        if type(chosen) is not str:  # of a name there is nothing to check
+            chosen = check_next(chosen, self.protocol, seq - asides)
         silent = seq - 1 - (transcript.messages[-1].seq if transcript.messages else 0)
         if silent > MOST_SILENT * len(self.agents):
             raise AgentError(f"the protocol made {silent} records without a message; it seems to ask for bids for ever")
@@ -188,11 +208,13 @@ class Conversation:
         return await asyncio.gather(*calls)
 
     def _ask(self, speaker: str, seq: int, asides: int) -> Message:
-        transcript = self.transcript
+        transcript, turn = self.transcript, seq - asides
         if speaker not in self.agents:
-            turn = seq - asides
             raise AgentError(f"the protocol named {speaker!r} at turn {turn}; the agents are {', '.join(self.agents)}")
-        sender, content, history, options = self.protocol.view(transcript, speaker)
+        view = self.protocol.view(transcript, speaker)
+        if type(view) is not View:
+            view = check_view(view, self.protocol, turn)
+        sender, content, history, options = view
         if self.options and speaker in self.options:
             options = {**self.options[speaker], **options}
         seed = turn_seed(transcript.seed, seq)
@@ -222,14 +244,23 @@ class Conversation:
     def _observe(self, message: Message) -> None:
         self._newest = []
         for name, observer in self.observers:
-            verdict = observer.update(message)
-            if verdict is NOTHING or verdict == NOTHING:
-                continue
             turn = message.seq - message.asides - (message.kind in ASIDE)
+            try:
+                verdict = observer.update(message)
+            except A2AError:
+                raise
+            except (Exception, SystemExit) as error:
+                where = f"observer {name!r} failed at turn {turn}"
+                raise AgentError(f"{where}: {type(error).__name__}: {error}") from error
+            if verdict is NOTHING:
+                continue
+            check_verdict(verdict, name, turn)
+            if verdict == NOTHING:
+                continue
             self.transcript.verdicts.append((turn, name, verdict))
             self._newest.append((name, verdict))
             if verdict.action == "nudge":
-                self._nudging = verdict
+                self._nudging = name, verdict
 
 
 def check_names(names: Sequence[str]) -> None:

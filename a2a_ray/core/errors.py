@@ -4,7 +4,8 @@
     ├── BadInput          what was asked for cannot be started (also a ValueError); command line: exit status 2
     │   └── MissingExtra  an optional package is not installed; the message is the install command
     ├── AgentError        one agent's step failed; its conversation is kept and marked failed
-    │   ├── BadAnswer     the step gave None, NaN, or a value of the wrong type or shape
+    │   ├── BadAnswer     an agent, observer or protocol gave None, NaN, or a value of the wrong type or shape
+    │   ├── AuthenticationError  a server refused the key, or there is none; a run stops, and can be resumed
     │   ├── ContextTooSmall  what must be shown does not fit the model's context
     │   └── LostCall      the process that worked on the call died; whether it was made is not known
     ├── StorageError      turns could not be written or read; what was acknowledged is there
@@ -47,7 +48,12 @@ class AgentError(A2AError):
 
 
 class BadAnswer(AgentError):
-    """An agent answered something that is no message."""
+    """An agent answered something that is no message, or another part something that its contract does not allow."""
+
+
+class AuthenticationError(AgentError):
+    """A server refused the agent's key, or the process has none. Every further request would fail as well, so a run
+    stops and can be resumed; its conversations are not marked as failed."""
 
 
 class ContextTooSmall(AgentError):

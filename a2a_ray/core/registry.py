@@ -60,6 +60,11 @@ class Registry:
         """The settings that a kind takes, and whether each must be given."""
         return {k: f.is_required() for k, f in _settings_model(self.get(name))[0].model_fields.items()}
 
+    def takes(self, name: str | Callable[..., Any], key: str) -> bool:
+        """Whether a kind takes a setting of this name."""
+        model, open_ended = _settings_model(self.get(name))
+        return open_ended or key in model.model_fields
+
     def build(self, config: Mapping[str, Any], where: str, **fixed: Any) -> Any:
         """The part that `config` describes: its `kind` names it, all other keys are its settings.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from a2a_ray.core.errors import A2AError, AgentError, BadInput, PlacementError, plainer
+from a2a_ray.core.errors import A2AError, AgentError, AuthenticationError, BadInput, PlacementError, plainer
 from a2a_ray.interface import reproduce
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ app = typer.Typer(
                  (resume goes on where a run stopped)
 
     \b
-    Exit status: 0 all done; 1 some conversations failed, or the budget is spent;
+    Exit status: 0 all done; 1 some conversations failed, the budget is spent, or
+                 a server refused the key (resumable);
                  2 bad input, nothing started; 130 interrupted (resumable)""",
 )
 
@@ -375,6 +376,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code: Any = app(arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
+    except AuthenticationError as error:  # something was started, and can be resumed
+        say(f"Error: {error}")
+        sys.exit(1)
     except (BadInput, PlacementError, AgentError) as error:
         say(f"Error: {error}")
         sys.exit(2)

@@ -44,14 +44,15 @@ class Asking:
     that are neither paid nor stateful; where it fails as a whole, its messages are asked one by one.
 
     timeout: seconds for one step, or one batch. An asynchronous step ends with it. A thread cannot be stopped: the
-    agent goes on in another one, and where `overruns` of them hang at once, it is `exhausted` and not asked any more.
+    agent goes on in another one, and if `max_hung_steps` of them hang at once, it is `exhausted` and not asked any
+    more.
     """
 
     def __init__(
         self,
         agent: Any,
         timeout: float | None = None,
-        overruns: int = 3,
+        max_hung_steps: int = 3,
         paid: bool = False,
         thread: ThreadPoolExecutor | None = None,
     ) -> None:
@@ -60,7 +61,7 @@ class Asking:
         self.stateful = bool(getattr(agent, "stateful", False))
         self.overlaps = any(inspect.iscoroutinefunction(getattr(agent, m, None)) for m in ("step", "step_batch"))
         self._batch: Any = None if self.paid or self.stateful else getattr(agent, "step_batch", None)
-        self._timeout, self._overruns = timeout, overruns
+        self._timeout, self._max_hung_steps = timeout, max_hung_steps
         self._one_at_a_time = asyncio.Lock()
         self._thread = thread or ThreadPoolExecutor(1)
         self._hanging: set[asyncio.Future[None]] = set()
@@ -68,7 +69,7 @@ class Asking:
     @property
     def exhausted(self) -> bool:
         """Whether so many threads hang that the process should be replaced."""
-        return len(self._hanging) >= self._overruns
+        return len(self._hanging) >= self._max_hung_steps
 
     async def ask(self, method: str, questions: Sequence[Question], put: Put) -> None:
         """Asks by `step` or `bid`, and puts what becomes of each question as soon as it is known."""

@@ -63,14 +63,14 @@ class Limits(NamedTuple):
 
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
-    concurrency: int | None = None
+    max_concurrency: int | None = None
 
     def lower(self, other: Limits) -> Limits:
         """Of each limit the lower one."""
         return Limits(
             _lower(self.requests_per_minute, other.requests_per_minute),
             _lower(self.tokens_per_minute, other.tokens_per_minute),
-            _lower(self.concurrency, other.concurrency),
+            _lower(self.max_concurrency, other.max_concurrency),
         )
 
 

@@ -19,7 +19,7 @@ from a2a_ray.core.errors import LostCall
 from a2a_ray.core.message import EMPTY, Message
 from a2a_ray.runtime.budget import UNLIMITED, Limits, Need, Spent, Totals, number, spent_by
 from a2a_ray.runtime.columns import call_row
-from a2a_ray.runtime.estimate import ASSUMED_ANSWER, CHARACTERS_PER_TOKEN
+from a2a_ray.runtime.estimate import ASSUMED_ANSWER, CHARACTERS_PER_TOKEN, output_limit
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
 from a2a_ray.runtime.gate import BudgetKeeper, Gate
 from a2a_ray.runtime.metrics import Meter
@@ -103,15 +103,19 @@ class Called:
         self._agent, self._recording = agent, recording
         self._meter, self._tracing, self._attempts = meter, tracer, attempts
         self._settings = spec.inner.settings
-        self._price = spec.price or spec.inner.price
+        self._price = spec.rate or spec.inner.rate
         self._gate: Gate | None = None
         self._endpoint = ""
+        self._spec, self._most = spec, ASSUMED_ANSWER
         if hasattr(agent, "bid"):
             self.bid = self._bid
 
     def limit(self, gate: Gate, endpoint: str) -> None:
         """From now on calls wait at the gate."""
         self._gate, self._endpoint = gate, endpoint
+        made = self._spec.build()  # cheap; the agent that answers may be in another process
+        limit = output_limit(self._spec, made) if hasattr(made, "max_output_tokens") else None
+        self._most = ASSUMED_ANSWER if limit is None else limit
 
     async def step(self, message: Message) -> Any:
         """The agent's answer. Raises what the agent raises, and Halted where the run stops before it is called."""
@@ -203,10 +207,8 @@ class Called:
         shown = [m.content for m in (*message.history, message)]
         letters = len(self._settings.get("instructions") or "") + sum(len(c) for c in shown if isinstance(c, str))
         read = letters // CHARACTERS_PER_TOKEN + 1
-        limits = {**self._settings, **message.options}
-        most = next((limits[k] for k in ("max_tokens", "max_new_tokens") if limits.get(k)), ASSUMED_ANSWER)
-        cost = 0.0 if self._price is None else (read * self._price.input + most * self._price.output) / 1e6
-        return Need(read + most, cost)
+        cost = 0.0 if self._price is None else (read * self._price.input + self._most * self._price.output) / 1e6
+        return Need(read + self._most, cost)
 
 
 def endpoints(experiment: Experiment) -> tuple[dict[str, Limits], dict[str, str]]:
@@ -220,7 +222,7 @@ def endpoints(experiment: Experiment) -> tuple[dict[str, Limits], dict[str, str]
     by_key: dict[str, str] = {}
     for spec in (spec for cell in experiment.cells for spec in cell.agents):
         endpoint = by_key[spec.key()] = spec.endpoint_key
-        limits = Limits(spec.requests_per_minute, spec.tokens_per_minute, spec.concurrency)
+        limits = Limits(spec.limits.requests_per_minute, spec.limits.tokens_per_minute, spec.limits.max_concurrency)
         if any(limits) or (total and (spec.paid or spec.heavy)):
             found[endpoint] = limits.lower(found.get(endpoint, Limits()))
     return found, {key: endpoint for key, endpoint in by_key.items() if endpoint in found}

@@ -220,7 +220,7 @@ def storage_place(path: str, shared: bool = False) -> NodeAffinitySchedulingStra
     if by_client():
         raise BadInput(
             f"storage: {path!r}; a folder of this machine, which the cluster behind ray:// cannot write; give the URI"
-            " of an object store, or write `shared: true` in the specification where every node has this folder"
+            " of an object store, or write `shared_storage: true` in the specification where every node has this folder"
         )
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
@@ -312,7 +312,7 @@ def _missing(what: str, lacking: Sequence[Mapping[str, float]]) -> str:
         parts.append(f"{amount:g} more {key} ({total.get(key, 0):g} in the cluster{each}, {free.get(key, 0):g} free)")
     return (
         f"{what}: {len(lacking)} of its processes cannot be placed: they need {' and '.join(parts) or 'a node'};"
-        " ask for less (replicas, num_cpus, num_gpus, --workers) or for a larger cluster (--address)"
+        " ask for less (resources: replicas, num_cpus, num_gpus; --workers) or for a larger cluster (--address)"
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -25,15 +27,39 @@ from pydantic import (
 from a2a_ray.core.conversation import DEFAULT_ROUNDS, check_names
 from a2a_ray.core.errors import BadAnswer, BadInput, unknown
 from a2a_ray.core.message import checked_content
+from a2a_ray.core.nudge import check_nudges
+from a2a_ray.core.parts import check_part, shown
 from a2a_ray.core.registry import detectors, expected, protocols, stops
 from a2a_ray.core.seeds import conversation_seed
 from a2a_ray.runtime.keys import refuse_keys
 from a2a_ray.runtime.openings import read_openings
 from a2a_ray.runtime.specs import AgentSpec as AgentSpec
-from a2a_ray.runtime.specs import AnalyzeSpec, BudgetSpec, Price, identity, plain
+from a2a_ray.runtime.specs import AnalyzeSpec, BudgetSpec, CallLimits, Price, Resources, identity, plain
 from a2a_ray.runtime.sweep import change
 
-Settings = Annotated[dict[str, Any], BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]
+SECTIONS: dict[str, type[BaseModel]] = {
+    "analyze": AnalyzeSpec,
+    "budget": BudgetSpec,
+    "price": Price,
+    "resources": Resources,
+    "limits": CallLimits,
+}
+"""The parts of a specification whose keys are all known."""
+
+
+def _settings(value: Any) -> Any:
+    """The settings of a part; its kind alone stands for itself."""
+    if isinstance(value, str) or inspect.isclass(value):
+        return {"kind": value}
+    if isinstance(value, Mapping) or not (callable(value) or hasattr(value, "__dict__")):
+        return value
+    raise BadInput(
+        f"the value {shown(value)}; expected settings with a kind, such as {{kind: MyClass}}: a run makes its parts"
+        " anew in each of its processes"
+    )
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(_settings)]
 
 
 class Experiment(BaseModel):
@@ -58,8 +84,27 @@ class Experiment(BaseModel):
     budget: BudgetSpec | None = None
     analyze: AnalyzeSpec | None = None
     sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
-    shared: bool = False
+    shared_storage: bool = False
     _source: str = PrivateAttr("specification")
+
+    @field_validator("agents", mode="before")
+    @classmethod
+    def _described(cls, value: Any) -> Any:
+        for i, agent in enumerate(value if isinstance(value, (list, tuple)) else ()):
+            name = getattr(agent, "__name__", type(agent).__name__)
+            if inspect.isroutine(agent):
+                remedy = f"{{name: ann, kind: function, function: {name}}}"
+            elif inspect.isclass(agent) and not isinstance(agent, Mapping):
+                remedy = f"{{name: ann, kind: {name}}} and its settings"
+            elif hasattr(agent, "step"):
+                remedy = f"{{name: {getattr(agent, 'name', 'ann')}, kind: {name}}} and its settings"
+            else:
+                continue
+            raise BadInput(
+                f"agents.{i}: {shown(agent)}; expected a mapping, since a run makes its agents anew in each of its"
+                f" processes. Write {remedy}"
+            )
+        return value
 
     @field_validator("openings")
     @classmethod
@@ -187,12 +232,19 @@ class Experiment(BaseModel):
 
     def _check_parts(self, seen: set[str]) -> None:
         """The parts of one cell; agents that were seen before are left out."""
-        protocols.build(self.protocol, "protocol").check(tuple(spec.name for spec in self.agents))
+        names = tuple(spec.name for spec in self.agents)
+        protocol = protocols.build(self.protocol, "protocol")
+        check_part("protocol", protocol, "protocol")
+        protocol.check(names)
         for i, stop in enumerate(self.stop):
-            stops.build(stop, f"stop.{i}")
-        for i, observer in enumerate(self.named_observers.values()):
-            detectors.build(observer, f"observers.{i}")
-        _ = self.opening_contents
+            check_part("stop condition", stops.build(stop, f"stop.{i}"), f"stop.{i}")
+        observers = []
+        for i, each in enumerate(self.named_observers.values()):
+            where = f"observers.{i}"
+            observers.append((where, detectors.build(each, where)))
+            check_part("observer", observers[-1][1], where)
+        vector = next((opening for opening in self.opening_contents if not isinstance(opening, str)), "")
+        check_nudges(protocol, observers, names, vector)
         for i, spec in enumerate(self.agents):
             key = json.dumps(spec.settings, sort_keys=True, default=identity)
             if key in seen:
@@ -201,8 +253,8 @@ class Experiment(BaseModel):
             agent = spec.build(f"agents.{i}")
             if spec.step_timeout is not None and not spec.heavy:
                 raise BadInput(
-                    f"agents.{i}.timeout: {spec.timeout:g}; a step beside the conversation cannot be stopped;"
-                    " add placement: actor"
+                    f"agents.{i}.limits.timeout: {spec.step_timeout:g}; a step beside the conversation cannot be"
+                    " stopped; add placement: actor"
                 )
             if hasattr(agent, "check"):
                 try:
@@ -309,9 +361,11 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"key {place!r} is missing"
     if first["type"] == "value_error":
-        return expected([first])
+        sentence = expected([first])
+        if not place or sentence.startswith(str(first["loc"][0])):
+            return sentence
+        return f"{place}{'.' if re.match('[a-z_]+: ', sentence) else ': '}{sentence}"
     if first["type"] == "extra_forbidden":
-        models: dict[object, type[BaseModel]] = {"budget": BudgetSpec, "analyze": AnalyzeSpec}
-        model = models.get(first["loc"][0], Price)
-        return f"{place}: " + unknown("key", first["loc"][-1], model.model_fields)
+        section = "analyze" if first["loc"][0] == "analyze" else str(first["loc"][-2])
+        return f"{place}: " + unknown("key", first["loc"][-1], SECTIONS[section].model_fields)
     return f"{place}: {repr(first['input'])[:60]}; {expected(same)}"

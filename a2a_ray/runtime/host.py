@@ -15,6 +15,7 @@ from ray import cloudpickle
 
 from a2a_ray.core.errors import A2AError, AgentError, PlacementError, traceback_of
 from a2a_ray.core.message import Message
+from a2a_ray.core.parts import check_part
 from a2a_ray.runtime.asking import AGAIN, KEPT, Asking, Question
 from a2a_ray.runtime.columns import pack, unpack
 
@@ -76,15 +77,17 @@ class Calls(NamedTuple):
 class AgentHost:
     """Actor that holds one replica. Its constructor is cheap, so that `ready` tells that it is placed.
 
-    factory: what makes the agent, pickled. timeout, overruns, paid: see `Asking`.
+    factory: what makes the agent, pickled. timeout, max_hung_steps, paid: see `Asking`.
     A process that Ray started again sets its agent up by itself before the first question.
     """
 
-    def __init__(self, factory: bytes, timeout: float | None = None, overruns: int = 3, paid: bool = False) -> None:
+    def __init__(
+        self, factory: bytes, timeout: float | None = None, max_hung_steps: int = 3, paid: bool = False
+    ) -> None:
         gc.freeze()  # see worker.COLLECTIONS
         gc.set_threshold(100_000, 10, 10)
         self._factory = factory
-        self._limits = (timeout, overruns, paid)
+        self._limits = (timeout, max_hung_steps, paid)
         self._thread = ThreadPoolExecutor(1)  # a synchronous agent works in the thread where it was made
         self._incarnation = uuid.uuid4().hex
         self._asking: Asking | None = None
@@ -175,6 +178,7 @@ class AgentHost:
             ) from None
         try:
             agent = factory()
+            check_part("agent", agent, "what the factory makes")
             if hasattr(agent, "setup"):
                 agent.setup()
             return Asking(agent, *self._limits, thread=self._thread)

@@ -25,7 +25,7 @@ class Pool:
     """The replicas of one agent: started at once, `facts` waits for them.
 
     factory: makes the agent, in each replica. num_cpus, num_gpus: that each replica asks for.
-    scheduling_strategy, runtime_env: as Ray takes them. timeout, overruns, paid: see `Asking`. restore: whether a
+    scheduling_strategy, runtime_env: as Ray takes them. timeout, max_hung_steps, paid: see `Asking`. restore: whether a
     replica that dies is started again.
     Raises BadInput where the factory cannot be sent to another process; for all else see `facts`.
     """
@@ -41,7 +41,7 @@ class Pool:
         runtime_env: Mapping[str, Any] | None = None,
         *,
         timeout: float | None = None,
-        overruns: int = 3,
+        max_hung_steps: int = 3,
         paid: bool = False,
         restore: bool = True,
     ) -> None:
@@ -65,7 +65,7 @@ class Pool:
             options["runtime_env"] = dict(runtime_env)
         self._demand = {k: float(v) for k, v in (("CPU", num_cpus), ("GPU", num_gpus)) if v}
         host = ray.remote(AgentHost).options(**options)
-        self.hosts: list[Any] = [host.remote(pickled, timeout, overruns, paid) for _ in range(replicas)]
+        self.hosts: list[Any] = [host.remote(pickled, timeout, max_hung_steps, paid) for _ in range(replicas)]
         self._placed = [h.ready.remote() for h in self.hosts]
         self._setups = [h.setup.remote() for h in self.hosts]
 
@@ -102,10 +102,10 @@ class Pool:
                 self._setups = [h.setup.remote() for h in self.hosts]
         return facts
 
-    def parts(self, max_batch: int) -> tuple[Any, ...]:
+    def parts(self, max_batch_size: int) -> tuple[Any, ...]:
         """What makes a `RemoteAgent` in any process. Waits, and raises, as `facts` does."""
         facts = self.facts()
-        return facts["name"], self.hosts, facts, max_batch
+        return facts["name"], self.hosts, facts, max_batch_size
 
     def end(self) -> None:
         """Ends the replicas."""
@@ -121,30 +121,31 @@ def remote(
     num_gpus: float = 0,
     scheduling_strategy: Any = None,
     runtime_env: Mapping[str, Any] | None = None,
-    max_batch: int = 64,
+    max_batch_size: int = 64,
     timeout: float | None = None,
-    overruns: int = 3,
+    max_hung_steps: int = 3,
     address: str | None = None,
 ) -> RemoteAgent:
     """An agent that works in Ray actors: `agent_factory()` is called once in each of the `replicas`.
 
-    num_cpus, num_gpus: per replica. scheduling_strategy, runtime_env: as Ray takes them. max_batch: most messages in a
-    call. timeout: seconds that a step may take; a process in which `overruns` steps hang is replaced.
+    num_cpus, num_gpus: per replica. scheduling_strategy, runtime_env: as Ray takes them. max_batch_size: most messages
+    in a call. timeout: seconds that a step may take; a process in which `max_hung_steps` steps hang is replaced.
     Connects to `address`, or starts a local Ray, unless Ray runs already. Raises BadInput where the factory cannot be
     sent to another process, PlacementError within 10 s where the replicas cannot be placed, and AgentError where the
     agent cannot be set up.
     """
-    if replicas < 1 or max_batch < 1 or overruns < 1:
+    if replicas < 1 or max_batch_size < 1 or max_hung_steps < 1:
         raise BadInput(
-            f"replicas: {replicas}, max_batch: {max_batch}, overruns: {overruns}; expected at least 1 of each"
+            f"replicas: {replicas}, max_batch_size: {max_batch_size}, max_hung_steps: {max_hung_steps};"
+            " expected at least 1 of each"
         )
     if timeout is not None and not 0 < timeout < float("inf"):
         raise BadInput(f"timeout: {timeout}; expected seconds above 0, or None")
     connect(address)
     where = (replicas, num_cpus, num_gpus, scheduling_strategy, runtime_env)
-    pool = Pool("the remote agent", agent_factory, *where, timeout=timeout, overruns=overruns)
+    pool = Pool("the remote agent", agent_factory, *where, timeout=timeout, max_hung_steps=max_hung_steps)
     try:
-        return RemoteAgent(*pool.parts(max_batch))
+        return RemoteAgent(*pool.parts(max_batch_size))
     except BaseException:
         pool.end()
         raise

@@ -17,16 +17,16 @@ class RemoteAgent:
     A replica works on one call, and everything that waits meanwhile goes with the next one; questions to an agent whose
     step is asynchronous overlap. A replica that dies is started again; `Dispatcher` says what becomes of its questions.
 
-    replicas: the actors. facts: what `AgentHost.setup` told. max_batch: the most messages in a call.
+    replicas: the actors. facts: what `AgentHost.setup` told. max_batch_size: the most messages in a call.
     """
 
     placement = "worker"
 
-    def __init__(self, name: str, replicas: Sequence[Any], facts: Mapping[str, Any], max_batch: int = 64) -> None:
+    def __init__(self, name: str, replicas: Sequence[Any], facts: Mapping[str, Any], max_batch_size: int = 64) -> None:
         self.name = name
         self.paid: bool = facts["paid"]
         self.stateful: bool = facts["stateful"]
-        self._parts = (name, tuple(replicas), facts, max_batch)
+        self._parts = (name, tuple(replicas), facts, max_batch_size)
         self._states: dict[str, Any] = {}
         self._dispatchers: dict[asyncio.AbstractEventLoop, Dispatcher] = {}
         if facts["bids"]:

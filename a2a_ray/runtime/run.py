@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from a2a_ray.core.errors import AgentError, BadInput, PlacementError, StorageError
+from a2a_ray.core.errors import AgentError, AuthenticationError, BadInput, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED
 from a2a_ray.runtime import tracing
 from a2a_ray.runtime.budget import NOTHING
@@ -56,7 +56,8 @@ def run_many(
     Conversations that fail are kept with their error; see `run.summary()`. Where the budget is spent first,
     `run.stopped` says so; `resume(run.path, budget=more)` goes on. Raises BadInput before anything starts,
     PlacementError where the cluster lacks something, AgentError where an agent cannot be set up (no run is left then),
-    StorageError where turns cannot be written. After that, or a KeyboardInterrupt, `resume(run.path)` goes on.
+    StorageError where turns cannot be written, AuthenticationError when a server refuses an agent's key. After the last
+    two, or a KeyboardInterrupt, `resume(run.path)` goes on.
     """
     experiment = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
     experiment = _budgeted(experiment, budget)
@@ -66,6 +67,8 @@ def run_many(
     run = create_run(experiment, storage)
     try:
         return _hold(run, experiment, lambda: Plan(experiment), workers, address, progress, on_failure)
+    except AuthenticationError:
+        raise
     except (BadInput, PlacementError, AgentError) as error:
         if remove_run(run):  # nothing was said, so nothing is left
             raise
@@ -174,6 +177,10 @@ def _hold(
         raise KeyboardInterrupt(run.path) from None  # so that whoever catches it can say what to resume
     except StorageError as error:
         raise StorageError(f"{run.path}: {error}") from None
+    except AuthenticationError as error:
+        raise AuthenticationError(
+            f"{error}. The run has stopped, and no conversation failed by it; go on with: a2a-ray resume {run.path}"
+        ) from None
     finally:
         if session is not None:
             session.end()

@@ -88,7 +88,7 @@ class Session:
                 "max_task_retries": 0,
                 "max_restarts": -1 if on_failure == "restore" else 0,
             }
-            place = storage_place(path, experiment.shared)
+            place = storage_place(path, experiment.shared_storage)
             if place is not None:
                 options["scheduling_strategy"] = place
             self._recorder = actor(Recorder).options(**options).remote(table_uri(path), lease.epoch if lease else 0)
@@ -153,14 +153,15 @@ class Session:
         """Starts all pools at once, then waits for each."""
         pools = {}
         for key, spec in heavy.items():
-            cpus = spec.num_cpus if spec.num_cpus is not None else (0 if local else 1)
-            where = (spec.replicas, cpus, spec.num_gpus, spec.scheduling_strategy, spec.runtime_env)
+            ask = spec.resources
+            cpus = ask.num_cpus if ask.num_cpus is not None else (0 if local else 1)
+            where = (ask.replicas, cpus, ask.num_gpus, ask.scheduling_strategy, ask.runtime_env)
             made = Pool(
                 f"agent {spec.name!r}",
                 Factory(spec.pool_settings),
                 *where,
                 timeout=spec.step_timeout,
-                overruns=spec.overruns,
+                max_hung_steps=spec.limits.max_hung_steps,
                 paid=spec.paid,
                 restore=self._on_failure == "restore",
             )
@@ -171,7 +172,7 @@ class Session:
         out = {}
         for key, spec in heavy.items():
             # At most half of an agent's talks in a call: while it works on one half, the others have the second.
-            most = min(spec.max_batch, -(-talks[key] // 2) or 1)
+            most = min(spec.resources.max_batch_size, -(-talks[key] // 2) or 1)
             out[key] = pools[key].parts(most)
         return out
 

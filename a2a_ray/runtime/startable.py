@@ -39,19 +39,20 @@ def _check_sendable(value: object, where: str) -> None:
 
 
 def _check_options(spec: AgentSpec, where: str) -> None:
-    if spec.num_gpus > 1 and spec.num_gpus % 1:
-        raise BadInput(f"{where}.num_gpus: {spec.num_gpus:g}; expected a whole number, or a share below 1 of one GPU")
-    strategy = spec.scheduling_strategy
+    ask, where = spec.resources, f"{where}.resources"
+    if ask.num_gpus > 1 and ask.num_gpus % 1:
+        raise BadInput(f"{where}.num_gpus: {ask.num_gpus:g}; expected a whole number, or a share below 1 of one GPU")
+    strategy = ask.scheduling_strategy
     if isinstance(strategy, str) and strategy not in ("DEFAULT", "SPREAD"):
         raise BadInput(f"{where}.scheduling_strategy: " + unknown("strategy", strategy, ("DEFAULT", "SPREAD")))
-    if spec.runtime_env is None:
+    if ask.runtime_env is None:
         return
     known = {key for key in RuntimeEnv.known_fields if not key.startswith("_")}
-    for key in spec.runtime_env:
+    for key in ask.runtime_env:
         if key not in known and not os.environ.get("RAY_RUNTIME_ENV_PLUGINS"):
             raise BadInput(f"{where}.runtime_env: " + unknown("key", key, known))
     try:
-        options: dict[str, Any] = {"runtime_env": spec.runtime_env}
+        options: dict[str, Any] = {"runtime_env": ask.runtime_env}
         ray.remote(_Nothing).options(**options)
     except (ValueError, TypeError) as error:
         raise BadInput(f"{where}.runtime_env: {str(error).splitlines()[0]}") from None

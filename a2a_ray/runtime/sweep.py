@@ -6,6 +6,9 @@ from typing import Any
 
 from a2a_ray.core.errors import BadInput, unknown
 
+SECTIONS = ("resources", "limits", "price", "nudge", "budget")
+"""Mappings that a sweep can set a key in although the specification leaves them out."""
+
 
 def change(value: Any, path: list[str], setting: Any, where: str) -> None:
     """Sets one dotted setting in a plain specification; an agent goes by name, number or `*` for all of them."""
@@ -32,6 +35,8 @@ def change(value: Any, path: list[str], setting: Any, where: str) -> None:
     if not rest:
         value[key] = setting
         return
+    if value.get(key) is None and key in SECTIONS:
+        value[key] = {}
     if key not in value:
         raise BadInput(f"{where}: " + unknown("key", key, value))
     change(value[key], rest, setting, where)

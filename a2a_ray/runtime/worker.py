@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import A2AError, BadInput, PlacementError, StorageError, traceback_of
+from a2a_ray.core.errors import A2AError, AuthenticationError, BadInput, PlacementError, StorageError, traceback_of
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import detectors, protocols, stops
 from a2a_ray.core.stop import StopCondition
@@ -65,6 +65,7 @@ class Worker:
         self._light: dict[str, Any] = {}
         self._slots = asyncio.Semaphore(slots)
         self._stopped = False
+        self._refused: AuthenticationError | None = None
         self._said = self._in_flight = 0
         self._sender: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -89,7 +90,8 @@ class Worker:
     async def hold(
         self, tasks: Sequence[Task], earlier: Mapping[str, tuple[list[Any], ...]], *, careful: bool = False
     ) -> list[Outcome]:
-        """Holds these conversations; returns when all of their turns are committed. Raises StorageError.
+        """Holds these conversations; returns when all of their turns are committed. Raises StorageError,
+        and AuthenticationError if a server refused the key of an agent: all conversations then end after their turn.
 
         earlier: packed turns that are in the store already, by conversation. careful: every turn is committed before
         the next is asked for, so that the record says where the process died.
@@ -101,6 +103,8 @@ class Worker:
         await self._recording.flush()
         self._calls.meter.export(self._remote.values())
         await self._calls.flush()
+        if self._refused is not None:  # told when all that was said is committed
+            raise self._refused
         return outcomes
 
     async def _hold(self, task: Task, earlier: Sequence[Message], careful: bool) -> Outcome:
@@ -122,7 +126,7 @@ class Worker:
         except BadInput as error:  # the driver could build all parts
             raise PlacementError(f"on a node: {error}; is the same code, and data, on every node?") from None
         except (Exception, SystemExit) as error:  # an observer's first look, or an agent's set-up
-            return await self._never_begun(task, error)
+            return await self._never_begun(task, error, earlier)
         transcript = conversation.transcript
         logs.about.set(transcript)
         recording, meter = self._recording, self._calls.meter
@@ -144,6 +148,10 @@ class Worker:
                         break
         except Halted:
             transcript.status = RUNNING  # it goes on when the run is resumed
+        except AuthenticationError as error:  # the next conversations would fail in the same way
+            transcript.status, self._refused = RUNNING, self._refused or error
+            self._stopped = True
+            self._calls.halt()
         except A2AError as error:
             if transcript.status != FAILED or isinstance(error, (PlacementError, StorageError)):
                 transcript.status = RUNNING  # no fault of the conversation but of what it runs on
@@ -153,10 +161,13 @@ class Worker:
             await recording.send()
         return Outcome(task, transcript.status, len(transcript.messages))
 
-    async def _never_begun(self, task: Task, error: BaseException) -> Outcome:
+    async def _never_begun(self, task: Task, error: BaseException, earlier: Sequence[Message]) -> Outcome:
         names = tuple(spec.name for spec in self._cells[task.cell].agents)
         transcript = Transcript(task.id, names, seed=task.seed)
-        transcript.status, transcript.error = FAILED, f"{type(error).__name__}: {error}"
+        for message in earlier:
+            transcript.append(message)
+        sentence = str(error) if isinstance(error, A2AError) else f"{type(error).__name__}: {error}"
+        transcript.status, transcript.error = FAILED, sentence
         transcript.traceback = traceback_of(error)
         if self._recording.add(end_row(transcript, time.time())):
             await self._recording.send()
