@@ -17,14 +17,15 @@ if _TYPE_CHECKING:
     from a2a_ray.agents.openai import OpenAIAgent as OpenAIAgent
     from a2a_ray.agents.regression import RegressionAgent as RegressionAgent
     from a2a_ray.agents.replay import ReplayAgent as ReplayAgent
+    from a2a_ray.analysis.analyze import AnalysisSettings as AnalysisSettings
+    from a2a_ray.analysis.analyze import analyze as analyze
     from a2a_ray.analysis.assessment import assess_equilibrium as assess_equilibrium
     from a2a_ray.analysis.embedding import load_embedder as load_embedder
     from a2a_ray.analysis.loops import LoopDetector as LoopDetector
+    from a2a_ray.analysis.paper_rule import PaperLoopRule as PaperLoopRule
     from a2a_ray.analysis.population import Population as Population
     from a2a_ray.analysis.population import simulate as simulate
-    from a2a_ray.analysis.published import PublishedRule as PublishedRule
-    from a2a_ray.analysis.repetition import ExactRepetition as ExactRepetition
-    from a2a_ray.analysis.text import analyze_texts as analyze_texts
+    from a2a_ray.analysis.repetition import ExactRepetitionRule as ExactRepetitionRule
     from a2a_ray.core.contracts import Agent as Agent
     from a2a_ray.core.contracts import Bids as Bids
     from a2a_ray.core.contracts import Observer as Observer
@@ -44,6 +45,7 @@ if _TYPE_CHECKING:
     from a2a_ray.core.errors import StorageError as StorageError
     from a2a_ray.core.exchange import read_jsonl as read_jsonl
     from a2a_ray.core.exchange import write_jsonl as write_jsonl
+    from a2a_ray.core.findings import Finding as Finding
     from a2a_ray.core.message import Message as Message
     from a2a_ray.core.stop import MaxTokens as MaxTokens
     from a2a_ray.core.stop import MaxTurns as MaxTurns
@@ -55,6 +57,7 @@ if _TYPE_CHECKING:
     from a2a_ray.protocols.alternating import Alternating as Alternating
     from a2a_ray.protocols.helper import Helper as Helper
     from a2a_ray.protocols.simultaneous import Simultaneous as Simultaneous
+    from a2a_ray.runtime.analyze import analyze_run as analyze_run
     from a2a_ray.runtime.experiment import Experiment as Experiment
     from a2a_ray.runtime.pool import remote as remote
     from a2a_ray.runtime.population import run_population as run_population
@@ -71,17 +74,18 @@ _NAMES_OF_MODULE = {
     "agents.openai": "OpenAIAgent",
     "agents.regression": "RegressionAgent",
     "agents.replay": "ReplayAgent",
+    "analysis.analyze": "AnalysisSettings analyze",
     "analysis.embedding": "load_embedder",
     "analysis.loops": "LoopDetector",
     "analysis.population": "Population simulate",
-    "analysis.published": "PublishedRule",
-    "analysis.repetition": "ExactRepetition",
-    "analysis.text": "analyze_texts",
+    "analysis.paper_rule": "PaperLoopRule",
+    "analysis.repetition": "ExactRepetitionRule",
     "analysis.assessment": "assess_equilibrium",
     "core.contracts": "Agent Bids Observer Say Stop TurnProtocol Verdict View",
     "core.conversation": "Conversation",
     "core.errors": "A2AError AgentError BadAnswer BadInput ContextTooSmall MissingExtra PlacementError StorageError",
     "core.exchange": "read_jsonl write_jsonl",
+    "core.findings": "Finding",
     "core.message": "Message",
     "core.stop": "MaxTokens MaxTurns Says Settled StopCondition",
     "core.transcript": "Transcript",
@@ -93,6 +97,7 @@ _NAMES_OF_MODULE = {
     "runtime.pool": "remote",
     "runtime.population": "run_population",
     "runtime.run": "resume run_many",
+    "runtime.analyze": "analyze_run",
     "runtime.store": "Run open_run",
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names.split()}

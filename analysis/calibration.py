@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.message import ASIDE
 from a2a_ray.core.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A threshold, and what it was fitted on. For the detector: `LoopDetector(loop=calibration.threshold)`.
+    """A threshold, and what it was fitted on. For the detector: `LoopDetector(threshold=calibration.threshold)`.
 
     threshold: an alarm is a score strictly above it.
     rate: the false-alarm rate that was asked for. horizon: in turns.
@@ -210,6 +211,34 @@ def shipped(grade: str = "lexical") -> Calibration:
     return Calibration.from_dict(known[grade])
 
 
+def given_threshold(threshold: str | None, embedder: str | None) -> float | None:
+    """The threshold that a user names: a number, or the file of a calibration of the same score; None for none.
+
+    Raises BadInput for what no score can exceed, for no calibration, and for one of another score.
+    """
+    from a2a_ray.analysis.loops import MOST
+
+    if threshold is None:
+        return None
+    try:
+        number = float(threshold)
+    except ValueError:
+        if not Path(threshold).is_file():
+            expected = f"a number between 0 and {MOST:g}, or the file of a calibration (docs/calibration.md)"
+            raise BadInput(f"--threshold: {threshold!r}; expected {expected}") from None
+        given = Calibration.load(threshold)
+        score = _score_name(embedder)
+        if given.score and given.score != score:
+            raise BadInput(
+                f"--threshold: a calibration of the score {given.score!r}; expected {score!r}: pass the --embedder that"
+                " it was fitted with, or fit it anew (docs/calibration.md)"
+            ) from None
+        return given.threshold
+    if not 0 < number < MOST:
+        raise BadInput(f"--threshold: {number:g}; expected above 0, and below {MOST:g}, the largest score there is")
+    return number
+
+
 def _highest(runs: Iterable[Transcript | ArrayLike], horizon: int, embedder: Embedder | None) -> tuple[Scores, int]:
     """The score of each run, shape (n,), and how many runs ended before the horizon."""
     given = list(runs)
@@ -232,19 +261,31 @@ def _scanned(transcripts: list[Transcript], embedder: Embedder | None) -> list[l
     """The detector's score after each message of each transcript, as it is up to the first alarm."""
     from a2a_ray.analysis.loops import MOST, scan_many
 
-    said = [{message.turn for message in run.messages} for run in transcripts]
-    scans = scan_many(transcripts, embedder, loop=math.nextafter(MOST, 0))  # an alarm that ends changes what follows
+    scans = scan_many(
+        transcripts, embedder, threshold=math.nextafter(MOST, 0)
+    )  # an alarm that ends changes what follows
     return [
-        [score for turn, score in zip(scan.turns, scan.scores, strict=True) if turn in messages]
-        for scan, messages in zip(scans, said, strict=True)
+        [score for message, score in zip(run.turns, scan.scores, strict=True) if message.kind not in ASIDE]
+        for run, scan in zip(transcripts, scans, strict=True)
     ]
+
+
+def score_name(embedder: Embedder | None) -> str:
+    """The name of the loop detector's score: a threshold fitted on another score does not hold for it."""
+    return _score_name(None if embedder is None else embedder.name)
+
+
+def _score_name(embedder: str | None) -> str:
+    from a2a_ray.analysis.loops import ANALYZER, VERSION
+
+    return f"{ANALYZER} {VERSION}, {embedder or 'lexical'}"
 
 
 def _detector(embedder: Embedder | None) -> tuple[float, str]:
     """The top of the detector's score, and its name."""
-    from a2a_ray.analysis.loops import MOST, SCORE
+    from a2a_ray.analysis.loops import MOST
 
-    return MOST, f"{SCORE}, {'lexical' if embedder is None else embedder.name}"
+    return MOST, score_name(embedder)
 
 
 def _numbered(clusters: Sequence[Hashable] | None, runs: int) -> NDArray[np.intp]:

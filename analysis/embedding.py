@@ -115,12 +115,20 @@ class Embedder:
     distances by up to 0.006; "auto" takes it on such a CPU.
     """
 
+    batch = BATCH
+    """So many texts are given to `compute` at once."""
+
     def __init__(self, name: str, folder: Path, cache: EmbeddingCache, dtype: str = "float32") -> None:
         self.name = name
         self.folder = folder
         self.cache = cache
         self.dtype = dtype
         self._model: SentenceTransformer | None = None
+
+    @property
+    def identity(self) -> str:
+        """The model, its revision and its precision: equal vectors for equal identities."""
+        return self.cache.model
 
     @property
     def dim(self) -> int:
@@ -136,9 +144,9 @@ class Embedder:
         progress: called with how many of these are done, and how many there are.
         """
         new = sorted({t for t in texts if t.strip() and self.cache.get(t) is None}, key=lambda t: (len(t), t))
-        for start in range(0, len(new), BATCH):
-            batch = new[start : start + BATCH]
-            for text, vector in zip(batch, self._embed(batch), strict=True):
+        for start in range(0, len(new), self.batch):
+            batch = new[start : start + self.batch]
+            for text, vector in zip(batch, self.compute(batch), strict=True):
                 self.cache.put(text, vector)
             if progress is not None:
                 progress(start + len(batch), len(new))
@@ -153,7 +161,7 @@ class Embedder:
         known = self.cache.get(text)
         if known is not None:
             return known
-        return self._embed([text])[0] if text.strip() else np.zeros(self.dim, dtype=np.float32)
+        return self.compute([text])[0] if text.strip() else np.zeros(self.dim, dtype=np.float32)
 
     def save(self) -> None:
         """Writes the cache to its file, if it has one. Raises StorageError."""
@@ -163,7 +171,8 @@ class Embedder:
         """A pickled copy knows the model, not its weights or vectors; all copies in a process are one."""
         return _again, (self.name, self.folder, self.cache.model, self.dtype)
 
-    def _embed(self, texts: list[str]) -> NDArray[np.float32]:
+    def compute(self, texts: list[str]) -> NDArray[np.float32]:
+        """One unit row for each text, shape (n, d), float32, by the model itself; kept nowhere."""
         rows = self._loaded().encode(texts, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True)
         rows = np.asarray(rows, dtype=np.float32)
         length = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -175,12 +184,19 @@ class Embedder:
                 import torch
                 from sentence_transformers import SentenceTransformer
 
-                self._model = SentenceTransformer(
-                    str(self.folder),
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    model_kwargs={"dtype": getattr(torch, self.dtype), "use_safetensors": True},
-                )
+                try:
+                    self._model = SentenceTransformer(
+                        str(self.folder),
+                        local_files_only=True,
+                        trust_remote_code=False,
+                        model_kwargs={"dtype": getattr(torch, self.dtype), "use_safetensors": True},
+                    )
+                except Exception as error:  # whatever is wrong with somebody's files
+                    reason = str(error).split("\n")[0][:200]
+                    raise BadInput(
+                        f"embedder {self.name!r} cannot be loaded: {type(error).__name__}: {reason}; expected a"
+                        " sentence-transformers model, or --embedder none"
+                    ) from error
         return self._model
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
 
 from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.errors import BadInput
+from a2a_ray.core.findings import LOOP, RECOVERED, Finding, as_finding
 from a2a_ray.core.message import ASIDE, Message
 from a2a_ray.core.transcript import Transcript
+
+ANALYZER = "exact_repetition"
+"""Name of the rule as an analyzer."""
 
 PHRASE_CHARACTERS = 200
 """A phrase in a verdict is cut to so many characters."""
@@ -57,12 +61,20 @@ class Repetition:
     period: int | None
     phrase: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON value of the finding."""
-        return asdict(self)
+    def evidence(self) -> dict[str, Any]:
+        """What can be shown of it, named as in a Finding."""
+        return {
+            "kind": "verbatim",
+            "onset_turn": self.onset,
+            "period": self.period,
+            "span": self.phrase,
+            "earlier_span": self.phrase,
+            "first_repeats_turn": self.earlier,
+            "turns": self.turns,
+        }
 
 
-class ExactRepetition:
+class ExactRepetitionRule:
     """Observer: "loop" on every message from the `turns`-th in a row on that repeats an earlier one, at any distance.
 
     turns: how many messages in a row. action: "record" the loop, or "stop" the conversation.
@@ -81,9 +93,31 @@ class ExactRepetition:
         self._said: list[int] = []  # position -> position where the same text was said first; _BLANK for none
         self._turn: list[int] = []  # position -> turn
         self._run: list[int] = []  # positions of the messages of the run
+        self._seq = 0
+        self._found: list[dict[str, Any]] = []  # fields of the finding of each run that was long enough
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides what it finds; JSON."""
+        return {"turns": self.turns}
+
+    def findings(self, conversation_id: str) -> list[Finding]:
+        """One finding for each run of repeated messages, at least one finding."""
+        return [
+            as_finding(
+                {**each, "number": number},
+                conversation_id=conversation_id,
+                analyzer=ANALYZER,
+                settings=self.settings,
+                through_seq=self._seq,
+                threshold=float(self.turns),
+            )
+            for number, each in enumerate(self._found or [{"score": 0.0}], 1)
+        ]
 
     def update(self, message: Message) -> Verdict:
         """The verdict after this message; bids, combinations and vectors are passed over."""
+        self._seq = message.seq
         if message.kind in ASIDE or not isinstance(message.content, str):
             return NOTHING
         here = len(self._said)
@@ -97,6 +131,8 @@ class ExactRepetition:
         self._last[digest] = here
         if earlier is None:
             self._said.append(here)
+            if self._run and self._found and self._found[-1]["onset_turn"] == self._turn[self._run[0]]:
+                self._found[-1] |= {"status": RECOVERED, "recovered_turn": message.turn}
             self._run, self.repetition = [], None
             return NOTHING
         self._said.append(self._said[earlier])
@@ -106,7 +142,7 @@ class ExactRepetition:
             self.repetition = Repetition(message.turn, self._turn[earlier], 1, here - earlier, clipped(message.content))
         else:
             self.repetition = Repetition(run.onset, run.earlier, run.turns + 1, self._period(run.period), run.phrase)
-        return self._verdict(self.repetition)
+        return self._verdict(self.repetition, message.turn)
 
     def _period(self, period: int | None) -> int | None:
         """The smallest period not below `period` that the whole run keeps to.
@@ -122,26 +158,15 @@ class ExactRepetition:
         said = self._said
         return all(at >= period and said[at] == said[at - period] for at in positions)
 
-    def _verdict(self, run: Repetition) -> Verdict:
+    def _verdict(self, run: Repetition, turn: int) -> Verdict:
         if run.turns < self.turns:
             return NOTHING
         every = f", every {run.period}" if run.period else ""
         reason = f"{run.turns} messages in a row were said before{every}, from turn {run.onset} on: {run.phrase}"
-        return Verdict("loop", self.action, reason, evidence=run.to_dict())
-
-
-def find_repetition(transcript: Transcript, turns: int = 3) -> Repetition | None:
-    """The first run of `turns` or more repeated messages, in full length; the same as `ExactRepetition` finds."""
-    detector = ExactRepetition(turns)
-    found: Repetition | None = None
-    for message in transcript.messages:
-        detector.update(message)
-        run = detector.repetition
-        if found is not None and (run is None or run.onset != found.onset):
-            break
-        if run is not None and run.turns >= turns:
-            found = run
-    return found
+        if run.turns == self.turns:
+            self._found.append({"status": LOOP, "alarm_turn": turn})
+        self._found[-1] |= {**run.evidence(), "reason": reason, "score": float(run.turns)}
+        return Verdict("loop", self.action, reason, evidence=run.evidence())
 
 
 def repeated_spans(transcript: Transcript, minimum_words: int = 8) -> list[list[tuple[int, int]]]:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from a2a_ray.analysis.published import DECIDING, DISTANCES
+from a2a_ray.analysis.distances import DISTANCES
+from a2a_ray.analysis.paper_rule import DECIDING
 from a2a_ray.core.errors import BadInput
 
 if TYPE_CHECKING:

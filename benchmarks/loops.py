@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from a2a_ray.analysis.embedding import Embedder, load_embedder
-from a2a_ray.analysis.loops import scan_many
+from a2a_ray.analysis.loops import Scan, scan_many
 from a2a_ray.core.transcript import Transcript
 
 HERE = Path(__file__).resolve().parent
@@ -66,14 +66,19 @@ def f1(verdicts: Sequence[str]) -> float:
     return 2 * hits / (alarms + loops) if alarms + loops else 1.0
 
 
+def index(scan: Scan) -> int | None:
+    """The alarm's index, from 0, as in the labels."""
+    return None if scan.loop is None or scan.loop.alarm_turn is None else scan.loop.alarm_turn - 1
+
+
 def figures(talks: list[Talk], embedder: Embedder | None) -> dict[str, Any]:
     """F1 with its interval, false alarms among talks that do not loop, and the median delay of the hits."""
     scans = scan_many([talk["transcript"] for talk in talks], embedder)
-    found = [verdict(talk, scan.alarm) for talk, scan in zip(talks, scans, strict=True)]
+    found = [verdict(talk, index(scan)) for talk, scan in zip(talks, scans, strict=True)]
     delays = [
-        scan.alarm - min(label["onset"] for label in talk["labels"].values())
+        alarm - min(label["onset"] for label in talk["labels"].values())
         for talk, scan, v in zip(talks, scans, found, strict=True)
-        if v == "hit" and scan.alarm is not None
+        if v == "hit" and (alarm := index(scan)) is not None
     ]
     draw = np.random.default_rng(0)
     samples = [f1([found[i] for i in draw.integers(len(found), size=len(found))]) for _ in range(2000)]
@@ -91,7 +96,7 @@ def alarms_by_source(path: Path, embedder: Embedder | None) -> dict[str, str]:
     talks = [Transcript.from_exchange(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
     alarms: dict[str, list[bool]] = {}
     for talk, found in zip(talks, scan_many(talks, embedder), strict=True):
-        alarms.setdefault(talk.id.removeprefix("o-").rpartition("-")[0], []).append(found.alarm is not None)
+        alarms.setdefault(talk.id.removeprefix("o-").rpartition("-")[0], []).append(found.loop is not None)
     return {source: f"{sum(each)} of {len(each)}" for source, each in sorted(alarms.items())}
 
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from a2a_ray import __version__
-from a2a_ray.analysis.calibration import Calibration, fit
+from a2a_ray.analysis.calibration import Calibration, fit, score_name
 from a2a_ray.analysis.embedding import DEFAULT_MODEL, Embedder, load_embedder
-from a2a_ray.analysis.loops import MOST, SCORE, scan_many
+from a2a_ray.analysis.loops import MOST, scan_many
 from a2a_ray.core.exchange import read_jsonl
 from a2a_ray.core.transcript import Transcript
 
@@ -45,11 +45,11 @@ def read(path: Path) -> tuple[list[Transcript], list[str]]:
 
 def scanned(talks: list[Transcript], embedder: Embedder | None) -> list[list[float]]:
     """The score after each turn of each talk, as it is up to the first alarm: the threshold is out of reach."""
-    return [scan.scores for scan in scan_many(talks, embedder, loop=math.nextafter(MOST, 0))]
+    return [scan.scores for scan in scan_many(talks, embedder, threshold=math.nextafter(MOST, 0))]
 
 
 def fitted(scores: list[list[float]], rate: float, embedder: Embedder | None) -> Calibration:
-    name = f"{SCORE}, {'lexical' if embedder is None else embedder.name}"
+    name = score_name(embedder)
     return fit(scores, rate, HORIZON, confidence=CONFIDENCE, top=MOST, score=name)
 
 
@@ -77,15 +77,15 @@ def explained(
     grade: str, clusters: list[str], talks: list[Transcript], loop: float, embedder: Embedder | None
 ) -> Iterator[str]:
     """Every talk that alarms: by cluster, with the detector's own sentence and the turns before."""
-    scans = scan_many(talks, embedder, loop=loop)
+    scans = scan_many(talks, embedder, threshold=loop)
     for cluster in dict.fromkeys(clusters):
         of_cluster = [(t, s) for t, s, label in zip(talks, scans, clusters, strict=True) if label == cluster]
-        alarmed = [(talk, scan, scan.alarm) for talk, scan in of_cluster if scan.alarm is not None]
+        alarmed = [(talk, scan, scan.loop.alarm_turn) for talk, scan in of_cluster if scan.loop is not None]
         yield f"\n## {grade}, above {loop:.2f}, {cluster}: {len(alarmed)} of {len(of_cluster)} alarm\n"
         for talk, scan, alarm in alarmed:
             verdict = next(verdict for verdict in scan.verdicts if verdict.status == "loop")
-            yield f"* `{scan.id}`, highest {scan.highest:.2f}, alarm at index {alarm}: {verdict.reason}"
-            for message in talk.messages[max(alarm - 6, 0) : alarm + 1]:
+            yield f"* `{talk.id}`, highest {scan.highest:.2f}, alarm at turn {alarm}: {verdict.reason}"
+            for message in talk.messages[max(alarm - 7, 0) : alarm]:
                 yield f"    * {message.sender[:12]}: {' '.join(str(message.content).split())[:160]}"
 
 

@@ -17,9 +17,10 @@ from a2a_ray.analysis.loops import LoopDetector
 from a2a_ray.core.contracts import Say, Verdict
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
+from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.interface.stopped import observed_loop, stopped_after, stopped_talk
+from a2a_ray.interface.stopped import stopped_talk
 from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.runtime.run import run_many
 from a2a_ray.runtime.store import Run
@@ -55,14 +56,14 @@ def test_stop_gives_the_reason_and_the_last_turn_before_the_onset() -> None:
     turn, name, verdict = talk.verdicts[-1]
     assert (turn, name, verdict.status, verdict.action) == (len(talk), "LoopDetector", "loop", "stop")
     assert talk.reason == f"LoopDetector: {verdict.reason}"
-    before = verdict.evidence["last_before"]
+    before = verdict.evidence["onset_turn"] - 1
     assert before in (11, 12)
     assert re.search(rf"\b{before}\b", talk.reason)
 
 
 def test_a_talk_goes_on_from_the_last_turn_before_the_loop() -> None:
     talk = Conversation(players(), rounds=25, id="play", seed=3, observers=[LoopDetector(action="stop")]).run()
-    start = talk.until(talk.verdicts[-1][2].evidence["last_before"])
+    start = talk.until(talk.verdicts[-1][2].evidence["onset_turn"] - 1)
     assert (start.status, start.verdicts, start.id, start.seed) == ("running", [], "play", 3)
     kept = len(start)
     others = [Reads(name, HEALTHY * 3, []) for name in ("ann", "bob")]
@@ -110,53 +111,41 @@ def test_a_resumed_talk_that_loops_already_stops_with_its_next_turn() -> None:
 # --- what stopping saved ---------------------------------------------------------------------------------------------
 
 
-def stopped_at(turn: int, evidence: dict[str, Any], texts: list[str], tokens: list[int | None]) -> Transcript:
+def stopped_at(texts: list[str], tokens: list[int | None]) -> Transcript:
     talk = Transcript("t", ("ann", "bob"))
     for i, (text, count) in enumerate(zip(texts, tokens, strict=True)):
         usage = {} if count is None else {"output_tokens": count}
         talk.append(Message("t", i + 1, ("ann", "bob")[i % 2], text, usage=usage))
-    talk.verdicts.append((turn, "mine", Verdict("loop", "stop", "again", evidence=evidence)))
     talk.status, talk.reason, talk.stopped_by = "done", "mine: again", "mine"
     return talk
 
 
+def loop(onset: int, alarm: int) -> Finding:
+    return Finding(conversation_id="t", analyzer="mine", status="loop", onset_turn=onset, alarm_turn=alarm)
+
+
 def test_saved_tokens_add_up_as_by_hand() -> None:
-    reported = stopped_at(4, {"onset": 3, "last_before": 2, "span": "so"}, ["a", "b", "so", "so"], [10, 20, 30, 40])
-    found = stopped_talk(reported, 10, {"mine": "loops"})
-    assert found is not None
-    assert found.to_dict() == {
+    reported = stopped_at(["a", "b", "so", "so"], [10, 20, 30, 40])
+    assert stopped_talk(reported, 10, [loop(1, 2), loop(3, 4)]).to_dict() == {
         "id": "t",
-        "observer": "loops",
+        "observer": "mine",
         "turn": 4,
-        "onset": 3,
-        "last_before": 2,
+        "onset_turn": 3,
         "turns_left": 6,
         "tokens_since_onset": 30 + 40,
         "tokens_saved": 6 * 25,  # a mean of 100 / 4
         "counted": True,
     }
-    assert observed_loop(reported, {"mine": "loops"}) == ("loops", 3, "so")
-    assert stopped_after(reported) == 4
-
-    words = stopped_at(4, {"onset": 2, "phrase": "c d"}, ["a b c", "c d", "c d", "c d"], [None, None, None, 12])
-    found = stopped_talk(words, 6)
-    assert found is not None
+    words = stopped_at(["a b c", "c d", "c d", "c d"], [None, None, None, 12])
+    found = stopped_talk(words, 6, [loop(2, 4)])
     spent = (3 + 2 + 2) * 4 / 3 + 12
     assert (found.tokens_since_onset, found.tokens_saved) == (round(4 * 4 / 3 + 12), round(2 * spent / 4))
-    assert (found.counted, found.last_before) == (False, 1)
-    assert observed_loop(words) == ("mine", 2, "c d")
+    assert not found.counted
 
 
-def test_other_ends_are_no_stops_by_an_observer() -> None:
-    talk = stopped_at(2, {"onset": 1}, ["a", "b"], [1, 1])
-    talk.stopped_by = ""
-    assert (stopped_talk(talk, 2), stopped_after(talk)) == (None, None)
-    assert observed_loop(talk) == ("mine", 1, "")
-    bare = stopped_at(2, {}, ["a", "b"], [1, 1])
-    found = stopped_talk(bare, 5)
-    assert found is not None
-    assert (found.onset, found.last_before, found.tokens_since_onset, found.tokens_saved) == (None, None, 0, 3)
-    assert observed_loop(bare) is None
+def test_a_stop_without_a_loop_has_no_onset() -> None:
+    found = stopped_talk(stopped_at(["a", "b"], [1, 1]), 5, [loop(1, 1)])
+    assert (found.onset_turn, found.tokens_since_onset, found.tokens_saved) == (None, 0, 3)
 
 
 # --- on Ray, with language models that loop --------------------------------------------------------------------------
@@ -195,33 +184,29 @@ def test_stopped_talks_are_those_that_go_on_cut_short(acted: Run) -> None:
         "turns": sum(len(t) for t in (*watched, *stopped)),
     }
     assert sum(t.stopped_by == "loops" for t in stopped) > OPENINGS / 2
+    alarms = {f.conversation_id: f.alarm_turn for f in acted.findings() if f.looped and f.number == 1}
     for whole, cut in zip(watched, stopped, strict=True):
         assert whole.reason == f"turn limit {2 * ROUNDS}"
         assert [m.content for m in cut] == [m.content for m in whole][: len(cut)]
-        first = next((turn for turn, _, v in whole.verdicts if v.status == "loop"), None)
-        assert len(cut) == (first or 2 * ROUNDS)
+        assert len(cut) == (alarms.get(whole.id) or 2 * ROUNDS)
 
 
 @pytest.mark.slow
 def test_analyze_tells_what_was_saved(acted: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    found = call(capsys, "analyze", acted.path, "--embedder", "none", "--json").json
-    told, talks = found["stopped"], {t.id: t for t in acted.transcripts()}
-    assert told["conversations"] == len(told["talks"]) > OPENINGS / 2
-    assert told["tokens_saved"] == sum(t["tokens_saved"] for t in told["talks"]) > 0
-    assert told["tokens_since_onset"] > 0
-    for each in told["talks"]:
+    found = call(capsys, "analyze", acted.path, "--json").json
+    stopped, talks = found["stopped"], {t.id: t for t in acted.transcripts()}
+    assert len(stopped) > OPENINGS / 2
+    for each in stopped:
         talk = talks[each["id"]]
         spent = [m.usage["output_tokens"] for m in talk.messages]
         assert each["counted"]
         assert each["turns_left"] == 2 * ROUNDS - len(spent)
         assert each["tokens_saved"] == round(each["turns_left"] * sum(spent) / len(spent))
-        assert each["tokens_since_onset"] == sum(spent[each["onset"] - 1 :])
-        assert each["last_before"] == each["onset"] - 1
-        # The talk that went on spent about what was thought to be saved.
+        assert each["tokens_since_onset"] == sum(spent[each["onset_turn"] - 1 :])
+        # The conversation that went on spent about what was thought to be saved.
         whole = sum(m.usage["output_tokens"] for m in talks["0" + each["id"][1:]].messages)
         assert sum(spent) + each["tokens_saved"] == pytest.approx(whole, rel=0.1)
-    assert {t["loop"]["rule"] for t in found["texts"] if t["loop"]} >= {"loops"}
-    assert {t["id"] for t in found["texts"] if t["loop"]} >= {t["id"] for t in told["talks"]}
+    assert set(found["looped"]) >= {each["id"] for each in stopped}
 
 
 @pytest.mark.slow
@@ -229,25 +214,27 @@ def test_people_read_it_in_a_table_and_in_the_report(
     acted: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    saved = call(capsys, "analyze", acted.path, "--embedder", "none", "--json").json["stopped"]
-    out = call(capsys, "analyze", acted.path, "--embedder", "none").out
+    stopped = call(capsys, "analyze", acted.path, "--json").json["stopped"]
+    tokens = sum(each["tokens_saved"] for each in stopped)
+    out = call(capsys, "analyze", acted.path).out
     assert "Stopped by an observer" in out
-    assert re.search(rf"observers.0.action = stop +│ +{OPENINGS} │ +{saved['conversations']} │", out)
-    assert str(saved["tokens_saved"]) in out
+    assert re.search(rf"observers.0.action = stop +│ +{OPENINGS} │ +{len(stopped)} │", out)
+    assert str(tokens) in out
     page = tmp_path / "report.html"
-    assert call(capsys, "report", acted.path, "--embedder", "none", "-o", page).status == 0
+    assert call(capsys, "report", acted.path, "-o", page).status == 0
     text = page.read_text(encoding="utf-8")
-    stopped, tokens = saved["conversations"], saved["tokens_saved"]
-    assert f"Observers stopped {stopped} of them early, which saved about {tokens:,} tokens." in text
-    assert text.count(", stopped after turn ") >= stopped
+    assert f"Observers stopped {len(stopped)} of them early, which saved about {tokens:,} tokens." in text
+    assert text.count(", stopped by loops after turn ") >= len(stopped)
 
 
 @pytest.mark.slow
-def test_detect_finds_in_the_run_what_the_observer_found(acted: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    told = call(capsys, "detect", acted.path, "--embedder", "none", "--json").json["talks"]
-    for transcript, talk in zip(acted.transcripts(), told, strict=True):
-        first = next((turn for turn, _, v in transcript.verdicts if v.status == "loop"), None)
-        assert talk["alarm"] == (None if first is None else first - 1)
+def test_the_observer_and_an_analysis_of_the_file_find_the_same(
+    acted: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    live = {f.conversation_id: f for f in acted.findings() if f.analyzer == "loops" and f.number == 1}
+    assert call(capsys, "export", acted.path, "-o", tmp_path / "talks.jsonl").status == 0
+    found = call(capsys, "detect", tmp_path / "talks.jsonl", "--json").json["findings"]
+    assert {f["conversation_id"]: f for f in found if f["number"] == 1} == {id: f.to_dict() for id, f in live.items()}
 
 
 @pytest.mark.slow
@@ -266,9 +253,9 @@ def test_a_worker_watches_with_an_embedder(ray_cluster: None, tmp_path: Path) ->
     ("settings", "sentence"),
     [
         ({"action": "halt"}, "action: 'halt'; expected 'record', 'nudge' or 'stop'"),
-        ({"loop": 99}, "observers.0: warn: "),
-        ({"loop": "hot"}, "observers.0.loop: 'hot'; expected a number"),
-        ({"lop": 2}, "unknown key 'lop'. Did you mean 'loop'?"),
+        ({"threshold": 99}, "observers.0: warn_threshold: "),
+        ({"threshold": "hot"}, "observers.0.threshold: 'hot'; expected a number"),
+        ({"thresold": 2}, "unknown key 'thresold'. Did you mean 'threshold'?"),
         ({"cooldown": 0}, "cooldown: 0; expected at least 1"),
         ({"embedder": "./none"}, "embedder './none': no such folder"),
     ],

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2a_ray.analysis.calibration import LEAST, Calibration, Rate, fit, shipped
-from a2a_ray.analysis.loops import MOST, SCORE, LoopDetector, scan_many
+from a2a_ray.analysis.calibration import LEAST, Calibration, Rate, fit, score_name, shipped
+from a2a_ray.analysis.loops import MOST, LoopDetector, scan_many
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import BID, Message
 from a2a_ray.core.transcript import Transcript
@@ -258,23 +258,23 @@ def test_at_most_the_rate_of_random_talks_alarm() -> None:
     rng = np.random.default_rng(8)
     calibration = fit(random_talks(rng, 300, 20), 0.1, 20, confidence=0.95)
     assert 0 < calibration.threshold < MOST
-    scans = scan_many(random_talks(rng, TALKS, 20), loop=calibration.threshold)
-    alarms = sum(scan.alarm is not None for scan in scans)
+    scans = scan_many(random_talks(rng, TALKS, 20), threshold=calibration.threshold)
+    alarms = sum(scan.loop is not None for scan in scans)
     assert 0 < alarms / TALKS <= margin(0.1)
 
 
 def test_transcripts_and_their_scores_give_the_same() -> None:
     talks = random_talks(np.random.default_rng(9), 40, 12)
     calibration = fit(talks, 0.05, 10)
-    assert calibration.score == f"{SCORE}, lexical"
-    scores = [scan.scores for scan in scan_many(talks, loop=0.99 * MOST)]
+    assert calibration.score == score_name(None)
+    scores = [scan.scores for scan in scan_many(talks, threshold=0.99 * MOST)]
     assert calibration.threshold == max(LEAST, fit(scores, 0.05, 10).threshold)
     assert calibration.check(talks) == calibration.check(scores)
 
 
 def test_runs_without_any_repetition_give_a_threshold_that_the_detector_takes() -> None:
     silent = [Transcript.from_exchange({"turns": [{"speaker": "a", "text": f"{i}"}]}) for i in range(20)]
-    LoopDetector(loop=fit(silent, 0.05, 1).threshold)
+    LoopDetector(threshold=fit(silent, 0.05, 1).threshold)
 
 
 def test_the_horizon_counts_messages_not_bids() -> None:
@@ -292,13 +292,13 @@ def test_the_horizon_counts_messages_not_bids() -> None:
 @pytest.mark.parametrize("grade", ["lexical", "semantic"])
 def test_the_shipped_defaults_belong_to_the_shipped_score(grade: str) -> None:
     defaults = shipped(grade)
-    assert defaults.score.startswith(f"{SCORE}, ")
+    assert defaults.score.partition(",")[0] == score_name(None).partition(",")[0]
     assert (defaults.rate, defaults.confidence, defaults.horizon) == (0.01, 0.95, 50)
     assert 0 < defaults.threshold < MOST
     assert defaults.runs >= 299  # as many as 1 % with 95 % confidence needs
     assert defaults.achieved is not None
     assert defaults.achieved.value <= 0.03
-    LoopDetector(loop=defaults.threshold)
+    LoopDetector(threshold=defaults.threshold)
 
 
 def test_there_are_two_grades() -> None:

@@ -19,7 +19,8 @@ from a2a_ray.core.contracts import Agent
 from a2a_ray.core.errors import BadInput, LostCall, MissingExtra
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.interface.results import analyze_source, report_data
+from a2a_ray.interface.report_source import report_data
+from a2a_ray.interface.results import analyze_source
 from a2a_ray.runtime import logs, session, tracing
 from a2a_ray.runtime.budget import Limits, Need, Spent
 from a2a_ray.runtime.calls import Called, Calling, Calls, endpoints, spent_before
@@ -94,8 +95,8 @@ def test_a_paid_call_is_in_the_ledger_before_it_is_made(ray_cluster: None, tmp_p
     usage = [m.usage for t in run.transcripts() for m in t.messages]
     assert usage == [{"input_tokens": 4, "output_tokens": 6, "requests": 1, "cost": 0.01}] * 20
     assert spent_before(run) == Spent(pytest.approx(0.2), 200, 20)  # type: ignore[arg-type]
-    facts = report_data(analyze_source(run.path, "none")).run
-    assert facts["paid calls"] == "20; 0 perhaps paid twice, 0 without an answer on record"
+    facts = report_data(analyze_source(run.path)).run
+    assert facts["paid calls"] == "20; 0 perhaps paid twice, 0 without a stored answer"
     assert facts["cost"] == "0.2000"
 
 

@@ -20,7 +20,7 @@ from a2a_ray.agents.openai import OpenAIAgent
 from a2a_ray.agents.regression import RegressionAgent
 from a2a_ray.agents.replay import ReplayAgent
 from a2a_ray.analysis.loops import LoopDetector
-from a2a_ray.analysis.repetition import ExactRepetition
+from a2a_ray.analysis.repetition import ExactRepetitionRule
 from a2a_ray.core import registry
 from a2a_ray.core.contracts import Bids, Next, Say, Stop, Verdict, View
 from a2a_ray.core.errors import AgentError
@@ -144,10 +144,10 @@ def test_protocols(kind: str, protocol: Any, opening: Content, number: int) -> N
 
 
 DETECTORS: list[tuple[str, Callable[[], Any]]] = [
-    ("exact_repetition", ExactRepetition),
-    ("exact_repetition", lambda: ExactRepetition(1, "stop")),
+    ("exact_repetition", ExactRepetitionRule),
+    ("exact_repetition", lambda: ExactRepetitionRule(1, "stop")),
     ("loops", LoopDetector),
-    ("loops", lambda: LoopDetector(loop=2.5, action="stop")),
+    ("loops", lambda: LoopDetector(threshold=2.5, action="stop")),
     ("loops", lambda: LoopDetector(action="nudge", cooldown=2)),
 ]
 
@@ -285,11 +285,11 @@ class Careless:
         if self.how == "shares":
             key = f"{message.conversation}{message.turn}"
             self.shared.add(key)
-            return Verdict("warn", evidence={"seen": len(self.shared)})
+            return Verdict("warning", evidence={"seen": len(self.shared)})
         if self.how == "names":
-            return Verdict("warn" if message.sender == "ann" else "none")
+            return Verdict("warning" if message.sender == "ann" else "none")
         if self.how == "clock":
-            return Verdict("warn" if message.created_at else "none")
+            return Verdict("warning" if message.created_at else "none")
         if self.how == "reason":
             return Verdict("loop", "stop")
         if self.how == "action":

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 
 from a2a_ray.analysis.distances import (
     MAX_SENTENCES,
+    Text,
     bleu_distance,
     coherence,
     coherence_difference,
     cosine_distance,
     jaccard_distance,
     sentences,
-    tokens,
-    words,
 )
 
 some_words = st.sampled_from(["the", "cat", "sat", "on", "a", "mat", ".", "!", "?", ",", "\n"])
@@ -55,9 +54,9 @@ def test_identical_texts_have_distance_zero_however_short(text: str) -> None:
 
 
 def test_jaccard_by_hand() -> None:
-    assert words("The cat, the CAT!") == {"the", "cat"}
+    assert Text("The cat, the CAT!").words == {"the", "cat"}
     assert jaccard_distance("the cat sat", "a cat sat down") == pytest.approx(1 - 2 / 5)
-    assert words("?! ...") == {"?!", "..."}  # a text without words is not empty
+    assert Text("?! ...").words == {"?!", "..."}  # a text without words is not empty
 
 
 def test_bleu_is_the_one_of_nltk_with_the_earlier_text_as_reference() -> None:
@@ -68,7 +67,7 @@ def test_bleu_is_the_one_of_nltk_with_the_earlier_text_as_reference() -> None:
     expected = sentence_bleu(
         [wordpunct_tokenize(a)], wordpunct_tokenize(b), smoothing_function=SmoothingFunction().method1
     )
-    assert tokens(a) == wordpunct_tokenize(a)
+    assert Text(a).tokens == wordpunct_tokenize(a)
     assert 0.2 < expected < 0.5
     assert bleu_distance(a, b) == pytest.approx(1 - expected, abs=1e-12)
     assert bleu_distance(a, b) != pytest.approx(bleu_distance(b, a), abs=1e-3)

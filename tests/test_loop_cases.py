@@ -67,7 +67,7 @@ def loop(script: list[Any], embedder: str | None = None) -> Verdict:
 
 def quiet(script: list[Any], embedder: str | None = None) -> bool:
     """Whether no turn is called a loop; a warning may be given."""
-    return all(verdict.status in ("warn", "waiting") for _, verdict in verdicts(script, embedder))
+    return all(verdict.status in ("warning", "waiting") for _, verdict in verdicts(script, embedder))
 
 
 @pytest.fixture(scope="session")
@@ -93,15 +93,15 @@ def test_1_equal_action_and_equal_result() -> None:
     assert quiet(once * 3)
     found = loop(once * 4)
     assert found.evidence["kind"] == "action"
-    assert (found.evidence["onset"], found.evidence["earlier"], found.evidence["period"]) == (4, 2, 2)
+    assert (found.evidence["onset_turn"], found.evidence["first_repeats_turn"], found.evidence["period"]) == (4, 2, 2)
     assert [turn for turn, v in verdicts(once * 4) if v.status == "loop"] == [8]
 
 
 def test_2_two_speakers_each_equal_to_its_own_past() -> None:
     found = loop(talk(*["Please send me the invoice first.", "I can only send it after the payment."] * 4))
     assert found.evidence["period"] == 2
-    assert found.evidence["onset"] == 3
-    assert found.evidence["earlier"] == 1
+    assert found.evidence["onset_turn"] == 3
+    assert found.evidence["first_repeats_turn"] == 1
     assert found.evidence["speakers"] == ["ann", "bob"]
 
 
@@ -141,8 +141,8 @@ def test_5_a_loop_that_ended_is_withdrawn() -> None:
     statuses = [v.status for _, v in found]
     assert "loop" in statuses
     assert statuses[-1] == "recovered"
-    assert found[-1][1].evidence["recovers_at"] == 8
-    assert found[-1][1].evidence["onset"] == 3
+    assert found[-1][1].evidence["recovered_turn"] == 8
+    assert found[-1][1].evidence["onset_turn"] == 3
     assert found[-1][0] <= 12
 
 
@@ -186,7 +186,7 @@ SENTENCE = "This sentence has exactly fifty characters in it.."
 
 def test_9_one_sentence_ten_times() -> None:
     assert len(SENTENCE) == 50
-    assert loop(talk(*[SENTENCE] * 10, speakers="agent")).evidence["onset"] == 2
+    assert loop(talk(*[SENTENCE] * 10, speakers="agent")).evidence["onset_turn"] == 2
     draw = random.Random(9)
     noise = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz ", k=500)) for _ in range(10)]
     between = [text for pair in zip([SENTENCE] * 10, noise, strict=True) for text in pair]
@@ -224,7 +224,7 @@ def test_11_running_text_that_repeats_while_its_cut_points_shift() -> None:
     assert len(set(turns)) == len(turns)
     found = loop(talk(*turns))
     assert found.evidence["kind"] in ("verbatim", "template")
-    assert found.evidence["onset"] <= 4
+    assert found.evidence["onset_turn"] <= 4
 
 
 def test_12_thinking() -> None:
@@ -238,7 +238,7 @@ def test_13_empty_messages() -> None:
     assert quiet(talk("Hello there.", "", " ", "How are you?", "\n", "Fine, thanks.", "", ""))
     found = loop(talk("Hello there.", "", " \n", "\t"))
     assert found.evidence["kind"] == "silent"
-    assert found.evidence["onset"] == 2
+    assert found.evidence["onset_turn"] == 2
     assert verdicts(talk("Hello there.", "", " ", "\n", "Back again."))[-1][1].status == "recovered"
 
 
@@ -286,7 +286,7 @@ def test_16_acknowledgements_for_hours() -> None:
     assert first <= 3 + 10
     assert found[-1][1].status == "loop"
     assert found[-1][1].evidence["period"] == 3
-    assert found[-1][1].evidence["tokens"] > 1500
+    assert found[-1][1].evidence["tokens_since_onset"] > 1500
 
 
 THANKS = [
@@ -323,7 +323,7 @@ FAREWELL = [
 def test_17_thanks_and_goodbyes_in_ever_new_words(said: list[str], semantic: str) -> None:
     found = loop(talk(*said), semantic)
     assert found.evidence["kind"] == "semantic"
-    assert found.evidence["onset"] in (3, 4, 5)
+    assert found.evidence["onset_turn"] in (3, 4, 5)
     assert quiet(talk(*said))  # no two turns have a passage in common: the words alone cannot know
 
 
@@ -382,12 +382,12 @@ def test_21_templates() -> None:
     ):
         chain.append(text)
         text += f" P.S. {add}."
-    assert loop(talk(*chain)).evidence["onset"] == 2
+    assert loop(talk(*chain)).evidence["onset_turn"] == 2
 
 
 def test_22_prose_and_dialogue(shared: Path) -> None:
     lines = (shared / "prose.jsonl").read_text(encoding="utf-8").splitlines()
-    alarms = [scan(Transcript.from_exchange(json.loads(line))).alarm for line in lines]
+    alarms = [scan(Transcript.from_exchange(json.loads(line))).loop for line in lines]
     assert sum(alarm is not None for alarm in alarms) <= 2
 
 
@@ -411,6 +411,6 @@ def test_24_streamed_and_scanned(embedder: str | None, request: pytest.FixtureRe
     said = talk(*STORY[:4], *["We could ask somebody who has been there before."] * 5, *STORY[4:], *THANKS)
     streamed = run(said, embedder)
     scanned = scan(streamed, embedder)
-    spoken = [(turn, v) for turn, v in zip(scanned.turns, scanned.verdicts, strict=True) if v.status != "none"]
+    spoken = [(turn, v) for turn, v in enumerate(scanned.verdicts, 1) if v.status != "none"]
     assert spoken == [(turn, verdict) for turn, _, verdict in streamed.verdicts]
-    assert scanned.alarm is not None
+    assert scanned.loop is not None

@@ -74,7 +74,7 @@ def test_a_language_that_the_embedder_cannot_read_is_left_to_the_words(embedder:
         " 정오에 종이 울렸다. 엔진이 멈췄다. 부표가 떠 있었다. 선장은 수심을 쟀다. 모래가 나왔다. 물이 차올랐다."
         " 저녁에 항구가 보였다. 오렌지를 먼저 내렸다."
     )
-    assert scan(transcript(*said.split(". ")), embedder).alarm is None
+    assert scan(transcript(*said.split(". ")), embedder).loop is None
 
 
 def static_model(folder: Path, embedder: Embedder) -> Path:
@@ -95,19 +95,19 @@ def test_a_static_model_as_the_fast_choice(tmp_path: Path, embedder: Embedder) -
     scale, default = scale_of(fast), scale_of(embedder)
     assert scale.unrelated > default.unrelated + 0.05, "a cosine means less with word vectors"
     talk = transcript("What makes a team work well?", *AGREED)
-    assert scan(talk, fast).alarm is not None
+    assert scan(talk, fast).loop is not None
     rng = np.random.default_rng(2)
-    assert scan(transcript(*random_talk(rng, 30)), fast).alarm is None
+    assert scan(transcript(*random_talk(rng, 30)), fast).loop is None
 
 
 def test_agreement_in_ever_new_words(embedder: Embedder) -> None:
     talk = transcript("What makes a team work well?", *AGREED)
     found = scan(talk, embedder)
-    assert found.alarm is not None
-    assert found.finding is not None
-    assert found.finding["kind"] == "semantic"
-    assert 2 <= found.finding["onset"] <= 8
-    assert scan(talk).alarm is None
+    assert found.loop is not None
+    assert found.loop is not None
+    assert found.loop.kind == "semantic"
+    assert 2 <= found.loop.onset_turn <= 8
+    assert scan(talk).loop is None
 
 
 def test_the_embedder_pickles_by_name(embedder: Embedder) -> None:
@@ -161,11 +161,11 @@ That can happen where the moon stands far from the equator, or where a basin res
 
 def test_the_same_content_in_the_words_that_were_said(embedder: Embedder) -> None:
     found = scan(transcript(*POEM), embedder)
-    assert found.alarm is not None
-    assert found.alarm + 1 <= 11
-    assert found.finding is not None
-    assert found.finding["kind"] == "semantic"
-    assert 6 <= found.finding["onset"] <= 8
+    assert found.loop is not None
+    assert found.loop.alarm_turn <= 11
+    assert found.loop is not None
+    assert found.loop.kind == "semantic"
+    assert 6 <= found.loop.onset_turn <= 8
 
 
 def test_talk_about_one_subject_goes_on(embedder: Embedder) -> None:
@@ -186,7 +186,7 @@ def test_who_asks_again_after_news_asks_something_new(embedder: Embedder) -> Non
     news = random_talk(np.random.default_rng(4), 80, 40)
 
     def alarm(replies: list[str]) -> int | None:
-        return scan(transcript(*(t for pair in zip(asked, replies, strict=True) for t in pair)), embedder).alarm
+        return scan(transcript(*(t for pair in zip(asked, replies, strict=True) for t in pair)), embedder).loop
 
     assert alarm([" ".join(news[10 * i : 10 * i + 10]) for i in range(8)]) is None
     assert alarm(["I could not open it."] * 8) is not None

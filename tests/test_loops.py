@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from a2a_ray.analysis.loops import MOST, LoopDetector, scan
+from a2a_ray.analysis.loops import MOST, VERSION, LoopDetector, scan
 from a2a_ray.analysis.loops.actions import canonical
 from a2a_ray.core.errors import BadInput
+from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
 from tests.strategies import random_talk
@@ -27,12 +28,12 @@ from tests.talks import message, transcript
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"loop": MOST}, "loop: 8.0; expected 0 < warn <= loop < 8"),
-        ({"loop": 0}, "expected 0 < warn"),
-        ({"loop": 2, "warn": 3}, "warn: 3, loop: 2"),
-        ({"loop": 2, "action": "shout"}, "action: 'shout'; expected 'record', 'nudge' or 'stop'"),
-        ({"loop": 2, "cooldown": 0}, "cooldown: 0; expected at least 1"),
-        ({"loop": 2, "embedder": "./nowhere"}, "embedder './nowhere': no such folder"),
+        ({"threshold": MOST}, "threshold: 8.0; expected 0 < warn_threshold <= threshold < 8"),
+        ({"threshold": 0}, "expected 0 < warn_threshold"),
+        ({"threshold": 2, "warn_threshold": 3}, "warn_threshold: 3, threshold: 2"),
+        ({"threshold": 2, "action": "shout"}, "action: 'shout'; expected 'record', 'nudge' or 'stop'"),
+        ({"threshold": 2, "cooldown": 0}, "cooldown: 0; expected at least 1"),
+        ({"threshold": 2, "embedder": "./nowhere"}, "embedder './nowhere': no such folder"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], sentence: str) -> None:
@@ -44,7 +45,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], sentence: str) -> N
 def test_the_default_threshold_is_the_fitted_one() -> None:
     from a2a_ray.analysis.calibration import shipped
 
-    assert LoopDetector().loop == shipped("lexical").threshold
+    assert LoopDetector().threshold == shipped("lexical").threshold
 
 
 def test_evidence_can_be_checked() -> None:
@@ -55,25 +56,37 @@ def test_evidence_can_be_checked() -> None:
     ]
     talk = transcript(*said)
     found = scan(talk)
-    assert found.finding is not None
-    assert found.alarm == 5
-    assert found.finding == {
-        "kind": "verbatim",
-        "onset": 4,
-        "earlier": 3,
-        "last_before": 3,
-        "period": 1,
-        "span": "I would wait until the paint is dry on both sides",
-        "earlier_span": "i would wait until the paint is dry on both sides",
-        "repeats": 5,
-        "speakers": ["ann", "bob"],
-        "similarity": 1.0,
-        "tokens": 3 * round(11 * 4 / 3),
-        "score": found.finding["score"],
-    }
+    assert found.loop is not None
+    assert found.loop.alarm_turn == 6
     reason = found.verdicts[-1].reason
+    assert found.findings == [
+        Finding(
+            conversation_id="t",
+            analyzer="loops",
+            analyzer_version=VERSION,
+            settings={"threshold": 1.0, "warn_threshold": 0.6},
+            through_seq=6,
+            kind="verbatim",
+            status="loop",
+            reason=reason,
+            onset_turn=4,
+            alarm_turn=6,
+            period=1,
+            score=round(found.highest, 3),
+            threshold=1.0,
+            span="I would wait until the paint is dry on both sides",
+            earlier_span="i would wait until the paint is dry on both sides",
+            speakers=("ann", "bob"),
+            tokens_since_onset=3 * round(11 * 4 / 3),
+            evidence={
+                "first_repeats_turn": 3,
+                "last_repeats_turn": 5,
+                "similarity": 1.0,
+                "scores": [round(score, 3) for score in found.scores],
+            },
+        )
+    ]
     assert reason.startswith("turns 4 to 6 repeat earlier ones word for word, or nearly so (first at turn 3; 45 tokens")
-    assert json.loads(json.dumps(found.finding)) == found.finding
 
 
 def test_tokens_are_those_that_messages_report() -> None:
@@ -81,8 +94,8 @@ def test_tokens_are_those_that_messages_report() -> None:
     for i in range(6):
         talk.append(message(i + 1, "The same nine words are said once more today.", usage={"output_tokens": 100}))
     found = scan(talk)
-    assert found.finding is not None
-    assert found.finding["tokens"] == 500
+    assert found.loop is not None
+    assert found.loop.tokens_since_onset == 500
 
 
 def test_hysteresis_and_the_end_of_an_alarm() -> None:
@@ -95,7 +108,7 @@ def test_hysteresis_and_the_end_of_an_alarm() -> None:
     assert set(status[first:last]) == {"loop"}
     assert status[last + 1 :] == ["none"] * (len(status) - last - 1)
     assert last - 11 <= 5, "an alarm must end a few turns after the loop"
-    assert found.verdicts[last].evidence["recovers_at"] == 12
+    assert found.verdicts[last].evidence["recovered_turn"] == 12
     assert max(found.scores) <= MOST
 
 
@@ -108,7 +121,7 @@ def test_a_single_new_turn_does_not_end_an_alarm() -> None:
 def test_nudges_are_asked_for_at_first_and_after_the_cooldown() -> None:
     again = "There is no train before six, so we have to stay here for the night."
     found = scan(transcript(*[again] * 16), action="nudge", cooldown=5)
-    asked = [turn for turn, v in zip(found.turns, found.verdicts, strict=True) if v.action == "nudge"]
+    asked = [turn for turn, v in enumerate(found.verdicts, 1) if v.action == "nudge"]
     assert asked[1:] == [asked[0] + 5, asked[0] + 10]
     stops = scan(transcript(*[again] * 16), action="stop").verdicts
     assert all(v.action == "stop" for v in stops if v.status == "loop")
@@ -132,12 +145,12 @@ def test_one_speaker_who_repeats_what_others_do_not_answer_with_news() -> None:
     ]
     said = [text for page in pages for text in (ask, page)]
     found = scan(transcript(*said))
-    assert found.alarm is not None
+    assert found.loop is not None
     rng = np.random.default_rng(8)
     interview = [
         text for story in random_talk(rng, 10, 60) for text in ("How interesting! And what happened then?", story)
     ]
-    assert scan(transcript(*interview)).alarm is None
+    assert scan(transcript(*interview)).loop is None
 
 
 @pytest.mark.parametrize(
@@ -219,19 +232,21 @@ def test_a_megabyte_in_one_turn(text: str) -> None:
     ],
 )
 def test_any_script_goes_round(text: str) -> None:
-    assert scan(transcript(*[text] * 12)).alarm is not None
+    assert scan(transcript(*[text] * 12)).loop is not None
 
 
 def test_an_empty_talk() -> None:
     found = scan(Transcript("t", ()))
-    assert (found.verdicts, found.scores, found.alarm, found.finding, found.highest) == ([], [], None, None, 0.0)
+    assert (found.verdicts, found.scores, found.loop, found.highest) == ([], [], None, 0.0)
+    assert [each.status for each in found.findings] == ["none"]
 
 
 def test_figures_on_labelled_talks(shared: Path) -> None:
     """A floor under the figures in docs/loops.md, for the words alone: what is lost would be noticed."""
     score = runpy.run_path(str(shared.parent / "eval" / "score_loops.py"))["score"]
     labelled = [json.loads(line) for line in (shared / "loops_dev.jsonl").read_text(encoding="utf-8").splitlines()]
-    alarms = [{"id": t["id"], "alarm": scan(Transcript.from_exchange(t)).alarm} for t in labelled]
+    loops = {t["id"]: scan(Transcript.from_exchange(t)).loop for t in labelled}
+    alarms = [{"id": id, "alarm": None if loop is None else loop.alarm_turn - 1} for id, loop in loops.items()]
     found = score(labelled, alarms)
     assert found["f1"] >= 0.88
     assert found["false_alarm_rate"] <= 0.05

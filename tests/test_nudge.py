@@ -109,13 +109,9 @@ def test_a_stop_gives_its_reason_and_its_evidence_is_kept() -> None:
     agents = [EchoAgent("ann"), EchoAgent("bob")]
     transcript = Conversation(agents, rounds=9, observers={"loops": Asks(5, action="stop")}).run()
     assert (len(transcript), transcript.status, transcript.reason) == (5, "done", "loops: again and again")
-    assert end_row(transcript, 0.0).metadata["verdicts"][-1][2]["evidence"] == {"last_before": 1}
-
-
-def test_of_equal_verdicts_in_a_row_the_first_and_the_last_are_kept() -> None:
-    transcript = talk(Declines(), 2).run()
-    kept = [(turn, v["action"]) for turn, _, v in end_row(transcript, 0.0).metadata["verdicts"]]
-    assert kept == [(2, "nudge"), (3, "record"), (6, "record")]
+    assert transcript.verdicts[-1][2].evidence == {"last_before": 1}
+    row = end_row(transcript, 0.0)
+    assert (row.kind, row.sender, row.content) == ("done", "loops", transcript.reason)
 
 
 class Slow:
@@ -278,7 +274,7 @@ def test_a_subclass_that_only_says_a_nudge_has_it_shown() -> None:
 
 
 def test_placeholders_are_filled_from_the_evidence() -> None:
-    text = "Since turn {onset} you repeat {span!s}. {{}}".replace("!s", "")
+    text = "Since turn {onset_turn} you repeat {span!s}. {{}}".replace("!s", "")
     agents = [FunctionAgent(name, lambda content: "We could paint the fence green, then.") for name in ("ann", "bob")]
     observer = LoopDetector(action="nudge")
     transcript = Conversation(agents, Alternating(nudge={"text": text}), rounds=9, observers=[observer]).run()
@@ -292,9 +288,9 @@ def test_placeholders_are_filled_from_the_evidence() -> None:
 @pytest.mark.parametrize(
     ("nudge", "sentence"),
     [
-        ({"text": "Since {onst}."}, "nudge.text: unknown placeholder 'onst'. Did you mean 'onset'?"),
+        ({"text": "Since {onst}."}, "nudge.text: unknown placeholder 'onst'. There is: onset_turn, span."),
         ({"text": "{}"}, "unknown placeholder ''"),
-        ({"text": "{onset:3}"}, "expected {onset} alone"),
+        ({"text": "{onset_turn:3}"}, "expected {onset_turn} alone"),
         ({"text": "a { b"}, "Write a literal brace twice"),
         ({"text": " "}, "nudge.text: ' '; expected text"),
         ({"txt": "x"}, "nudge.txt: unknown key 'txt'. Did you mean 'text'?"),

@@ -32,7 +32,8 @@ from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.interface.negotiation_figure import disagreement_figure, games_of, negotiation_section, outcome_table
 from a2a_ray.interface.report import render_report
-from a2a_ray.interface.results import analyze_source, report_data
+from a2a_ray.interface.report_source import report_data
+from a2a_ray.interface.results import analyze_source
 from a2a_ray.interface.study import Study, write_study
 from tests.strategies import finite, games
 
@@ -330,17 +331,18 @@ def test_analyze_and_report_tell_of_negotiations(tmp_path: Path) -> None:
     game, plain = talk(("ann", X), ("bob", X), ("ann", X), ("bob", "<b>No.")), talk(("ann", "Hello."), ("bob", "Hi."))
     game.id, plain.id = "game", "plain"
     write_jsonl([game, plain], tmp_path / "games.jsonl")
-    results = analyze_source(str(tmp_path / "games.jsonl"), "none")
-    assert [(g["id"], g["status"]) for g in results.to_dict()["negotiations"]] == [
+    results = analyze_source(str(tmp_path / "games.jsonl"))
+    games = games_of(results.findings())
+    assert [(g.conversation_id, g.evidence["status"]) for g in games] == [
         ("game", "settled"),
         ("plain", "too few offers"),
     ]
-    assert results.tables[-1].rows[0][:2] == ("settled", 1)
+    assert outcome_table(games).rows[0][:2] == ("settled", 1)
     page = render_report(report_data(results))
     assert page.count("Do the parties settle?") >= 2  # in the list of sections, and over the section
     assert page.count("disagreement at the end") == 1
     write_jsonl([plain], tmp_path / "plain.jsonl")
-    assert analyze_source(str(tmp_path / "plain.jsonl"), "none").negotiations == []
+    assert games_of(analyze_source(str(tmp_path / "plain.jsonl")).findings()) == []
 
 
 def test_the_counts_of_the_page_on_positions(shared: Path) -> None:

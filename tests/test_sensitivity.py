@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from a2a_ray.analysis.published import DISTANCES, PublishedRule
+from a2a_ray.analysis.distances import DISTANCES
+from a2a_ray.analysis.paper_rule import PaperLoopRule
 from a2a_ray.analysis.sensitivity import ALL, critical, curve, sweep
-from a2a_ray.analysis.text import analyze_texts
+from a2a_ray.analysis.text import distances
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.exchange import read_jsonl
 
-DEFAULTS = PublishedRule().thresholds
+DEFAULTS = PaperLoopRule().thresholds
 values = st.floats(0, 1) | st.just(np.nan)
 series = st.integers(0, 8).flatmap(
     lambda n: st.fixed_dictionaries({name: hnp.arrays(np.float64, n, elements=values) for name in DISTANCES})
@@ -29,7 +30,7 @@ def test_the_rule_fires_exactly_above_the_critical_threshold(
 ) -> None:
     scaled = {name: DEFAULTS[name] * factor for name in DISTANCES}
     turns = list(range(1, len(talk["cosine"]) + 1))
-    found = PublishedRule(**scaled, rounds=rounds).find(talk, turns)
+    found = PaperLoopRule(**scaled, rounds=rounds).find(talk, turns)
     at = critical(talk, ALL, DEFAULTS, rounds)
     if abs(at - factor) > 1e-9:  # at the very threshold rounding decides
         assert (found is not None) == (at < factor)
@@ -71,14 +72,14 @@ def test_unknown_names_and_rounds() -> None:
 def test_a_grid_counts_what_the_rule_says_on_real_talks(shared: Path) -> None:
     talks, _ = read_jsonl(shared / "loops_dev.jsonl")
     talks = talks[:30]
-    analyses = analyze_texts(talks, None)
+    analyses = [distances(t) for t in talks]
     looped = [t.metadata["labels"]["A"]["loop"] for t in talks]
     grid = {"cosine": [0.3], "jaccard": [0.3, 0.5, 0.9], "bleu": [0.6, 0.95]}
     rows = list(sweep([a.rounds for a in analyses], looped, grid, (2, 3)))
     assert len(rows) == 12
     for row in rows:
-        rule = PublishedRule(row["cosine"], row["jaccard"], row["bleu"], rounds=row["rounds"])
-        alarms = [rule.find(a.rounds, a.turns[::2]) is not None for a in analyses]
+        rule = PaperLoopRule(row["cosine"], row["jaccard"], row["bleu"], rounds=row["rounds"])
+        alarms = [rule.find(a.rounds, range(1, 1 + len(a.rounds["bleu"]))) is not None for a in analyses]
         assert row["alarms"] == sum(alarms)
         assert row["hits"] == sum(a and b for a, b in zip(alarms, looped, strict=True))
     assert max(r["alarms"] for r in rows) > min(r["alarms"] for r in rows)

@@ -14,13 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a2a_ray.agents.echo import EchoAgent
+from a2a_ray.analysis.analyze import analyze
 from a2a_ray.analysis.embedding import OFFLINE_PACKAGE, load_embedder
-from a2a_ray.analysis.published import PublishedRule
-from a2a_ray.analysis.repetition import ExactRepetition, Repetition, find_repetition, repeated_phrase, repeated_spans
-from a2a_ray.analysis.text import analyze_texts, is_text
+from a2a_ray.analysis.paper_rule import PaperLoopRule, PaperRuleAnalyzer
+from a2a_ray.analysis.repetition import (
+    ExactRepetitionRule,
+    Repetition,
+    repeated_phrase,
+    repeated_spans,
+)
+from a2a_ray.analysis.text import distances, is_text
 from a2a_ray.analysis.trajectory import even_sample, tsne
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
+from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import BID, Content, Message
 from a2a_ray.core.registry import detectors
 from a2a_ray.core.transcript import Transcript
@@ -50,6 +57,18 @@ def prose(number: int, seed: int = 0, length: int = 30) -> list[str]:
 # --- exact repetition
 
 
+def find_repetition(transcript: Transcript, turns: int = 3) -> Repetition | None:
+    """The first finding of the rule, as the run of messages that it describes."""
+    rule = ExactRepetitionRule(turns)
+    for message in transcript.messages:
+        rule.update(message)
+    found = rule.findings("c")[0]
+    if not found.looped or found.onset_turn is None:
+        return None
+    earlier, length = found.evidence["first_repeats_turn"], found.evidence["turns"]
+    return Repetition(found.onset_turn, earlier, length, found.period, found.span)
+
+
 @pytest.mark.parametrize("period", range(1, 13))
 @pytest.mark.parametrize("before", [0, 7])
 def test_a_planted_cycle_of_any_period_is_found(period: int, before: int) -> None:
@@ -63,13 +82,15 @@ def test_a_planted_cycle_of_any_period_is_found(period: int, before: int) -> Non
 def test_streaming_equals_batch_and_speakers_do_not_matter(texts: list[str], turns: int) -> None:
     transcript = talk(texts)
     found = find_repetition(transcript, turns)
-    detector = ExactRepetition(turns)
+    detector = ExactRepetitionRule(turns)
     verdicts = [detector.update(m) for m in transcript.messages]
     first = next((i for i, v in enumerate(verdicts) if v.status == "loop"), None)
     assert (found is None) == (first is None)
     if found is not None and first is not None:
-        run = list(itertools.takewhile(lambda v: v.evidence.get("onset", found.onset) == found.onset, verdicts[first:]))
-        assert [v for v in run if v.status == "loop"][-1].evidence == found.to_dict()
+        run = list(
+            itertools.takewhile(lambda v: v.evidence.get("onset_turn", found.onset) == found.onset, verdicts[first:])
+        )
+        assert [v for v in run if v.status == "loop"][-1].evidence == found.evidence()
     assert found == find_repetition(talk(texts, ("one", "two", "three")), turns)
 
 
@@ -107,7 +128,7 @@ def test_case_and_white_space_are_folded_and_new_words_end_a_run() -> None:
 
 
 def test_bids_and_vectors_are_passed_over() -> None:
-    detector = ExactRepetition(turns=1)
+    detector = ExactRepetitionRule(turns=1)
     assert detector.update(Message("c", 1, "ann", "1.0", kind=BID)).status == "none"
     assert detector.update(Message("c", 2, "ann", "1.0")).status == "none"
     assert detector.update(Message("c", 3, "ann", np.ones(2))).status == "none"
@@ -123,7 +144,7 @@ def test_the_detector_in_a_real_conversation(action: str, turns: int) -> None:
     assert [turn for turn, _, _ in transcript.verdicts] == list(range(4, turns + 1))
     verdict = transcript.verdicts[0][2]
     assert verdict.status == "loop"
-    assert verdict.evidence == {"onset": 2, "earlier": 1, "turns": 3, "period": 1, "phrase": "Hello."}
+    assert verdict.evidence == Repetition(2, 1, 3, 1, "Hello.").evidence()
     json.dumps(dict(verdict.evidence))
     if action == "stop":
         assert transcript.reason.startswith("exact: 3 messages in a row were said before")
@@ -204,34 +225,34 @@ def series(*below: float) -> dict[str, np.ndarray]:
 
 def test_three_rounds_in_a_row_make_a_loop() -> None:
     turns = [1, 3, 5, 7, 9, 11, 13]
-    assert PublishedRule().find(series(0.1, 0.1, 0.9, 0.1, 0.1, 0.9, 0.1), turns) is None
-    found = PublishedRule().find(series(0.9, 0.1, 0.9, 0.1, 0.1, 0.1, 0.1), turns)
+    assert PaperLoopRule().find(series(0.1, 0.1, 0.9, 0.1, 0.1, 0.9, 0.1), turns) is None
+    found = PaperLoopRule().find(series(0.9, 0.1, 0.9, 0.1, 0.1, 0.1, 0.1), turns)
     assert found is not None
     assert (found.onset_round, found.onset_turn, found.rounds, found.supported) == (4, 7, 4, True)
     assert found.distances == pytest.approx({"cosine": 0.1, "jaccard": 0.1, "bleu": 0.1})
-    assert PublishedRule(rounds=5).find(series(0.9, 0.1, 0.9, 0.1, 0.1, 0.1, 0.1), turns) is None
+    assert PaperLoopRule(rounds=5).find(series(0.9, 0.1, 0.9, 0.1, 0.1, 0.1, 0.1), turns) is None
 
 
 @pytest.mark.parametrize("name", ["cosine", "jaccard", "bleu"])
 def test_every_deciding_distance_must_be_below_and_coherence_only_supports(name: str) -> None:
     values = series(0.1, 0.1, 0.1)
     values["coherence"][:] = 0.5
-    found = PublishedRule().find(values, [1, 3, 5])
+    found = PaperLoopRule().find(values, [1, 3, 5])
     assert found is not None
     assert found.supported is False
     values[name][1] = 0.95
-    assert PublishedRule().find(values, [1, 3, 5]) is None
+    assert PaperLoopRule().find(values, [1, 3, 5]) is None
 
 
 def test_undefined_distances() -> None:
     nan = float("nan")
     values = series(0.1, 0.1, 0.1)
     values["cosine"][:] = values["coherence"][:] = nan  # no embedder
-    found = PublishedRule().find(values, [1, 3, 5])
+    found = PaperLoopRule().find(values, [1, 3, 5])
     assert found is not None
     assert (set(found.distances), found.supported) == ({"jaccard", "bleu"}, None)
-    assert PublishedRule().find(series(nan, nan, nan, nan), [1, 3, 5, 7]) is None  # silence is no likeness
-    assert PublishedRule().find(series(), []) is None
+    assert PaperLoopRule().find(series(nan, nan, nan, nan), [1, 3, 5, 7]) is None  # silence is no likeness
+    assert PaperLoopRule().find(series(), []) is None
 
 
 @pytest.mark.parametrize(
@@ -248,7 +269,7 @@ def test_undefined_distances() -> None:
 )
 def test_thresholds_out_of_reach_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(BadInput, match=f"{next(iter(wrong))}: .*expected"):
-        PublishedRule(**wrong)  # type: ignore[arg-type]
+        PaperLoopRule(**wrong)  # type: ignore[arg-type]
 
 
 # --- trajectories
@@ -283,10 +304,13 @@ def test_of_many_points_an_even_sample_is_placed() -> None:
 # --- whole conversations
 
 
-def test_series_have_a_value_for_each_round_and_each_pair() -> None:
-    (found,) = analyze_texts([talk(["a b", "a c", "d e", "d e", "x y"])], None)
-    assert found.turns == [1, 2, 3, 4, 5]
-    np.testing.assert_allclose(found.consecutive["jaccard"], [2 / 3, 1, 0, 1])
+def analyzed(*transcripts: Transcript) -> list[dict[str, Finding]]:
+    """The first finding of each analyzer in each conversation."""
+    return [{f.analyzer: f for f in reversed(findings)} for _, findings in analyze(transcripts)]
+
+
+def test_series_have_a_value_for_each_round() -> None:
+    found = distances(talk(["a b", "a c", "d e", "d e", "x y"]))
     np.testing.assert_allclose(found.rounds["jaccard"], [2 / 3, 0, np.nan])
     assert np.isnan(found.rounds["cosine"]).all()
     assert found.drift.shape == (5,)
@@ -294,30 +318,25 @@ def test_series_have_a_value_for_each_round_and_each_pair() -> None:
 
 
 def test_with_more_agents_a_round_is_the_mean_over_its_neighbours() -> None:
-    (found,) = analyze_texts([talk(["a", "a", "b", "", "", "", "c", "c"], ("x", "y", "z"))], None)
+    found = distances(talk(["a", "a", "b", "", "", "", "c", "c"], ("x", "y", "z")))
     np.testing.assert_allclose(found.rounds["jaccard"], [0.5, np.nan, 0])
 
 
-def test_loops_by_either_rule() -> None:
+def test_loops_by_either_baseline() -> None:
     copies = [t for t in prose(4) for _ in range(2)]  # each round two equal outputs, each round new
-    new, exact, published, both = analyze_texts(
-        [
-            talk(prose(12)),
-            talk(prose(4) + prose(3, 1) * 3),
-            talk(copies),
-            talk(prose(2) + ["again and again we say the same"] * 8),
-        ],
-        None,
+    new, exact, paper, both = analyzed(
+        talk(prose(12)),
+        talk(prose(4) + prose(3, 1) * 3),
+        talk(copies),
+        talk(prose(2) + ["again and again we say the same"] * 8),
     )
-    assert new.loop is None
-    assert exact.loop is not None
-    assert (exact.loop.rule, exact.loop.onset, exact.published) == ("exact_repetition", 8, None)
-    assert published.loop is not None
-    assert (published.loop.rule, published.loop.onset, published.exact) == ("published", 1, None)
-    assert published.published is not None
-    assert published.published.rounds == 4
-    assert both.loop is not None
-    assert (both.loop.rule, both.loop.onset, both.loop.phrase) == ("published", 3, "again and again we say the same")
+    assert not any(finding.looped for finding in new.values())
+    assert (exact["exact_repetition"].onset_turn, exact["paper_rule"].status) == (8, "none")
+    assert (paper["paper_rule"].onset_turn, paper["exact_repetition"].status) == (1, "none")
+    assert paper["paper_rule"].score == 4
+    assert (both["paper_rule"].onset_turn, both["paper_rule"].alarm_turn) == (3, 8)
+    assert both["paper_rule"].span == "again and again we say the same"
+    assert both["paper_rule"].evidence["series"]["jaccard"] == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_foreign_transcripts_of_any_shape() -> None:
@@ -327,19 +346,21 @@ def test_foreign_transcripts_of_any_shape() -> None:
         talk(["one"], id="one"),
         talk(prose(7), ("only",), id="monologue"),
         talk(prose(7), tuple("abcdefghij"), id="crowd"),
-        talk(["", " ", "", ""], id="blank"),
+        talk(["", " ", ""], id="blank"),
     ]
-    found = analyze_texts(odd, None)
-    assert [f.id for f in found] == ["empty", "silent", "one", "monologue", "crowd", "blank"]
-    assert not any(f.loop for f in found)
-    assert [len(f.rounds["bleu"]) for f in found] == [0, 0, 1, 7, 1, 2]
-    json.dumps([f.to_dict() for f in found], allow_nan=False)
+    found = analyzed(*odd)
+    assert [{f.conversation_id for f in each.values()} for each in found] == [{t.id} for t in odd]
+    assert [name for each in found for name, f in each.items() if f.looped] == ["loops"]  # three empty turns in a row
+    assert [len(distances(t).rounds["bleu"]) for t in odd] == [0, 0, 1, 7, 1, 2]
+    json.dumps([f.to_dict() for each in found for f in each.values()], allow_nan=False)
 
 
-def test_conversations_of_vectors_are_left_out() -> None:
+def test_of_vectors_the_loop_analyzers_say_that_they_cannot_say_anything() -> None:
     vectors = talk([np.ones(2), np.ones(2)], id="vectors")
     assert not is_text(vectors)
-    assert [f.id for f in analyze_texts([vectors, talk(prose(3))], None)] == ["c"]
+    (found,) = analyzed(vectors)
+    assert {f.status for f in found.values()} == {"not applicable"}
+    assert all("vectors" in f.reason for f in found.values())
 
 
 @needs_model
@@ -348,32 +369,29 @@ def test_with_the_real_embedder() -> None:
     assert embedder is not None
     same = "The cat sat on the mat. The dog lay beside it."
     texts = ["Cats like mats. Dogs do as well.", "Interest rates rose in March. The bank said so.", *[same] * 6]
-    seen: list[tuple[int, int]] = []
-    (found, no_opening) = analyze_texts(
-        [talk(texts, opening=texts[1]), talk([same, ""], id="d")],
-        embedder,
-        progress=lambda a, b: seen.append((a, b)),
-    )
-    assert seen[-1] == (9, 9)  # 3 different outputs, one of them the opening, 6 sentences; the blank one not
+    conversation = talk(texts, opening=texts[1])
+    found = distances(conversation, embedder)
+    assert len(embedder.cache) == 9  # 3 different outputs, one of them the opening, 6 sentences
     assert found.rounds["cosine"][0] > 0.6
     np.testing.assert_allclose(found.rounds["cosine"][1:], 0, atol=1e-6)
     np.testing.assert_allclose(found.rounds["coherence"][1:], 0, atol=1e-6)
     assert found.drift[1] == pytest.approx(0, abs=1e-6)
     assert found.drift[0] > 0.5 < found.drift[2]
-    assert found.published is not None
-    assert (found.published.onset_turn, found.published.supported) == (3, True)
-    assert found.consecutive["cosine"][0] == found.rounds["cosine"][0]
+    (finding,) = PaperRuleAnalyzer(embedder).findings(conversation)
+    assert (finding.onset_turn, finding.evidence["supported"]) == (3, True)
+    assert finding.settings["embedder"] == embedder.identity
+    no_opening = distances(talk([same, ""], id="d"), embedder)
     assert no_opening.rounds["cosine"].tolist() == [1.0]
     assert np.isnan(no_opening.drift).all()
-    json.dumps(found.to_dict(), allow_nan=False)
+    json.dumps(finding.to_dict(), allow_nan=False)
 
 
 @needs_data
 def test_real_prose_does_not_loop() -> None:
     lines = (DATA / "prose.jsonl").read_text(encoding="utf-8").splitlines()
-    found = analyze_texts([Transcript.from_exchange(json.loads(line)) for line in lines], None)
+    found = analyzed(*(Transcript.from_exchange(json.loads(line)) for line in lines))
     assert len(found) == 60
-    assert not any(f.loop for f in found)
+    assert not any(f.looped for each in found for f in each.values())
 
 
 @needs_data
@@ -381,6 +399,6 @@ def test_real_prose_does_not_loop() -> None:
 def test_real_foreign_transcripts_can_be_read(name: str) -> None:
     lines = (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[::10]
     transcripts = [Transcript.from_exchange(json.loads(line)) for line in lines]
-    found = analyze_texts(transcripts, None)
-    assert [len(f.turns) for f in found] == [len(t.messages) for t in transcripts]
-    json.dumps([f.to_dict() for f in found], allow_nan=False)
+    found = analyzed(*transcripts)
+    assert [each["loops"].through_seq for each in found] == [len(t) for t in transcripts]
+    json.dumps([f.to_dict() for each in found for f in each.values()], allow_nan=False)

@@ -123,7 +123,7 @@ class TurnProtocol(ABC):
 class Verdict:
     """What an observer says after a message.
 
-    status: "none", "warn", "loop", "recovered", or an observer's own word.
+    status: "none", "warning", "loop", "recovered", or an observer's own word.
     action: "record", "nudge" (the protocol is asked what to do: `TurnProtocol.nudge`) or "stop".
     reason: one sentence for people; required with "stop".
     scores: how much each agent should get the next turn (adaptive protocols can follow it).

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 NONE, WARNING, LOOP, RECOVERED, WAITING = "none", "warning", "loop", "recovered", "waiting"
 """`status` of a finding about loops. A loop that was left again is "recovered"."""
+NOT_APPLICABLE = "not applicable"
+"""`status` if the analyzer has nothing to say about this conversation; `reason` says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +105,8 @@ class Finding:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Finding:
         """The finding of a JSON value. Raises BadInput for unknown or missing keys."""
-        known = {field.name for field in fields(cls)}
-        if extra := value.keys() - known:
-            raise BadInput("finding: " + unknown("key", min(extra), known))
+        if extra := value.keys() - _FIELDS:
+            raise BadInput("finding: " + unknown("key", min(extra), _FIELDS))
         parts = dict(value)
         if parts.get("interval") is not None:
             parts["interval"] = tuple(parts["interval"])
@@ -113,6 +114,16 @@ class Finding:
             return cls(**parts)
         except TypeError as error:
             raise BadInput(f"finding: {error}") from None
+
+
+_FIELDS = frozenset(field.name for field in fields(Finding))
+
+
+def as_finding(found: Mapping[str, Any], **who: Any) -> Finding:
+    """A finding from a mapping of its fields; what is no field becomes evidence. who: further fields."""
+    own = {name: value for name, value in found.items() if name in _FIELDS}
+    rest = {name: value for name, value in found.items() if name not in _FIELDS}
+    return Finding(**{**own, **who}, evidence=rest)
 
 
 def canonical(settings: Mapping[str, Any]) -> str:

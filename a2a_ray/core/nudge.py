@@ -11,7 +11,7 @@ from a2a_ray.core.contracts import Say, TurnProtocol, Verdict
 from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.message import NUDGE
 
-PLACEHOLDERS = ("onset", "span")
+PLACEHOLDERS = ("onset_turn", "span")
 """What the text can take from the evidence of the verdict: the turn where the loop began, and the repeated words."""
 REMEDY = "use action: record or stop"
 
@@ -19,7 +19,7 @@ REMEDY = "use action: record or stop"
 class NudgeText:
     """What `nudge: {text: ..., sender: moderator}` of a protocol says.
 
-    text: may hold the placeholders {onset} and {span}; a literal brace is written twice.
+    text: may hold the placeholders {onset_turn} and {span}; a literal brace is written twice.
     sender: who says it; not the name of an agent.
     Raises BadInput for unknown keys and placeholders.
     """

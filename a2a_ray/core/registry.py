@@ -195,7 +195,7 @@ protocols = Registry(
 detectors = Registry(
     "a2a_ray.detectors",
     {
-        "exact_repetition": "a2a_ray.analysis.repetition:ExactRepetition",
+        "exact_repetition": "a2a_ray.analysis.repetition:ExactRepetitionRule",
         "loops": "a2a_ray.analysis.loops:LoopDetector",
     },
 )

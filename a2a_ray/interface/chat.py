@@ -30,11 +30,14 @@ def render_chat(
     console: Console,
     spans: Sequence[Spans] | None = None,
     onset: int | None = None,
+    alarm: int | None = None,
+    findings: Sequence[str] = (),
 ) -> None:
     """Prints a conversation as a chat.
 
     spans: for each of `transcript.messages` the passages that were said before; they are highlighted.
-    onset: the turn at which a loop begins; a line is drawn above it.
+    onset: the turn at which a loop begins; a line is drawn above it. alarm: the turn after which the detector said so.
+    findings: what was found, a line each, printed below the id.
     Nothing that was said is read as markup or reaches the terminal as a control character.
     """
     from rich.padding import Padding
@@ -42,15 +45,17 @@ def render_chat(
     from rich.text import Text
 
     console.print(Rule(Text(clean_line(transcript.id), style="bold"), style="dim"))
+    for line in findings:
+        console.print(Text(clean_line(line, 300), style="italic"))
+    if findings:
+        console.print()
     if not is_blank(transcript.opening.content):
         console.print(Text("opening", style="dim italic"))
         console.print(Padding(_body(transcript.opening, ()), (0, 0, 1, 2)))
-    marked = False
     places = speaker_places(transcript)
     for number, message in enumerate(transcript.messages):
-        if onset is not None and not marked and message.turn >= onset:
+        if onset is not None and message.turn == onset:
             console.print(Rule(Text(f"a loop begins at turn {onset}", style="bold red"), style="red"))
-            marked = True
         place = places[message.sender]
         indent = _INDENT * (place % 2) if console.width >= _WIDE else 0
         head = Text(clean_line(message.sender, 40), style=f"bold {_COLOURS[place % len(_COLOURS)]}")
@@ -60,6 +65,8 @@ def render_chat(
         console.print(Padding(head, (0, 0, 0, indent)))
         passages = spans[number] if spans is not None and number < len(spans) else ()
         console.print(Padding(_body(message, passages), (0, 0, 1, indent + 2)))
+        if alarm is not None and message.turn == alarm:
+            console.print(Rule(Text(f"alarm after turn {alarm}", style="red"), style="red"))
     end = Text(ending(transcript), style="bold red" if transcript.status == FAILED else "dim")
     console.print(end)
     if transcript.traceback:

@@ -6,13 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from a2a_ray.analysis.analyze import AnalysisSettings
 from a2a_ray.analysis.embedding import DEFAULT_MODEL
 from a2a_ray.analysis.equilibria import asymmetric_examples
-from a2a_ray.interface.main import say
-from a2a_ray.interface.plateau import Pair
+from a2a_ray.analysis.loops import first_loop
+from a2a_ray.interface.console import say
+from a2a_ray.interface.described import described
+from a2a_ray.interface.plateau import Pair, pairs_of
 from a2a_ray.interface.report import write_report
 from a2a_ray.interface.report_data import BigNumber
-from a2a_ray.interface.results import LOOPS, Results, analyze, report_data
+from a2a_ray.interface.report_source import report_data
+from a2a_ray.interface.results import Results, analyze_opened
 from a2a_ray.interface.tables import print_table
 from a2a_ray.runtime.experiment import AgentSpec, Experiment
 from a2a_ray.runtime.run import run_many
@@ -28,20 +32,21 @@ def run_demo(out: Path, full: bool) -> dict[str, Any]:
     started = time.perf_counter()
     say("Pairs of LSA agents at 19 angles, and two small language models that answer each other...")
     run = run_many(demo_experiment(FULL_OPENINGS if full else OPENINGS), storage=out)
-    say(f"{run.summary()['turns']:,} turns in {time.perf_counter() - started:.0f} s. Embedding and analysing them...")
-    results = analyze(run.path, run, list(run.transcripts()), DEFAULT_MODEL)
+    say(f"{run.summary()['turns']:,} turns in {time.perf_counter() - started:.0f} s. Analyzing them...")
+    results = analyze_opened(run, AnalysisSettings(DEFAULT_MODEL, detector_embeds=False))
+    found = pairs_of(results.findings(), results.labels)
     report = out / "report.html"
-    write_report(report, report_data(results, "a2a_ray demo", headline(results), _numbers(results)))
-    _print(results)
-    pairs = [p for p in results.pairs if p.kind == "pair"]
+    write_report(report, report_data(results, "a2a_ray demo", headline(results, found), _numbers(results, found)))
+    _print(results, found)
+    pairs = [p for p in found if p.kind == "pair"]
     seconds = time.perf_counter() - started
     print(f"Report: {report}\nRun:    {run.path}   ({seconds:.0f} s)")
     return {
         "misaligned": {"pairs": _angles(pairs), "max_relative_error": largest_error(pairs)},
         "loops": {
             "conversations": len(results.texts),
-            "looped": looped(results),
-            "published_setting_looped": looped(results, PUBLISHED),
+            "looped": results.looped()[0],
+            "published_setting_looped": results.looped(PUBLISHED)[0],
         },
         "turns": run.summary()["turns"],
         "run": run.path,
@@ -88,25 +93,20 @@ def largest_error(pairs: list[Pair]) -> float:
     return max(error for p in pairs if (error := p.largest_error()) is not None)
 
 
-def looped(results: Results, label: str | None = None) -> int:
-    """Conversations that looped, in one setting or in all."""
-    return sum(a.loop is not None for a in results.texts if label in (None, results.labels[a.id]))
-
-
-def headline(results: Results) -> list[str]:
+def headline(results: Results, found: list[Pair]) -> list[str]:
     """What came out, in sentences that follow from the numbers."""
-    pairs = [p for p in results.pairs if p.kind == "pair"]
+    pairs = [p for p in found if p.kind == "pair"]
     settled = sum(p.settled_round is not None for p in pairs)
     aligned = sorted({p.angle for p in pairs if max(p.measured) < 1e-9})
     where = f"only those at {', '.join(f'{a:g}' for a in aligned)} degrees" if aligned else "none"
-    total = sum(results.labels[a.id] == PUBLISHED for a in results.texts)
-    few = looped(results, PUBLISHED)
+    few, total = results.looped(PUBLISHED)
+    many, of = results.looped(LOOPING)
     sentences = [
         f"{settled} of {len(pairs)} pairs of LSA agents settled, {where} at their objectives: the others rest in a"
         f" biased equilibrium, within {largest_error(pairs):.1g} of the closed form (relative to the gap).",
-        f"Two small language models that answer each other looped in {few} of {total} talks in the published setting"
-        f" (only the last output shown, temperature 0.7) and in {looped(results, LOOPING)} of {total} when shown the"
-        " last 400 characters, greedy.",
+        f"Two small language models that answer each other looped in {few} of {total} conversations in the published"
+        f" setting (only the last output shown, temperature 0.7) and in {many} of {of} when shown the last 400"
+        " characters, greedy.",
     ]
     if few * 2 < total:
         sentences.append(
@@ -120,31 +120,33 @@ def _angles(pairs: list[Pair]) -> int:
     return len({p.angle for p in pairs})
 
 
-def _numbers(results: Results) -> list[BigNumber]:
-    pairs = [p for p in results.pairs if p.kind == "pair"]
-    total = sum(results.labels[a.id] == PUBLISHED for a in results.texts)
+def _numbers(results: Results, found: list[Pair]) -> list[BigNumber]:
+    pairs = [p for p in found if p.kind == "pair"]
     return [
         BigNumber(str(_angles(pairs)), "angles between objectives"),
         BigNumber(f"{largest_error(pairs):.1g}", "largest error against the closed form, of the gap"),
-        BigNumber(f"{looped(results, PUBLISHED)} of {total}", "talks looped, published setting"),
-        BigNumber(f"{looped(results, LOOPING)} of {total}", "talks looped, looping setting"),
+        *(
+            BigNumber("{} of {}".format(*results.looped(label)), f"conversations looped, {label}")
+            for label in (PUBLISHED, LOOPING)
+        ),
     ]
 
 
-def _print(results: Results) -> None:
+def _print(results: Results, found: list[Pair]) -> None:
     """The short table."""
-    shown = [p for p in results.pairs if p.kind != "pair" or p.angle % 45 == 0 or "actor" in p.label]
+    shown = [p for p in found if p.kind != "pair" or p.angle % 45 == 0 or "actor" in p.label]
     rows = [(p.label, p.gap, p.measured[0], p.predicted[0], p.measured[1], p.predicted[1]) for p in shown]
     columns = ("pair", "gap", "w measured", "w predicted", "u measured", "u predicted")
     print_table("Biased equilibrium: distance of each agent from its own objective", columns, rows)
-    if results.texts:
-        loops = next(t for t in results.tables if t.title == LOOPS)
+    loops = results.loop_table
+    if loops is not None:
         print_table("Convergence into loops, 25 rounds", loops.columns, loops.rows)
-    example = next((a for a in results.texts if a.loop), None)
-    if example and example.loop:
-        loop = example.loop
-        print(f"For example {example.id}: from turn {loop.onset} on ({loop.rule}): {loop.phrase[:100]!r}\n")
-    for sentence in headline(results):
+    example = next(iter(results.loops), None)
+    if example is not None:
+        loop = first_loop(results.findings([example]))
+        if loop is not None:
+            print(f"For example {example}: {described(loop)}: {loop.span[:100]!r}\n")
+    for sentence in headline(results, found):
         print(sentence)
 
 

@@ -84,7 +84,7 @@ def dash_style(place: int) -> str:
     return _DASHES[place % len(_DASHES)]
 
 
-def numbers(values: Iterable[float]) -> list[float | None]:
+def numbers(values: Iterable[float | None]) -> list[float | None]:
     """As `number`, for each."""
     return [number(v) for v in values]
 

@@ -34,6 +34,10 @@ TITLES = {
 """The four published distances and how they are called in figures; others keep their own name."""
 
 CELL_COLOURS = 6
+"""So many settings have a colour of their own; further ones have the same colours and other lines."""
+
+DASHES = (("solid", ""), ("dash", " (dashed)"), ("dot", " (dotted)"))
+MOST_CELLS = CELL_COLOURS * len(DASHES)
 """So many settings are told apart in one figure."""
 
 SMALLEST = 1e-17
@@ -139,17 +143,37 @@ def error_per_round(series: Sequence[ErrorSeries]) -> list[tuple[str, Figure]]:
 
 
 def conversation_series(item: ConversationItem, names: Sequence[str]) -> dict[str, Any]:
-    """What the page puts into `conversation_template` for one conversation.
+    """What the page puts into the two figures of one conversation.
 
-    series: y of its traces. step: x between two turns, so that the last turn of round 3 is at 3. onset: where and what
-    the mark of the loop says, if there is one.
+    series: y of the traces of `conversation_template`. step: x between two turns, so that the last turn of round 3 is
+    at 3. scores, threshold: of the loop detector, for `score_template`. onset, alarm: where a loop begins and where the
+    detector said so, in rounds and in turns, and what the marks say, if there is a loop.
     """
     series = [numbers(item.distances.get(name, ())) for name in names]
     step = 1 / max(len(item.transcript.agents), 1)
     out: dict[str, Any] = {"series": [*series, numbers(item.drift)], "step": number(step)}
-    if item.onset is not None:
-        out["onset"] = {"x": number(item.round_of(item.onset)), "text": f"loop begins: turn {item.onset}"}
+    if item.detector is not None and item.scores:
+        out |= {"scores": numbers(item.scores), "threshold": item.detector.threshold}
+    for name, turn, text in (
+        ("onset", item.onset, "loop begins"),
+        ("alarm", item.loop.alarm_turn if item.loop is not None else None, "alarm"),
+    ):
+        if turn is not None:
+            out[name] = {"x": number(item.round_of(turn)), "turn": turn, "text": f"{text}: turn {turn}"}
     return out
+
+
+def score_template() -> Figure:
+    """The empty figure of the loop detector's score, turn by turn."""
+    trace = line_trace([], [], "score", "var(--cell-1)")
+    trace |= {"mode": "lines+markers", "x0": 1, "dx": 1, "marker": {"size": 5}}
+    del trace["x"]
+    return make_figure(
+        [trace],
+        x=axis("turn", rangemode="tozero"),
+        y=axis("score of the loop detector", rangemode="tozero"),
+        height=260,
+    )
 
 
 def conversation_template(names: Sequence[str]) -> Figure:
@@ -177,6 +201,11 @@ def distance_names(items: Iterable[ConversationItem]) -> list[str]:
     return [*(n for n in TITLES if n in found), *(n for n in found if n not in TITLES)]
 
 
+def cell_dash(place: int) -> tuple[str, str]:
+    """The line of a setting, and what its legend says of it."""
+    return DASHES[place // CELL_COLOURS]
+
+
 def mean_distances(items: Sequence[ConversationItem], cells: Sequence[str]) -> list[tuple[str, Figure]]:
     """For each distance its title and a figure: mean over the conversations of each cell, round by round."""
     figures = []
@@ -186,7 +215,7 @@ def mean_distances(items: Sequence[ConversationItem], cells: Sequence[str]) -> l
             means = _means([item.distances[name] for item in items if item.cell == cell and name in item.distances])
             if any(value is not None for value in means):
                 rounds = list(range(1, len(means) + 1))
-                color, dash = f"var(--cell-{place % CELL_COLOURS + 1})", dash_style(place // 3)
+                color, dash = f"var(--cell-{place % CELL_COLOURS + 1})", cell_dash(place)[0]
                 traces.append(line_trace(rounds, means, label(cell), color, dash))
         if traces:
             figure = make_figure(
@@ -223,9 +252,9 @@ def trajectory(points: Sequence[TrajectoryPoint]) -> list[tuple[str, Figure]]:
 
 
 def positions(points: Sequence[TrajectoryPoint], numbers: Mapping[str, int]) -> dict[int, dict[str, Any]]:
-    """Number of a conversation -> its way over the map, so that the page can draw one conversation bold."""
+    """Number of a conversation that the page shows -> its way over the map, so that it can be drawn bold."""
     out: dict[int, dict[str, Any]] = {}
-    for point in sorted(points, key=lambda p: p.turn):
+    for point in sorted((p for p in points if p.conversation in numbers), key=lambda p: p.turn):
         way = out.setdefault(numbers[point.conversation], {"x": [], "y": [], "looped": point.looped})
         way["x"].append(number(point.x))
         way["y"].append(number(point.y))
@@ -293,10 +322,10 @@ def _padded(values: Sequence[float]) -> list[float]:
     return [low - room, high + room]
 
 
-def _means(series: Sequence[Sequence[float]]) -> list[float | None]:
+def _means(series: Sequence[Sequence[float | None]]) -> list[float | None]:
     """Mean at each round over the series that have it."""
     out: list[float | None] = []
     for at in zip_longest(*series, fillvalue=math.nan):
-        there = [float(v) for v in at if math.isfinite(v)]
+        there = [float(v) for v in at if v is not None and math.isfinite(v)]
         out.append(fmean(there) if there else None)
     return out

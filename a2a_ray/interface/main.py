@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from a2a_ray.core.errors import A2AError, AgentError, AuthenticationError, BadInput, PlacementError, plainer
 from a2a_ray.interface import reproduce
-
-if TYPE_CHECKING:
-    from a2a_ray.runtime.store import Run
+from a2a_ray.interface.console import (
+    INTERRUPTED,
+    WORDS_ALONE,
+    analysis_settings,
+    check_folder,
+    finish,
+    kept,
+    resumable,
+    say,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,6 +62,10 @@ Budget = Annotated[
     float | None,
     typer.Option(metavar="COST", min=0, help="End the run, resumable, before calls cost more; agents need a price."),
 ]
+Threshold = Annotated[
+    str | None,
+    typer.Option(metavar="X|FILE.json", help="Alarm above this score; or a calibration on conversations of your own."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
 EmbedderName = Annotated[
     str,
@@ -66,10 +75,6 @@ EmbedderName = Annotated[
         help="Sentence-embedding model, e.g. all-MiniLM-L6-v2; words alone by default.",
     ),
 ]
-INTERRUPTED = 130
-"""Exit status after Ctrl-C; typer gives the same."""
-WORDS_ALONE = "none"
-"""The default of --embedder: no model is loaded."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -192,13 +197,15 @@ def resume(
 def list_runs(storage: Storage = "runs", as_json: Json = False) -> None:
     """List the runs in a storage folder."""
     from a2a_ray.interface.tables import show_runs
+    from a2a_ray.runtime.analyze import looped_by_default
     from a2a_ray.runtime.store import open_run, run_names
 
     runs = []
     for name in run_names(storage):
         try:
             found = open_run(name)
-            runs.append({"run": name, "created": found.manifest["created"], **found.summary()})
+            looped = looped_by_default(found)
+            runs.append({"run": name, "created": found.manifest["created"], **found.summary(), "looped": looped})
         except (A2AError, KeyError) as error:
             say(f"{name}: damaged: {error}")
     show_runs(runs, storage, as_json)
@@ -209,36 +216,61 @@ def show(
     source: Source,
     conversation: Annotated[str | None, typer.Argument(metavar="CONVERSATION", help="Id of one conversation.")] = None,
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="Most conversations to print; 0 for all.")] = 5,
+    embedder: EmbedderName = WORDS_ALONE,
+    threshold: Threshold = None,
 ) -> None:
-    """Print transcripts as a chat, with what repeats marked."""
+    """Print conversations as a chat, with what was found in them and what repeats marked.
+
+    A run that was not analyzed yet is analyzed first, as `a2a-ray analyze` does.
+    """
     from rich.console import Console
 
-    from a2a_ray.analysis.repetition import find_repetition, repeated_spans
-    from a2a_ray.interface.chat import render_chat
-    from a2a_ray.interface.results import load_source
+    from a2a_ray.interface.results import analyze_source
+    from a2a_ray.interface.showing import show_conversations
 
-    _, transcripts, _ = load_source(source, conversation)
-    console = Console()
-    for transcript in transcripts[: limit or None]:
-        found = find_repetition(transcript)
-        render_chat(transcript, console, spans=repeated_spans(transcript), onset=found.onset if found else None)
-    if limit and len(transcripts) > limit:
-        more = (
-            "1 more conversation" if len(transcripts) == limit + 1 else f"{len(transcripts) - limit} more conversations"
-        )
+    with kept():
+        results = analyze_source(source, analysis_settings(embedder, threshold))
+    shown = show_conversations(results, Console(), conversation, limit)
+    if conversation is None and shown < len(results.ids):
+        left = len(results.ids) - shown
+        more = "1 more conversation" if left == 1 else f"{left} more conversations"
         say(
             f"{more}: --limit 0 prints all; a2a-ray show {source} ID prints one. Ids run from"
-            f" {transcripts[0].id} to {transcripts[-1].id}."
+            f" {results.ids[0]} to {results.ids[-1]}."
         )
 
 
 @app.command()
-def analyze(source: Source, embedder: EmbedderName = WORDS_ALONE, as_json: Json = False) -> None:
-    """Find loops (and, for LSA agents, equilibria) in a run or in anybody's transcripts."""
+def analyze(
+    source: Source,
+    embedder: EmbedderName = WORDS_ALONE,
+    threshold: Threshold = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Ray tasks at once, for a run.")] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Find loops and equilibria in a run or in anybody's transcripts.
+
+    \b
+    Loops: by the loop detector, and beside it by the rule of arXiv 2512.06256 and
+    by exact repetition. Equilibria: wherever positions and objectives are known.
+    The findings of a run are stored with it, and analyzing again is a read.
+    Turns are numbered from 1, the first message.
+
+    \b
+    a2a-ray analyze runs/my-run                   more than 20,000 turns: on Ray
+    a2a-ray analyze runs/my-run --address auto    on a Ray cluster
+    a2a-ray analyze talks.jsonl --json            one object: looped, findings, settings
+    """
     from a2a_ray.interface.results import analyze_source
     from a2a_ray.interface.tables import show_results
 
-    show_results(analyze_source(source, embedder), as_json)
+    with kept():
+        results = analyze_source(source, analysis_settings(embedder, threshold), workers=workers, address=address)
+    if as_json:
+        results.write_json(sys.stdout)
+    else:
+        show_results(results)
 
 
 @app.command()
@@ -248,30 +280,35 @@ def detect(
         Path | None, typer.Option(metavar="OUT.jsonl", help="Write id and alarm of each conversation, a line each.")
     ] = None,
     embedder: EmbedderName = WORDS_ALONE,
-    threshold: Annotated[
-        str | None,
-        typer.Option(metavar="X|FILE.json", help="Alarm above this score; or a calibration on talks of your own."),
-    ] = None,
+    threshold: Threshold = None,
     as_json: Json = False,
 ) -> None:
-    """Find loops turn by turn, as if the talks were going on: when the alarm came, where the loop began, what it cost.
+    """Find loops with the loop detector alone: which conversations, since when, what is repeated, what it cost.
 
     \b
-    An alarm is written as the index, from 0, of the turn after whose arrival
-    the detector first said "loop": among the turns in the file, or among the
+    --alarms is for scorers: the INDEX, FROM 0, of the turn after whose arrival
+    the detector first said "loop", among the turns in the file, or among the
     turns of the run that `a2a-ray export` would write. null: it never did.
+    Everywhere else turns are numbered from 1, the first message.
     """
-    from a2a_ray.interface.detect import detect_source, show_detection
+    from a2a_ray.analysis.loops import ANALYZER
+    from a2a_ray.interface.results import analyze_source
+    from a2a_ray.interface.showing import write_alarms
+    from a2a_ray.interface.tables import show_loops
 
     if alarms is not None:
         check_folder(alarms)
         if Path(source).exists() and alarms.exists() and alarms.samefile(source):
             raise BadInput(f"{alarms}: holds the transcripts; choose another file for the alarms")
-    found = detect_source(source, embedder, threshold)
+    with kept():
+        results = analyze_source(source, analysis_settings(embedder, threshold), only=(ANALYZER,))
     if alarms is not None:
-        found.write_alarms(alarms)
-        say(f"Wrote {len(found.talks)} alarms to {alarms}")
-    show_detection(found, as_json)
+        write_alarms(results, alarms)
+        say(f"Wrote {len(results.ids)} alarms to {alarms}")
+    if as_json:
+        results.write_json(sys.stdout, only=(ANALYZER,))
+    else:
+        show_loops(results)
 
 
 @app.command()
@@ -279,13 +316,20 @@ def report(
     source: Source,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="HTML file to write.")] = Path("report.html"),
     embedder: EmbedderName = WORDS_ALONE,
+    threshold: Threshold = None,
 ) -> None:
-    """Write one self-contained HTML file: figures, distances, trajectories, and every conversation as a chat."""
+    """Write one self-contained HTML file: figures, distances, trajectories, and every conversation as a chat.
+
+    A run that was not analyzed yet is analyzed first, as `a2a-ray analyze` does.
+    """
     from a2a_ray.interface.report import write_report
-    from a2a_ray.interface.results import analyze_source, report_data
+    from a2a_ray.interface.report_source import report_data
+    from a2a_ray.interface.results import analyze_source
 
     check_folder(out)
-    write_report(out, report_data(analyze_source(source, embedder)))
+    with kept():
+        results = analyze_source(source, analysis_settings(embedder, threshold))
+    write_report(out, report_data(results))
     say(f"Wrote {out}")
 
 
@@ -307,67 +351,6 @@ def _policy(on_failure: str) -> Any:
     if on_failure not in ("restore", "raise"):
         raise BadInput(f"--on-failure: {on_failure!r}; expected restore or raise")
     return on_failure
-
-
-def finish(run: Run, as_json: bool) -> None:
-    """Tells how a run ended; exit status 1 where conversations failed."""
-    from a2a_ray.interface.tables import show_failures
-
-    counts = run.summary()
-    say(f"{run.path}: {counts['done']} of {counts['conversations']} conversations done, {counts['turns']:,} turns.")
-    ledger = run.ledger()
-    if ledger["perhaps_paid_twice"]:
-        say(f"Of {ledger['calls']:,} paid calls, {ledger['perhaps_paid_twice']:,} may have been paid twice.")
-    if run.stopped:
-        say(f"Stopped: {run.stopped}")
-    if as_json:
-        result = {"run": run.path, **counts}
-        if ledger["calls"]:
-            result |= {"ledger": ledger, "usage": run.cost()}
-        if run.stopped:
-            result["stopped"] = run.stopped
-        print(json.dumps(result))
-    if counts["failed"]:
-        show_failures(run)
-        raise typer.Exit(1)
-    if run.stopped:
-        raise typer.Exit(1)
-    if not as_json:
-        say(f"Next: a2a-ray show {run.path}; a2a-ray report {run.path}")
-
-
-@contextmanager
-def resumable() -> Iterator[None]:
-    """Says how to go on with a run that Ctrl-C ended."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        path = str(error)
-        how = f"What was said is kept; go on with: a2a-ray resume {path}" if path else "Nothing was started."
-        say(f"Interrupted. {how}")
-        raise typer.Exit(INTERRUPTED) from None
-
-
-def check_folder(out: Path) -> None:
-    """Before any work: a file can be made at this path. Raises BadInput."""
-    if not out.parent.is_dir():
-        raise BadInput(f"{out}: there is no folder {out.parent}; make it first, or choose another file")
-    if out.is_dir():
-        raise BadInput(f"{out}: is a folder; expected the name of a file to write")
-    new = not out.exists()
-    if not new and not out.is_file():  # a pipe or a device: opening it would be seen at its other end
-        return
-    try:
-        out.open("ab").close()
-    except OSError as error:
-        raise BadInput(f"{out}: cannot be written: {error.strerror or error}; choose another file") from None
-    if new:
-        out.unlink()
-
-
-def say(sentence: str) -> None:
-    """One line for people, on standard error: standard output is for results."""
-    print(sentence, file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:

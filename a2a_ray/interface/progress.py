@@ -7,37 +7,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 MEASURED_SECONDS = 1.0
-"""How long the work is measured before it is said how long it will take."""
+"""How long the work is measured before its end is estimated."""
 WORTH_TELLING = 5.0
-"""Seconds. Of shorter work nothing is said."""
+"""Seconds. Shorter work prints no estimate."""
 
 
 @contextmanager
-def progress(size: str, work: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives what is to be called with each amount done, of `total` in all, in any unit that takes an equal time.
+def progress(what: str, work: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function to call with how much is done, and of how much, in any unit that takes an equal time.
 
-    size, work: in words, for the line on standard error: "10 conversations, 500 turns: embedding 480 texts, about 9 s."
+    what, work: for the line on standard error: "talks.jsonl: analyzing, about 9 s."
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    started, done, told = time.perf_counter(), 0, False
+    started: tuple[float, int] | None = None  # of the first call: before it, modules and models are loaded
+    printed = False
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(work, total=total)
+        task = bar.add_task(work, total=None)
 
-        def advance(amount: int) -> None:
-            nonlocal done, told
-            done += amount
-            bar.update(task, completed=done)
-            seconds = time.perf_counter() - started
-            if not told and seconds >= MEASURED_SECONDS:
-                told = True
-                if (left := seconds * (total - done) / done) > WORTH_TELLING:
-                    console.print(f"{size}: {work}, about {in_words(left)}.", markup=False)
+        def told(done: int, total: int) -> None:
+            nonlocal printed, started
+            bar.update(task, completed=done, total=total)
+            now = time.perf_counter()
+            started = started or (now, done)
+            seconds, measured = now - started[0], done - started[1]
+            if not printed and measured and seconds >= MEASURED_SECONDS:
+                printed = True
+                if (left := seconds * (total - done) / measured) > WORTH_TELLING:
+                    console.print(f"{what}: {work}, about {in_words(left)}.", markup=False)
 
-        yield advance
+        yield told
 
 
 def in_words(seconds: float) -> str:

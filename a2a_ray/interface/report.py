@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 from a2a_ray.core.message import Message
 from a2a_ray.interface import figures
 from a2a_ray.interface.chat import ending, is_blank, segments, speaker_places, vector_text
+from a2a_ray.interface.described import described
 from a2a_ray.interface.drawing import Figure
 from a2a_ray.interface.page import render_page, write_page
-from a2a_ray.interface.report_data import ConversationItem, ReportData, Table
+from a2a_ray.interface.report_data import ConversationItem, ReportData
 
 SHOWN_LOOPED = 200
 """At most so many looped conversations are shown as chats."""
@@ -48,13 +47,14 @@ class Piece(NamedTuple):
 class Bubble:
     """One message of a chat; `place` of the speaker gives side and colour, `cut` counts what is not shown."""
 
-    turn: int
+    turn: int | None
     speaker: str
     place: int
     kind: str
     pieces: list[Piece]
     cut: int
     onset: bool
+    alarm: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,11 @@ def render_report(data: ReportData) -> str:
         data=data,
         chats=[_chat(number, item) for number, item in enumerate(shown)],
         shown=shown_in_words(data.conversations, shown),
-        loops=loops_by_cell(data.conversations),
         failures=[item for item in data.conversations if item.failed],
         listed_failures=LISTED_FAILURES,
+        placed=data.placed,
+        has_drift=any(item.drift for item in data.conversations),
+        described={item.id: [(name, described(f)) for name, f in item.findings] for item in shown},
         numbers={item.id: number for number, item in enumerate(shown)},
         **found,
     )
@@ -124,37 +126,10 @@ def shown_in_words(items: Sequence[ConversationItem], shown: Sequence[Conversati
         if there:
             chosen = ", drawn at random," if what == "others" and here < there else ""
             parts.append(f"{'all' if here == there else f'{here:,}{chosen} of the'} {there:,} {what}")
-    return f"Shown here: {'; '.join(parts)}. Tables and means count all {len(items):,} conversations."
-
-
-def loops_by_cell(items: Sequence[ConversationItem]) -> Table | None:
-    """How many conversations looped in each cell, by which rule, and when; None without text conversations."""
-    texts = [i for i in items if i.is_text]
-    if not texts:
-        return None
-    rules = sorted({i.rule for i in texts if i.rule is not None})
-    columns = ["setting", "conversations", "looped", "share looped", "95 % interval"]
-    columns += [f"by {rule.replace('_', ' ')}" for rule in rules] + ["median onset (turn)"]
-    cells = list(dict.fromkeys(i.cell for i in texts))
-    rows: list[list[str | int | float | None]] = []
-    for cell in [*cells, None] if len(cells) > 1 else cells:
-        mine = [i for i in texts if cell is None or i.cell == cell]
-        looped = [i for i in mine if i.looped]
-        count = Counter(i.rule for i in looped)
-        low, high = wilson_interval(len(looped), len(mine))
-        onsets = [i.onset for i in looped if i.onset is not None]
-        rows.append(
-            [
-                "all" if cell is None else cell or "all",
-                len(mine),
-                len(looped),
-                f"{len(looped) / len(mine):.0%}",
-                f"{low:.0%} to {high:.0%}",
-                *(count[rule] for rule in rules),
-                median(onsets) if onsets else None,
-            ]
-        )
-    return Table("", columns, rows)
+    return (
+        f"Shown here: {'; '.join(parts)}. Tables and means count all {len(items):,} conversations;"
+        " a2a-ray show SOURCE ID prints any of them."
+    )
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -184,22 +159,26 @@ def _figures(data: ReportData, shown: Sequence[ConversationItem]) -> dict[str, A
     measured = [i for i in data.conversations if i.distances]
     cells = list(dict.fromkeys(i.cell for i in measured))
     names = figures.distance_names(measured)
-    here = {item.id for item in shown}
-    points = [p for p in data.trajectory if p.conversation in here and isfinite(p.x) and isfinite(p.y)]
+    points = [p for p in data.trajectory if isfinite(p.x) and isfinite(p.y)]
     number = {item.id: at for at, item in enumerate(shown)}
     panels = {
         "error_panels": put("error", figures.error_per_round(data.errors)),
-        "mean_panels": put("mean", figures.mean_distances(measured, cells[: figures.CELL_COLOURS])),
+        "mean_panels": put("mean", figures.mean_distances(measured, cells[: figures.MOST_CELLS])),
         "map_panels": put("map", figures.trajectory(points)),
     }
     if names:
         page["conversation"] = figures.conversation_template(names)
+    if any(i.scores for i in shown):
+        page["score"] = figures.score_template()
     return panels | {
         "figures": page,
-        "series": {number[i.id]: figures.conversation_series(i, names) for i in shown if i.distances},
+        "series": {number[i.id]: figures.conversation_series(i, names) for i in shown if i.distances or i.scores},
         "positions": figures.positions(points, number),
         "cells": cells,
-        "cell_titles": [cell or "all conversations" for cell in cells[: figures.CELL_COLOURS]],
+        "cell_titles": [
+            f"{cell or 'all conversations'}{figures.cell_dash(place)[1]}"
+            for place, cell in enumerate(cells[: figures.MOST_CELLS])
+        ],
         "plateau_agents": figures.agents_of(data.plateau),
         "error_agents": figures.agents_of(data.errors),
         "distance_titles": [figures.TITLES.get(name, name) for name in names],
@@ -209,18 +188,24 @@ def _figures(data: ReportData, shown: Sequence[ConversationItem]) -> dict[str, A
 def _chat(number: int, item: ConversationItem) -> Chat:
     transcript = item.transcript
     places = speaker_places(transcript)
-    bubbles: list[Bubble] = []
-    marked = item.onset is None
-    for at, message in enumerate(transcript.messages):
-        onset = not marked and message.turn >= (item.onset or 0)
-        marked = marked or onset
-        spans = item.spans[at] if at < len(item.spans) else ()
-        bubbles.append(_bubble(message, places[message.sender], spans, onset))
-    opening = None if is_blank(transcript.opening.content) else _bubble(transcript.opening, 0, (), False)
+    alarm = item.loop.alarm_turn if item.loop is not None else None
+    bubbles = [
+        _bubble(
+            message,
+            places[message.sender],
+            item.spans[at] if at < len(item.spans) else (),
+            onset=message.turn == item.onset,
+            alarm=message.turn == alarm,
+        )
+        for at, message in enumerate(transcript.messages)
+    ]
+    opening = None if is_blank(transcript.opening.content) else _bubble(transcript.opening, 0, ())
     return Chat(number, item, opening, bubbles, ending(transcript))
 
 
-def _bubble(message: Message, place: int, spans: Sequence[tuple[int, int]], onset: bool) -> Bubble:
+def _bubble(
+    message: Message, place: int, spans: Sequence[tuple[int, int]], onset: bool = False, alarm: bool = False
+) -> Bubble:
     content = message.content
     if is_blank(content):
         pieces, cut = [], 0
@@ -229,7 +214,7 @@ def _bubble(message: Message, place: int, spans: Sequence[tuple[int, int]], onse
         cut = max(len(content) - TEXT_LIMIT, 0)
     else:
         pieces, cut = [Piece(vector_text(content), False)], 0
-    return Bubble(message.turn, message.sender, place, message.kind, pieces, cut, onset)
+    return Bubble(message.turn, message.sender, place, message.kind, pieces, cut, onset, alarm)
 
 
 def _page_bytes(item: ConversationItem) -> int:

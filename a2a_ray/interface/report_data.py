@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from a2a_ray.core.findings import Finding
 from a2a_ray.core.transcript import FAILED, Transcript
 from a2a_ray.interface.chat import Spans
 
@@ -66,21 +67,14 @@ class ErrorSeries:
 class ConversationItem:
     """One conversation and what was found in it.
 
-    cell: label of the setting it belongs to. rule, onset, phrase: of its loop, if it looped: which rule saw it, the
-    first turn that repeats, what is repeated. distances: name -> shape (n_rounds,), between the outputs of a round,
-    NaN where undefined. drift: from the opening, shape (n_turns,). spans: for each of `transcript.messages`, the
-    passages that were said before. stopped: the turn after which an observer ended it, if one did.
+    cell: label of the setting it belongs to. findings: (analyzer in words, finding), the loop detector's first.
+    spans: for each of `transcript.messages`, the passages that were said before.
     """
 
     transcript: Transcript
     cell: str = ""
-    rule: str | None = None
-    onset: int | None = None
-    phrase: str | None = None
-    distances: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    drift: Sequence[float] = ()
+    findings: Sequence[tuple[str, Finding]] = ()
     spans: Sequence[Spans] = ()
-    stopped: int | None = None
 
     @property
     def id(self) -> str:
@@ -88,9 +82,46 @@ class ConversationItem:
         return self.transcript.id
 
     @property
+    def detector(self) -> Finding | None:
+        """The loop detector's first finding, a loop or not; None if it was not asked."""
+        return self.findings[0][1] if self.findings and self.findings[0][1].analyzer == "loops" else None
+
+    @property
+    def loop(self) -> Finding | None:
+        """The loop detector's first loop."""
+        return self.detector if self.detector is not None and self.detector.looped else None
+
+    @property
     def looped(self) -> bool:
-        """Whether a rule found a loop."""
-        return self.rule is not None
+        """Whether the loop detector found a loop."""
+        return self.loop is not None
+
+    @property
+    def onset(self) -> int | None:
+        """The turn at which the detector's first loop begins."""
+        return self.loop.onset_turn if self.loop is not None else None
+
+    @property
+    def scores(self) -> Sequence[float]:
+        """The detector's score after each message."""
+        found: Sequence[float] = self.detector.evidence.get("scores", ()) if self.detector is not None else ()
+        return found
+
+    @property
+    def distances(self) -> Mapping[str, Sequence[float | None]]:
+        """Name -> shape (n_rounds,), between the outputs of a round; None if undefined."""
+        found: Mapping[str, Sequence[float | None]] = self._paper.get("series", {})
+        return found
+
+    @property
+    def drift(self) -> Sequence[float | None]:
+        """From the opening, shape (n_turns,)."""
+        found: Sequence[float | None] = self._paper.get("drift", ())
+        return found
+
+    @property
+    def _paper(self) -> Mapping[str, Any]:
+        return next((f.evidence for _, f in self.findings if f.analyzer == "paper_rule"), {})
 
     @property
     def failed(self) -> bool:
@@ -104,8 +135,7 @@ class ConversationItem:
 
     def round_of(self, turn: int) -> float:
         """The turn in rounds: the last turn of round 3 is at 3."""
-        position = sum(1 for m in self.transcript.messages if m.turn <= turn)
-        return position / max(len(self.transcript.agents), 1)
+        return turn / max(len(self.transcript.agents), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +162,8 @@ class AgentEntry:
 class ReportData:
     """Everything that a report shows; a section without data is left out. sections: further ones, ready made.
 
+    loops: how many conversations looped, by setting and analyzer. placed, more_errors: what the map and the errors per
+    round leave out, and where it is; empty if nothing.
     headline: sentences that say what came out. run: what was run (path, created, versions, git commit, seed, protocol,
     rounds, openings, repeats, sweep), name -> value. specification: as YAML.
     """
@@ -148,3 +180,6 @@ class ReportData:
     run: Mapping[str, str] = field(default_factory=dict)
     agents: Sequence[AgentEntry] = ()
     specification: str = ""
+    loops: Table | None = None
+    placed: str = ""
+    more_errors: str = ""

@@ -68,7 +68,7 @@ def misaligned(
     alone; results.json, everything measured and predicted. Errors are relative to the gap,
     the distance between the two objectives.
     """
-    from a2a_ray.interface.main import INTERRUPTED, say
+    from a2a_ray.interface.console import INTERRUPTED, say
     from a2a_ray.interface.misaligned.result import ExperimentResult
     from a2a_ray.interface.misaligned.settings import Settings
     from a2a_ray.interface.misaligned.study import chosen, prepare, run_experiment, write_results
@@ -145,9 +145,9 @@ def loops(
     What comes out: report.html; figures/, each figure alone; results.json; sweep.csv, the
     published rule at every setting of its thresholds; and the run itself, for a2a-ray show.
     """
+    from a2a_ray.interface.console import resumable
     from a2a_ray.interface.loops.factors import numbers_of
     from a2a_ray.interface.loops.study import reproduce_loops
-    from a2a_ray.interface.main import resumable
 
     names = [name.strip() for name in models.split(",") if name.strip()]
     wanted = (names, numbers_of("tokens", tokens, int), numbers_of("temperatures", temperatures, float))

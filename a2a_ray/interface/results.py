@@ -1,74 +1,159 @@
-"""From a run, or a file of transcripts, to what was found in it, and to the data of a report."""
+"""What commands show of an analysis: the findings of a run or of a file, and tables of them."""
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from a2a_ray.analysis.embedding import Embedder, load_embedder
+from a2a_ray.analysis.analyze import AnalysisSettings, Analyzer, analyze, key_of, loop_analyzers
+from a2a_ray.analysis.embedding import Embedder
+from a2a_ray.analysis.equilibrium_findings import EquilibriumAnalyzer
+from a2a_ray.analysis.negotiation import has_offers
 from a2a_ray.analysis.negotiation_findings import NegotiationAnalyzer
-from a2a_ray.analysis.repetition import repeated_spans
-from a2a_ray.analysis.text import Loop, TextAnalysis, analyze_texts, is_text
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import BadInput, StorageError, unknown
 from a2a_ray.core.exchange import read_jsonl
 from a2a_ray.core.findings import Finding
-from a2a_ray.core.message import EMPTY
-from a2a_ray.core.transcript import FAILED, Transcript
-from a2a_ray.interface.negotiation_figure import NEGOTIATIONS, games_of, negotiation_section, outcome_table
-from a2a_ray.interface.plateau import Pair, pairs_of
-from a2a_ray.interface.report_data import AgentEntry, BigNumber, ConversationItem, ReportData, Table, TrajectoryPoint
-from a2a_ray.interface.stopped import StoppedTalk, observed_loop, stopped_after, stopped_talk
-from a2a_ray.runtime.objectives import equilibrium_analyzer
+from a2a_ray.core.transcript import Transcript
+from a2a_ray.interface.counts import COUNTED, Counts, titles_of
+from a2a_ray.interface.progress import progress
+from a2a_ray.interface.report import wilson_interval
+from a2a_ray.interface.report_data import Table
+from a2a_ray.interface.stopped import StoppedTalk, stopped_talk
+from a2a_ray.runtime.analyze import analyze_run, embeddings_file
+from a2a_ray.runtime.findings import FindingsTable, Key
+from a2a_ray.runtime.live import live_keys
 from a2a_ray.runtime.store import MANIFEST, Run, open_run
 
-LOOPS = "Loops per setting"
+LOOPS = "Loops"
 """Title of the table that says how many conversations looped."""
 STOPPED = "Stopped by an observer"
 """Title of the table that says what observers saved."""
-TRAJECTORIES = 40
-"""Most conversations on the t-SNE map: more cannot be told apart."""
 
 
 @dataclass
 class Results:
-    """What was found: `texts` per text conversation, `pairs` per LSA pair, `negotiations` per conversation where turns
-    carry offers; `run` is None for a file."""
+    """The findings of an analysis with one set of settings, beside those of observers that watched live.
+
+    run: None for a file; then `_file` holds its conversations and `_found` their findings.
+    keys: of the analysis' findings, the loop detector's first. problems: what of a file could not be read.
+    """
 
     source: str
+    settings: AnalysisSettings
     run: Run | None
-    transcripts: list[Transcript]
-    texts: list[TextAnalysis]
-    pairs: list[Pair]
-    embedder: Embedder | None
+    keys: list[Key]
     problems: list[str] = field(default_factory=list)
-    negotiations: list[Finding] = field(default_factory=list)
+    _file: dict[str, Transcript] = field(default_factory=dict)
+    _found: dict[str, list[Finding]] = field(default_factory=dict)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Of the conversations, in order."""
+        if self.run is None:
+            return list(self._file)
+        return sorted({id for seqs in self._table.known().values() for id in seqs})
+
+    @cached_property
+    def all_keys(self) -> list[Key]:
+        """The keys of the analysis, then those of live observers: with other settings, or of somebody's own."""
+        if self.run is None:
+            return self.keys
+        stored = self._table.known()
+        live = [key for key in live_keys(self.run.experiment) if key in stored]
+        ours = {key[0] for key in self.keys}
+        return list(dict.fromkeys([*self.keys, *live, *(key for key in sorted(stored) if key[0] not in ours)]))
+
+    @cached_property
+    def embedder(self) -> Embedder | None:
+        """The embedder of the settings, with the vectors that the analysis kept."""
+        if self.run is not None:
+            return self.settings.load(embeddings_file(self.run.path))
+        return self.settings.load(cache_file(self.source, self.settings.embedder))
+
+    @property
+    def detector(self) -> Key:
+        """The key of the loop detector."""
+        return self.keys[0]
 
     @cached_property
     def labels(self) -> dict[str, str]:
         """The setting that each conversation belongs to, in words; by id."""
         if self.run is None:
-            return dict.fromkeys((t.id for t in self.transcripts), "")
+            return dict.fromkeys(self.ids, "")
         names = [cell_label(c) for c in self.run.experiment.changes]
-        return {t.id: names[t.metadata["cell"]] for t in self.transcripts}
+        return {id: names[self.run.experiment.task(id).cell] for id in self.ids}
+
+    def transcripts(self, ids: Sequence[str] | None = None) -> Iterator[Transcript]:
+        """These conversations, or all, in order."""
+        if self.run is not None:
+            yield from self.run.transcripts(ids)
+        else:
+            yield from (self._file[id] for id in (self._file if ids is None else ids))
+
+    def findings(self, ids: Sequence[str] | None = None, analyzers: Sequence[str] = ()) -> Iterator[Finding]:
+        """The findings of these conversations, or of all, by conversation; of these analyzers, or of all."""
+        ids = self.ids if ids is None else ids
+        if self.run is not None:
+            keys = [key for key in self.all_keys if not analyzers or key[0] in analyzers]
+            yield from self._table.read(ids, keys)
+        else:
+            found = (finding for id in ids for finding in self._found[id])
+            yield from (each for each in found if not analyzers or each.analyzer in analyzers)
 
     @cached_property
-    def observed(self) -> dict[str, Loop]:
-        """The earliest loop that an observer saw in each conversation, where one did; by id."""
-        found = {t.id: observed_loop(t, self.observer_kinds(t)) for t in self.transcripts if t.verdicts}
-        return {id: loop for id, loop in found.items() if loop is not None}
+    def counts(self) -> Counts:
+        """What one pass over all findings counts, without what is long in them."""
+        counts = Counts()
+        if self.run is None:
+            for each in self.findings():
+                counts.add(each.key[1:], {name: getattr(each, name) for name in COUNTED})
+            return counts
+        columns = ["analyzer", "analyzer_version", "settings", *COUNTED]
+        for batch in self._table.batches(keys=self.all_keys, columns=columns):
+            for row in batch.to_pylist():
+                counts.add((row["analyzer"], row["analyzer_version"], row["settings"]), row)
+        return counts
 
     @cached_property
-    def loops(self) -> dict[str, Loop]:
-        """The earliest loop of each conversation that has one, found by the analysis or by an observer; by id."""
-        found = {a.id: earliest(a.loop, self.observed.get(a.id)) for a in self.texts}
-        return {id: loop for id, loop in found.items() if loop is not None}
+    def loops(self) -> dict[str, Finding]:
+        """The detector's first loop of each conversation that has one, without what is long; by id, in order."""
+        found = self.counts.loops.get(self.detector, {})
+        return {id: found[id] for id in sorted(found, key=self._places.__getitem__)}
+
+    @property
+    def waiting(self) -> int:
+        """Conversations that wait for a result that does not change."""
+        return self.counts.waiting.get(self.detector, 0)
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The conversations that the detector could read: those with text; ids, in order."""
+        mute = self.counts.mute.get(self.detector, set())
+        return [id for id in self.ids if id not in mute]
+
+    def looped(self, label: str | None = None) -> tuple[int, int]:
+        """How many conversations looped, of how many with text, in one setting or in all."""
+        mine = [id for id in self.texts if label in (None, self.labels[id])]
+        return sum(id in self.loops for id in mine), len(mine)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {id: place for place, id in enumerate(self.ids)}
+
+    @cached_property
+    def _table(self) -> FindingsTable:
+        assert self.run is not None
+        return FindingsTable(self.run.path)
 
     @cached_property
     def stopped(self) -> list[StoppedTalk]:
@@ -76,197 +161,185 @@ class Results:
         if self.run is None:
             return []
         cells = self.run.experiment.cells
-        found = (
-            stopped_talk(t, cells[t.metadata["cell"]].limit, self.observer_kinds(t))
-            for t in self.transcripts
-            if t.stopped_by
-        )
-        return [each for each in found if each is not None]
-
-    def observer_kinds(self, transcript: Transcript) -> dict[str, str]:
-        """The kinds of a conversation's observers, by their names in it."""
-        if self.run is None:
-            return {}
-        cell = self.run.experiment.cells[transcript.metadata["cell"]]
-        return {name: str(settings["kind"]) for name, settings in cell.named_observers.items()}
+        ids = self.run.stopped_ids()
+        loops: dict[str, list[Finding]] = {}
+        for finding in self.findings(ids):
+            loops.setdefault(finding.conversation_id, []).append(finding)
+        return [
+            stopped_talk(t, cells[t.metadata["cell"]].limit, loops.get(t.id, ())) for t in self.run.transcripts(ids)
+        ]
 
     @cached_property
-    def tables(self) -> list[Table]:
-        """Summary tables: loops, talks stopped early, negotiations, and pairs measured against predicted."""
-        out = []
-        if self.texts:
-            out.append(self._loop_table())
-        if self.stopped:
-            out.append(self._stopped_table())
-        if self.negotiations:
-            out.append(outcome_table(self.negotiations))
-        if self.pairs:
-            rows = [
-                (
-                    p.label,
-                    p.gap,
-                    p.measured[0],
-                    p.predicted[0],
-                    p.measured[1],
-                    p.predicted[1],
-                    p.largest_error(),
-                    p.settled_round,
-                )
-                for p in self.pairs
-            ]
-            w, u = self.pairs[0].agent_names
-            columns = ("pair", "gap", w, "closed form", u, "closed form", "error / gap", "settled in round")
-            note = "Each agent's distance from its own objective, read after its own last turn, beside the closed form."
-            out.append(Table("Where pairs of LSA agents settled", columns, rows, note))
-        return out
-
-    def _loop_table(self) -> Table:
-        groups: dict[str, list[TextAnalysis]] = {}
-        for analysis in self.texts:
-            groups.setdefault(self.labels[analysis.id], []).append(analysis)
+    def loop_table(self) -> Table | None:
+        """How many conversations looped in each setting, by each analyzer; None without conversations of texts."""
+        titles = titles_of(key for key in self.all_keys if key[0] not in ("equilibrium", "negotiation"))
+        texts, looped, onsets = Counter[str](), dict[Key, Counter[str]](), dict[str, list[int]]()
+        for id in self.texts:
+            texts[self.labels[id]] += 1
+        for key in titles:
+            found = self.counts.loops.get(key, {})
+            looped[key] = Counter(self.labels[id] for id in found)
+        for id, loop in self.loops.items():
+            if loop.onset_turn is not None:
+                onsets.setdefault(self.labels[id], []).append(loop.onset_turn)
+        if not texts:
+            return None
         rows = []
-        for label, group in groups.items():
-            onsets = [self.loops[a.id].onset for a in group if a.id in self.loops]
-            exact = sum(a.exact is not None for a in group)
-            published = sum(a.published is not None for a in group)
-            onset = statistics.median(onsets) if onsets else None
-            observed = sum(a.id in self.observed for a in group)
-            counts = (exact, published, observed) if self.observed else (exact, published)
-            rows.append((label or "all", len(group), len(onsets), len(onsets) / len(group), *counts, onset))
-        kinds = ("exact", "published", "observed") if self.observed else ("exact", "published")
-        columns = ("setting", "talks", "looped", "rate", *kinds, "onset")
-        note = "A talk looped if exact repetition, the published rule or an observer says so. Onset: median turn."
+        labels = [label for label in dict.fromkeys(self.labels[id] for id in self.ids) if label in texts]
+        for row in [[label] for label in labels] + ([labels] if len(labels) > 1 else []):
+            total = sum(texts[label] for label in row)
+            first, *others = (sum(looped[key][label] for label in row) for key in titles)
+            low, high = wilson_interval(first, total)
+            turns = [turn for label in row for turn in onsets.get(label, ())]
+            rows.append(
+                (
+                    "all" if len(row) > 1 else row[0] or "all",
+                    total,
+                    first,
+                    f"{first / total:.0%}",
+                    f"{low:.0%} to {high:.0%}",
+                    statistics.median(turns) if turns else None,
+                    *others,
+                )
+            )
+        detector, *baselines = titles.values()
+        columns = ("setting", "total", detector, "share", "95 % interval", "median onset", *baselines)
+        note = (
+            "Total: conversations; then those in which each rule found a loop. Share, its interval (Wilson's) and the"
+            " median onset (the turn that first repeats) are the loop detector's."
+        )
         return Table(LOOPS, columns, rows, note)
 
-    def _stopped_table(self) -> Table:
+    @cached_property
+    def stopped_table(self) -> Table | None:
+        """What observers saved, per setting; None if they stopped nothing."""
+        if not self.stopped:
+            return None
         rows = []
         for label in dict.fromkeys(self.labels.values()):
-            talks = sum(each == label for each in self.labels.values())
+            count = sum(each == label for each in self.labels.values())
             mine = [s for s in self.stopped if self.labels[s.id] == label]
             wasted, saved = (sum(getattr(s, n) for s in mine) for n in ("tokens_since_onset", "tokens_saved"))
-            rows.append((label or "all", talks, len(mine), sum(s.turns_left for s in mine), wasted, saved))
-        columns = ("setting", "talks", "stopped", "turns left", "tokens since onset", "tokens saved, about")
+            rows.append((label or "all", count, len(mine), sum(s.turns_left for s in mine), wasted, saved))
+        columns = ("setting", "conversations", "stopped", "turns left", "tokens since onset", "tokens saved, about")
         counted = "as the agents report them" if all(s.counted for s in self.stopped) else "words times 4/3"
         note = (
-            "Tokens saved: the turns left to the limit times the mean tokens of a message of that talk; an estimate of"
-            f" what was not spent, had the talk gone on. Tokens: {counted}."
+            "Tokens saved: the turns left to the limit times the mean tokens of a message of that conversation; an"
+            f" estimate. Tokens: {counted}."
         )
         return Table(STOPPED, columns, rows, note)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON value of everything found."""
-        return {
+    def write_json(self, out: IO[str], only: Sequence[str] = ()) -> None:
+        """One JSON object on one line, written piece by piece: findings of many conversations are never all in memory.
+
+        only: names of analyzers whose findings are written; all by default.
+        """
+        head = {
             "source": self.source,
-            "conversations": len(self.transcripts),
-            "failed": sum(t.status == FAILED for t in self.transcripts),
-            "looped": len(self.loops),
-            "stopped": {
-                "conversations": len(self.stopped),
-                "turns_left": sum(s.turns_left for s in self.stopped),
-                "tokens_since_onset": sum(s.tokens_since_onset for s in self.stopped),
-                "tokens_saved": sum(s.tokens_saved for s in self.stopped),
-                "talks": [s.to_dict() for s in self.stopped],
-            },
+            "conversations": len(self.ids),
+            "looped": list(self.loops),
+            "settings": {"embedder": self.settings.embedder, "threshold": self.settings.threshold}
+            | {"analyzers": [[name, version, json.loads(settings)] for name, version, settings in self.all_keys]},
+            "stopped": [s.to_dict() for s in self.stopped],
             "problems": self.problems,
-            "embedder": self.embedder.name if self.embedder else None,
-            "pairs": [p.to_dict() for p in self.pairs],
-            "negotiations": [{"id": g.conversation_id, **g.evidence} for g in self.negotiations],
-            "texts": [
-                {"setting": self.labels[a.id], **a.to_dict(), "loop": loop._asdict() if loop else None}
-                for a in self.texts
-                for loop in (self.loops.get(a.id),)
-            ],
         }
+        out.write(json.dumps(head)[:-1] + ', "findings": [')
+        for place, finding in enumerate(self.findings(analyzers=only)):
+            out.write((", " if place else "") + json.dumps(finding.to_dict()))
+        out.write("]}\n")
 
 
-def load_source(source: str, conversation: str | None = None) -> tuple[Run | None, list[Transcript], list[str]]:
-    """A run and its transcripts, or those of a JSONL file (no run) and what of it cannot be read.
+def title_of(results: Results, finding: Finding) -> str:
+    """The analyzer of a finding in words."""
+    return titles_of(results.all_keys).get(finding.key[1:], finding.analyzer.replace("_", " "))
 
-    Such problems go to standard error as well.
+
+def analyze_source(
+    source: str,
+    settings: AnalysisSettings = AnalysisSettings(),  # noqa: B008  (it is frozen)
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    only: Sequence[str] = (),
+) -> Results:
+    """Analyzes a run, as far as that was not done before, or a file of transcripts.
+
+    only: names of analyzers that are to read a file; all by default. Raises BadInput, PlacementError, StorageError.
     """
-    if "://" not in source and Path(source).is_file() and Path(source).name != MANIFEST:
-        transcripts, problems = read_jsonl(source)
-        for problem in problems:
-            print(problem, file=sys.stderr)
-        if conversation is not None:
-            chosen = [t for t in transcripts if t.id == conversation]
-            if not chosen:
-                raise BadInput(f"{source}: " + unknown("conversation", conversation, [t.id for t in transcripts[:20]]))
-            transcripts = chosen
-        return None, transcripts, problems
-    run = open_run(source)
-    return run, [run.transcript(conversation)] if conversation is not None else list(run.transcripts()), []
+    if not is_file(source):
+        return analyze_opened(open_run(source), settings, workers=workers, address=address)
+    transcripts, problems = read_file(source)
+    return analyze_transcripts(source, transcripts, settings, problems, only)
 
 
-def analyze_source(source: str, embedder_name: str) -> Results:
-    """Analyses a run or a file. Embeddings are kept in the run's folder, so that a second time costs none."""
-    run, transcripts, problems = load_source(source)
-    results = analyze(source, run, transcripts, embedder_name)
-    results.problems.extend(problems)
-    return results
+def analyze_opened(
+    run: Run,
+    settings: AnalysisSettings = AnalysisSettings(),  # noqa: B008
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+) -> Results:
+    """The same for a run that is open."""
+    with _bar(run.path) as told, half_the_cores(settings):
+        keys = analyze_run(run, settings, workers=workers, address=address, told=told)
+    return Results(run.path, settings, run, keys)
 
 
-def analyze(source: str, run: Run | None, transcripts: list[Transcript], embedder_name: str) -> Results:
-    """The same for transcripts at hand."""
-    texts = [t for t in transcripts if t.messages and is_text(t)]
-    embedder: Embedder | None = None
-    if texts:
-        folder = Path(run.path) if run is not None and "://" not in run.path else None
-        embedder = load_embedder(embedder_name, folder / "embeddings.parquet" if folder else None, dtype="auto")
-    found = with_progress(texts, embedder) if embedder else analyze_texts(texts, None)
-    if embedder is not None:
-        embedder.save()
-    games = games_of(f for t in transcripts for f in NegotiationAnalyzer().findings(t))
-    return Results(source, run, transcripts, found, _pairs(run, transcripts), embedder, negotiations=games)
+def analyze_transcripts(
+    source: str,
+    transcripts: Sequence[Transcript],
+    settings: AnalysisSettings = AnalysisSettings(),  # noqa: B008
+    problems: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> Results:
+    """The same for transcripts at hand; their embeddings are kept in the user's cache folder."""
+    embedder = settings.load(cache_file(source, settings.embedder))
+    nobody = EquilibriumAnalyzer(None)
+    common = [*loop_analyzers(settings, embedder), nobody]
+    keys = [key_of(each) for each in common if not only or each.name in only]
+    more: list[Analyzer] = [nobody, NegotiationAnalyzer()] if any(map(has_offers, transcripts)) else [nobody]
+    found: dict[str, list[Finding]] = {}
+    total = sum(len(t) + 1 for t in transcripts)
+    try:
+        with _bar(source) as told, half_the_cores(settings):
+            done = 0
+            for transcript, findings in analyze(
+                transcripts,
+                settings,
+                embedder=embedder,
+                of_conversation=lambda t: more,
+                wanted=lambda id, analyzer: not only or analyzer.name in only,
+            ):
+                found[transcript.id] = findings
+                done += len(transcript) + 1
+                told(done, total)
+    finally:
+        if embedder is not None:
+            try:
+                embedder.save()
+            except StorageError as error:
+                print(f"Note: {error}. They are made anew next time.", file=sys.stderr)
+    offers = {f.key[1:] for findings in found.values() for f in findings if f.analyzer == "negotiation"}
+    return Results(source, settings, None, [*keys, *offers], list(problems), {t.id: t for t in transcripts}, found)
 
 
-def _pairs(run: Run | None, transcripts: list[Transcript]) -> list[Pair]:
-    if run is None:
-        return []
-    cells, labels = run.experiment.cells, [cell_label(changes) for changes in run.experiment.changes]
-    found = [f for t in transcripts for f in equilibrium_analyzer(cells[t.metadata["cell"]]).findings(t)]
-    return pairs_of(found, {t.id: labels[t.metadata["cell"]] for t in transcripts})
+def is_file(source: str) -> bool:
+    """Whether the source is a file of transcripts, and no run."""
+    return "://" not in source and Path(source).is_file() and Path(source).name != MANIFEST
 
 
-def report_data(
-    results: Results, title: str = "", headline: Sequence[str] = (), numbers: Sequence[BigNumber] = ()
-) -> ReportData:
-    """Everything that the report shows."""
-    import yaml
+def read_file(source: str) -> tuple[list[Transcript], list[str]]:
+    """The conversations of a file and what of it cannot be read, which goes to standard error as well."""
+    transcripts, problems = read_jsonl(source)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return transcripts, problems
 
-    by_id = {a.id: a for a in results.texts}
-    run = results.run
-    shown = [t for t in results.transcripts if t.id in by_id or t.status == FAILED or not results.pairs]
-    looped, stopped = len(results.loops), len(results.stopped)
-    failed = sum(t.status == FAILED for t in results.transcripts)
-    if not headline and results.texts:
-        headline = [f"{looped} of {len(results.texts)} conversations converged into a loop."]
-        if stopped:
-            saved = sum(s.tokens_saved for s in results.stopped)
-            headline.append(f"Observers stopped {stopped} of them early, which saved about {saved:,} tokens.")
-    if not numbers:
-        numbers = [BigNumber(f"{len(results.transcripts):,}", "conversations")]
-        if results.texts:
-            numbers.append(BigNumber(f"{looped} of {len(results.texts)}", "looped"))
-        if stopped:
-            numbers.append(BigNumber(str(stopped), "stopped early"))
-        if failed:
-            numbers.append(BigNumber(str(failed), "failed"))
-    return ReportData(
-        title=title or (Path(run.path).name if run else Path(results.source).name),
-        headline=headline,
-        numbers=numbers,
-        # the report makes its own table of loops, and a section has that of negotiations
-        tables=[t for t in results.tables if t.title not in (LOOPS, NEGOTIATIONS)],
-        sections=[negotiation_section(results.negotiations)] if results.negotiations else [],
-        plateau=[point for p in results.pairs for point in p.points()],
-        errors=[series for p in results.pairs for series in p.series()],
-        conversations=[report_item(t, by_id.get(t.id), results.labels[t.id], results.observer_kinds(t)) for t in shown],
-        trajectory=trajectory_points(results),
-        run=_facts(run) if run else {"file": results.source},
-        agents=[AgentEntry(a.name, str(a.kind), a.model_extra or {}) for a in run.experiment.agents] if run else [],
-        specification=yaml.safe_dump(run.manifest["experiment"], sort_keys=False, allow_unicode=True) if run else "",
-    )
+
+def check_conversation(results: Results, conversation: str) -> None:
+    """Raises BadInput, with ids that exist, if the source has no conversation of this id."""
+    if conversation not in results._places:
+        raise BadInput(f"{results.source}: " + unknown("conversation", conversation, results.ids[:20]))
 
 
 def cell_label(changes: dict[str, Any]) -> str:
@@ -276,97 +349,33 @@ def cell_label(changes: dict[str, Any]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in changes.items())
 
 
-def earliest(*loops: Loop | None) -> Loop | None:
-    """The loop with the earliest onset; of equals the first."""
-    return min((loop for loop in loops if loop is not None), key=lambda loop: loop.onset, default=None)
-
-
-def report_item(
-    transcript: Transcript, analysis: TextAnalysis | None, label: str, kinds: Mapping[str, str] = EMPTY
-) -> ConversationItem:
-    """One conversation as the report shows it. kinds: of its observers, by name."""
-    if analysis is None:
-        return ConversationItem(transcript, label)
-    loop = earliest(analysis.loop, observed_loop(transcript, kinds))
-    return ConversationItem(
-        transcript,
-        label,
-        rule=loop.rule if loop else None,
-        onset=loop.onset if loop else None,
-        phrase=loop.phrase if loop else None,
-        distances={name: values.tolist() for name, values in analysis.rounds.items()},
-        drift=analysis.drift.tolist(),
-        spans=repeated_spans(transcript),
-        stopped=stopped_after(transcript),
-    )
-
-
-def trajectory_points(results: Results) -> list[TrajectoryPoint]:
-    """The t-SNE map of the outputs of up to TRAJECTORIES conversations, looped ones first."""
-    if results.embedder is None or not results.texts:
-        return []
-    import numpy as np
-
-    from a2a_ray.analysis.trajectory import even_sample, tsne
-
-    chosen = sorted(results.texts, key=lambda a: a.id not in results.loops)[:TRAJECTORIES]
-    by_id = {t.id: t for t in results.transcripts}
-    places = [(m, a) for a in chosen for m in by_id[a.id].messages if str(m.content).strip()]
-    if len(places) < 3:
-        return []
-    places = [places[i] for i in even_sample(len(places))]
-    points = tsne(np.asarray(results.embedder.encode([str(m.content) for m, _ in places])))
-    return [
-        TrajectoryPoint(float(x), float(y), message.turn, analysis.id, analysis.id in results.loops)
-        for (x, y), (message, analysis) in zip(points, places, strict=True)
-    ]
-
-
-def _facts(run: Run) -> dict[str, str]:
-    experiment, manifest = run.experiment, run.manifest
-    counts = run.summary()
-    return {
-        "run": run.path,
-        "created": manifest["created"],
-        "conversations": f"{counts['done']} done, {counts['failed']} failed, of {counts['conversations']}",
-        "turns": f"{counts['turns']:,}",
-        **_paid(run),
-        "seed": str(experiment.seed),
-        "protocol": str(experiment.protocol),
-        "limit": f"{experiment.limit} turns",
-        "repeats": str(experiment.repeats),
-        "settings": str(len(experiment.cells)),
-        "git commit": str(manifest.get("git_commit") or "none"),
-        "versions": ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()),
-    }
-
-
-def _paid(run: Run) -> dict[str, str]:
-    """What was paid for, if anything was."""
-    ledger, took = run.ledger(), run.cost()
-    facts = {}
-    if ledger["calls"]:
-        twice, lost = ledger["perhaps_paid_twice"], ledger["unanswered"]
-        facts["paid calls"] = f"{ledger['calls']:,}; {twice:,} perhaps paid twice, {lost:,} without an answer on record"
-    if took.get("cost"):
-        facts["cost"] = f"{took['cost']:,.4f}"
-    return facts
-
-
-def with_progress(texts: list[Transcript], embedder: Embedder) -> list[TextAnalysis]:
-    """`analyze_texts` with a bar on a terminal, on half of the cores."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with half_the_cores(), Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("embedding", total=None)
-        return analyze_texts(texts, embedder, progress=lambda n, total: bar.update(task, completed=n, total=total))
+def cache_file(source: str, embedder: str | None) -> Path | None:
+    """Where the embeddings of a file's texts are kept: in the user's cache folder, if there is one."""
+    if embedder is None:
+        return None
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "a2a_ray"
+    except RuntimeError:  # no home
+        return None
+    path = Path(source).resolve()
+    key = blake2b(f"{path}\0{embedder}".encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    return folder / f"{path.stem}-{key}.parquet"
 
 
 @contextmanager
-def half_the_cores() -> Iterator[None]:
-    """Torch works on half of the cores: with all of them taken it is five times slower once anything else runs."""
+def _bar(source: str) -> Iterator[Any]:
+    """What is to be called with how many records are done, of how many; a bar on a terminal, an estimate on others."""
+    with progress(Path(source).name, "analyzing") as told:
+        yield told
+
+
+@contextmanager
+def half_the_cores(settings: AnalysisSettings) -> Iterator[None]:
+    """With an embedder torch works on half of the cores: with all of them taken it is five times slower once anything
+    else runs."""
+    if settings.embedder is None:
+        yield
+        return
     import torch
 
     before = torch.get_num_threads()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from a2a_ray.interface.hostile import clean
+from a2a_ray.interface.hostile import clean, clean_line
 
 if TYPE_CHECKING:
     from a2a_ray.interface.results import Results
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """Most rows that a list of conversations prints."""
+SHORTEST_QUOTE = 20
+"""So many characters of what is repeated are shown at least, however narrow the terminal."""
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> None:
@@ -67,9 +69,14 @@ def show_runs(found: Sequence[dict[str, Any]], storage: str, as_json: bool) -> N
     if not found:
         print(f"No runs in {storage}. Start one: a2a-ray new && a2a-ray run experiment.yaml")
         return
-    columns = ("run", "talks", "done", "failed", "turns", "created")
-    rows = [(*(r[c] for c in ("run", "conversations", *columns[2:5])), f"{r['created'][:16]}Z") for r in found]
-    print_table(f"Runs in {storage}", columns, rows)
+    columns = ("run", "total", "done", "failed", "turns", "looped", "created")
+    keys = ("run", "conversations", *columns[2:6])
+    rows = [(*(r[key] for key in keys), r["created"][:10]) for r in found]
+    note = (
+        "Total: conversations. Looped: by the loop detector's default settings; - if the run was not analyzed"
+        " (a2a-ray analyze RUN)."
+    )
+    print_table(f"Runs in {storage}", columns, rows, note)
 
 
 def show_failures(run: Run) -> None:
@@ -90,17 +97,62 @@ def show_failures(run: Run) -> None:
     console.print(hint, markup=False, highlight=False)
 
 
-def show_results(results: Results, as_json: bool) -> None:
-    """The outcome of an analysis."""
-    if as_json:
-        print(json.dumps(results.to_dict()))
-        return
-    for table in results.tables:
-        print_table(table.title, table.columns, table.rows, table.note)
-    rows = [(id, loop.rule, loop.onset, loop.phrase[:70]) for id, loop in list(results.loops.items())[:SHOWN]]
+def show_results(results: Results) -> None:
+    """The outcome of an analysis: how many conversations looped, by which rule, which did, and where agents settled."""
+    from a2a_ray.interface.equilibria import equilibria_table, pairs_table
+    from a2a_ray.interface.negotiation_figure import games_of, outcome_table
+    from a2a_ray.interface.plateau import pairs_of
+
+    games = games_of(results.findings(analyzers=("negotiation",)))
+    pairs = pairs_of(results.findings(analyzers=("equilibrium",)), results.labels)
+    found = (results.loop_table, results.stopped_table, outcome_table(games) if games else None)
+    for table in (*found, equilibria_table(results), pairs_table(pairs)):
+        if table is not None:
+            print_table(table.title, table.columns, table.rows, table.note)
+    show_loops(results)
+
+
+def show_loops(results: Results) -> None:
+    """The loops that the detector found, and a sentence."""
+    loops = results.loops
+    shown = list(loops)[:SHOWN]
+    rows, quotes = [], []
+    for finding in results.findings(shown):
+        if finding.key[1:] == results.detector and finding.looped:
+            turns = (finding.onset_turn, finding.alarm_turn, finding.period)
+            rows.append([clean_line(finding.conversation_id), finding.kind, *turns, finding.score])
+            quotes.append(finding.span)
     if rows:
-        more = f"{len(results.loops) - SHOWN} more: --json lists all." if len(results.loops) > SHOWN else ""
-        print_table("Loops found", ("conversation", "rule", "onset", "phrase"), rows, more)
+        columns = ("conversation", "kind", "onset", "alarm", "period", "score", "repeats")
+        used = sum(max(len(_cell(row[i])) for row in [columns, *rows]) + 3 for i in range(len(rows[0])))
+        room = max(Console().width - used, SHORTEST_QUOTE)
+        note = f"Turns are numbered from 1, the first message. Alarm: a score above {_threshold(results):g}."
+        if len(loops) > SHOWN:
+            note += f" {len(loops) - SHOWN:,} more conversations: --json lists all."
+        print_table(
+            "Loops found by the detector",
+            columns,
+            [[*row, clean_line(quote, room)] for row, quote in zip(rows, quotes, strict=True)],
+            note,
+        )
+    print(" ".join(_in_words(results)))
+
+
+def _in_words(results: Results) -> Iterator[str]:
+    """The outcome of the loop detector in sentences."""
+    count, looped = len(results.ids), len(results.loops)
+    said = f"{looped:,} of {count:,} conversation{'s' * (count != 1)} looped"
+    if recovered := sum(f.recovered_turn is not None for f in results.loops.values()):
+        said += f" ({recovered:,} went on to something new)"
+    spent = sum(f.tokens_since_onset or 0 for f in results.loops.values())
+    yield f"{said}; about {spent:,} tokens were spent from the onsets on." if looped else f"{said}."
+    if results.waiting:
+        yield f"Waiting for a result that does not change, which is no loop: {results.waiting:,}."
+
+
+def _threshold(results: Results) -> float:
+    threshold: float = json.loads(results.detector[2])["threshold"]
+    return threshold
 
 
 def _cell(value: Any) -> str:

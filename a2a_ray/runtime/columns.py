@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.message import ASIDE, EMPTY, Message
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
 
@@ -148,11 +147,7 @@ def opening_row(transcript: Transcript) -> Message:
 
 def end_row(transcript: Transcript, time: float) -> Beside:
     """How the conversation ended, as a row after its last turn."""
-    more: dict[str, Any] = {}
-    if transcript.traceback:
-        more["traceback"] = transcript.traceback
-    if transcript.verdicts:
-        more["verdicts"] = [[turn, name, verdict_to_dict(v)] for turn, name, v in _changes(transcript)]
+    more = {"traceback": transcript.traceback} if transcript.traceback else EMPTY
     status, sentence = transcript.status, transcript.error if transcript.status == FAILED else transcript.reason
     by, seq = transcript.stopped_by, len(transcript) + 1
     return Beside(transcript.id, seq, by, sentence, metadata=more, created_at=time, kind=status)
@@ -162,29 +157,6 @@ def call_row(asked: Message, agent: str, method: str, attempt: int, time: float)
     """The ledger's row of a call to a paid agent. method: "step" or "bid"; attempt: 0, 1, ... in this worker."""
     id, how = asked.conversation, {"method": method}
     return Beside(id, asked.seq, agent, "", (), asked.seed, EMPTY, EMPTY, how, time, CALL, attempt=attempt)
-
-
-def _changes(transcript: Transcript) -> Iterable[tuple[int, str, Verdict]]:
-    """The verdicts worth keeping: those that ask for something, and of a row of equal ones the first and the last."""
-    by_name: dict[str, list[tuple[int, str, Verdict]]] = {}
-    for entry in transcript.verdicts:
-        row = by_name.setdefault(entry[1], [])
-        same = [e[2].status == entry[2].status and e[2].action == "record" for e in row[-2:]]
-        if len(same) == 2 and all(same):
-            row.pop()
-        row.append(entry)
-    return sorted((entry for row in by_name.values() for entry in row), key=lambda entry: entry[0])
-
-
-def verdict_to_dict(verdict: Verdict) -> dict[str, Any]:
-    """JSON value of a verdict."""
-    return {
-        "status": verdict.status,
-        "action": verdict.action,
-        "reason": verdict.reason,
-        "scores": dict(verdict.scores),
-        "evidence": dict(verdict.evidence),
-    }
 
 
 def pack(messages: Sequence[Message]) -> tuple[list[Any], ...]:

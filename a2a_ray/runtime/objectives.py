@@ -31,7 +31,7 @@ def equilibrium_analyzer(cell: Experiment) -> EquilibriumAnalyzer:
 
     Objectives are those of `analyze: objectives`; LSA and regression agents have theirs in their own settings.
     """
-    parts = [[spec.settings for spec in cell.agents], cell.protocol, cell.analyze and cell.analyze.model_dump()]
+    parts = [[spec.model_dump() for spec in cell.agents], cell.protocol, cell.analyze and cell.analyze.model_dump()]
     key = json.dumps(parts, sort_keys=True, default=identity)
     if key not in _analyzers:
         if len(_analyzers) >= MOST_CELLS:

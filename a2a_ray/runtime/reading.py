@@ -28,9 +28,9 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), str(Path(path).absolute())
 
 
-def table_uri(path: str) -> str:
-    """Where the Delta table of a run lies."""
-    return f"{path}/turns" if "://" in path else str(Path(path).absolute() / "turns")
+def table_uri(path: str, name: str = "turns") -> str:
+    """Where a Delta table of a run lies, `turns` or `findings`."""
+    return f"{path}/{name}" if "://" in path else str(Path(path).absolute() / name)
 
 
 class Snapshot:

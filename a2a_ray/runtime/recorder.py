@@ -9,13 +9,15 @@ from typing import TypeAlias
 import pyarrow as pa
 
 from a2a_ray.core.errors import StorageError
+from a2a_ray.runtime.findings import FindingsTable
 from a2a_ray.runtime.writer import Writer
 
 PAUSE, MOST_PAUSE = 3.0, 0.2
 """After a commit the next one waits: so many times as long as it took, at most so many seconds. Groups grow, and a
 commit costs 7 ms whatever its size: without the pause, commits took half of the time of a run at full speed."""
 
-_Waiting: TypeAlias = "tuple[pa.RecordBatch | None, asyncio.Future[None]]"
+_Waiting: TypeAlias = "tuple[pa.RecordBatch | None, pa.RecordBatch | None, asyncio.Future[None]]"
+"""Rows, findings, and what is told when both are committed."""
 
 
 class Recorder:
@@ -30,6 +32,7 @@ class Recorder:
 
     def __init__(self, uri: str, epoch: int = 0) -> None:
         self._writer = Writer(uri, epoch)
+        self._findings = FindingsTable(uri.removesuffix("/turns"))
         self._writing = asyncio.Lock()
         self._opened = False
         self._streams: dict[str, _Stream] = {}
@@ -52,12 +55,14 @@ class Recorder:
             self._opened = True
         return True
 
-    async def append(self, worker: str, epoch: int, number: int, batch: pa.RecordBatch) -> None:
+    async def append(
+        self, worker: str, epoch: int, number: int, batch: pa.RecordBatch, found: pa.RecordBatch | None = None
+    ) -> None:
         """Returns when the worker's batch of this number, and all before it, are committed. Raises StorageError.
 
         Async actors see calls out of order, so batches are put in the worker's own order by their numbers: what is
         committed of a conversation has no gap. A worker that lost a recorder sends again what was not acknowledged,
-        with a higher epoch of its own and numbers from 0.
+        with a higher epoch of its own and numbers from 0. found: findings, rows of `core.findings.schema()`.
         """
         self._check()
         if worker in self._fenced:
@@ -69,7 +74,7 @@ class Recorder:
         elif epoch < stream.epoch:
             raise StorageError(f"{worker} has sent it again")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        stream.early[number] = (batch, future)
+        stream.early[number] = (batch, found, future)
         while stream.due in stream.early:
             self._ready.append(stream.early.pop(stream.due))
             stream.due += 1
@@ -108,7 +113,7 @@ class Recorder:
 
     async def _all_committed(self) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._ready.append((None, future))
+        self._ready.append((None, None, future))
         self._go_on()
         await future
 
@@ -124,8 +129,8 @@ class Recorder:
             try:
                 async with self._writing:
                     self._check()
-                    batches = [batch for batch, _ in group if batch is not None]
-                    refused = iter(await asyncio.to_thread(self._writer.write, batches) if batches else ())
+                    sent = [(batch, found) for batch, found, _ in group if batch is not None]
+                    refused = iter(await asyncio.to_thread(self._write, sent) if sent else ())
             except Exception as error:
                 if not isinstance(error, StorageError):
                     error = StorageError(f"the recorder failed: {error!r}")
@@ -133,15 +138,27 @@ class Recorder:
                 break
             took = loop.time() - started
             self._seconds += took
-            for batch, future in group:
+            for batch, _, future in group:
                 _settle(future, None if batch is None else next(refused))
             await asyncio.sleep(min(PAUSE * took, MOST_PAUSE))
         self._committing = None
 
+    def _write(self, sent: list[tuple[pa.RecordBatch, pa.RecordBatch | None]]) -> list[StorageError | None]:
+        """Commits the rows, then what observers found in conversations that ended with them.
+
+        In this order findings never speak of turns that are not stored. If this process dies in between, the worker
+        sends both again; if the worker is dead too, an analysis finds what is missing.
+        """
+        refused = self._writer.write([batch for batch, _ in sent])
+        found = [f for (_, f), error in zip(sent, refused, strict=True) if f is not None and error is None]
+        if found:
+            self._findings.add(pa.concat_batches(found))
+        return refused
+
     def _fail(self, error: StorageError, group: list[_Waiting]) -> None:
         """Once failed, for good: nobody may believe that later turns are kept where earlier ones are not."""
         self._error = error
-        for _, future in (*group, *self._ready):
+        for *_, future in (*group, *self._ready):
             _settle(future, error)
         for stream in self._streams.values():
             stream.refuse(str(error))
@@ -156,7 +173,7 @@ class _Stream:
         self.early: dict[int, _Waiting] = {}
 
     def refuse(self, sentence: str) -> None:
-        for _, future in self.early.values():
+        for *_, future in self.early.values():
             _settle(future, StorageError(sentence))
         self.early = {}
 

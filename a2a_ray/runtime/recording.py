@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -12,6 +13,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from a2a_ray.core.errors import StorageError
+from a2a_ray.core.findings import Finding, to_arrow
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.columns import Beside, to_batch
 
@@ -30,6 +32,7 @@ class Recording:
         self._recorder, self._worker, self._limit, self._unanswered = recorder, worker, rows, unanswered
         self._writer = uuid4().hex[:12]
         self._rows: list[Message] = []
+        self._found: list[Finding] = []
         self._sent: deque[_Sent] = deque()
         self._epoch = self._number = 0
         # Counts of rows: added here, asked for by `commit`, and acknowledged, which is of all the first ones.
@@ -45,6 +48,10 @@ class Recording:
         self._rows.append(replace(row, writer=self._writer) if type(row) is Beside else row)
         self._added += 1
         return len(self._rows) >= self._limit
+
+    def add_findings(self, findings: Iterable[Finding]) -> None:
+        """Keeps what observers found in a conversation; it goes with the next row, its end."""
+        self._found.extend(findings)
 
     async def send(self) -> None:
         """Sends what was collected; waits only while too many batches are unanswered. Raises StorageError."""
@@ -86,12 +93,13 @@ class Recording:
         self._check()
         if self._rows:
             rows, self._rows = self._rows, []
-            self._sent.append(_Sent(to_batch(rows), self._added))
+            found, self._found = self._found, []
+            self._sent.append(_Sent(to_batch(rows), to_arrow(found) if found else None, self._added))
             if self._finding is None:
                 self._deliver(self._sent[-1])
 
     def _deliver(self, sent: _Sent) -> None:
-        call = self._recorder.append.remote(self._worker, self._epoch, self._number, sent.batch)
+        call = self._recorder.append.remote(self._worker, self._epoch, self._number, sent.batch, sent.found)
         self._number += 1
         task = asyncio.ensure_future(self._answer(call, sent, self._epoch))
         self._calls.add(task)
@@ -184,12 +192,12 @@ class Recording:
 
 
 class _Sent:
-    """A batch that is not acknowledged yet, and how many rows there were up to its end."""
+    """A batch that is not acknowledged yet, its findings, and how many rows there were up to its end."""
 
-    __slots__ = ("batch", "committed", "rows")
+    __slots__ = ("batch", "committed", "found", "rows")
 
-    def __init__(self, batch: pa.RecordBatch, rows: int) -> None:
-        self.batch, self.rows, self.committed = batch, rows, False
+    def __init__(self, batch: pa.RecordBatch, found: pa.RecordBatch | None, rows: int) -> None:
+        self.batch, self.found, self.rows, self.committed = batch, found, rows, False
 
 
 async def _plain(call: Any) -> Any:

@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
-from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import ASIDE, Message
-from a2a_ray.core.transcript import FAILED, RUNNING, Transcript
+from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
 from a2a_ray.runtime.columns import CALL, COUNTED, ENDS, NOT_SAID, OPENING, from_table
 from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.runtime.findings import FindingsTable
 from a2a_ray.runtime.reading import Snapshot, filesystem, last_seqs, reason, row_counts, snapshot, turns_of
 
 MANIFEST = "manifest.json"
@@ -110,6 +111,19 @@ class Run:
         more = f" and {len(there) - 20} more" if len(there) > 20 else ""
         raise BadInput(unknown("conversation", conversation, there[:20]).rstrip(".") + more + ".")
 
+    def findings(self, ids: Sequence[str] | None = None) -> Iterator[Finding]:
+        """What was found in these conversations, or in all, by every analyzer and settings; by conversation."""
+        table = FindingsTable(self.path)
+        if ids is None:
+            ids = sorted({id for seqs in table.known().values() for id in seqs})
+        yield from table.read(ids)
+
+    def stopped_ids(self) -> list[str]:
+        """The conversations that an observer ended, in order of id."""
+        chosen = (pc.field("kind") == DONE) & (pc.field("sender") != "")
+        found = turns_of(self.path).to_table(["conversation_id"], filter=chosen).column("conversation_id")
+        return sorted(set(found.to_pylist()))
+
     def summary(self) -> dict[str, int]:
         """Counts: conversations planned, done, failed, and turns said (bids, combinations and nudges are none)."""
         table = self._table()
@@ -170,7 +184,6 @@ class Run:
                 transcript.status, transcript.stopped_by = row.kind, row.sender
                 transcript.reason, transcript.error = ("", sentence) if failed else (sentence, "")
                 transcript.traceback = row.metadata.get("traceback", "")
-                transcript.verdicts = [(t, n, Verdict(**v)) for t, n, v in row.metadata.get("verdicts", ())]
             elif row.kind != OPENING:
                 transcript.append(row)
                 transcript.status = RUNNING

@@ -22,6 +22,7 @@ from a2a_ray.runtime.calls import Calling, Calls
 from a2a_ray.runtime.columns import end_row, opening_row, unpack
 from a2a_ray.runtime.experiment import Experiment, Task
 from a2a_ray.runtime.gate import Halted
+from a2a_ray.runtime.live import live_findings
 from a2a_ray.runtime.plan import Outcome, Said
 from a2a_ray.runtime.pool import RemoteAgent
 from a2a_ray.runtime.recording import Recording
@@ -157,8 +158,11 @@ class Worker:
                 transcript.status = RUNNING  # no fault of the conversation but of what it runs on
                 raise
             log.warning("the conversation failed: %s", transcript.error)
-        if transcript.status != RUNNING and recording.add(end_row(transcript, time.time())):
-            await recording.send()
+        if transcript.status != RUNNING:
+            if conversation.observers:
+                recording.add_findings(live_findings(conversation.observers, transcript))
+            if recording.add(end_row(transcript, time.time())):
+                await recording.send()
         return Outcome(task, transcript.status, len(transcript.messages))
 
     async def _never_begun(self, task: Task, error: BaseException, earlier: Sequence[Message]) -> Outcome:

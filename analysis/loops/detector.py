@@ -10,15 +10,14 @@ from a2a_ray.analysis.embedding import Embedder
 from a2a_ray.analysis.loops.actions import ACTION, KINDS, ROUNDS, Calls, Rounds
 from a2a_ray.analysis.loops.evidence import MOST, Repeat, Run, sentence
 from a2a_ray.analysis.loops.lexical import Copied, Recall
+from a2a_ray.analysis.loops.log import Log
 from a2a_ray.analysis.loops.semantic import REACH, Meaning, loaded, named, scale_of
 from a2a_ray.analysis.loops.signs import READ, answered, of_courtesy, of_likeness, of_words, shrinks
 from a2a_ray.analysis.loops.words import quoted, words
 from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.errors import BadInput
+from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import ASIDE, NUDGE, Message
-
-SCORE = "loops 4"
-"""Version of the score: raised with every change of what it is made of."""
 
 SHORT, ALONE = 2, 12
 """A turn of so many words weighs half of a long one, for the whole talk and for a speaker alone: whoever asks puts
@@ -61,13 +60,14 @@ class LoopDetector:
 
     embedder: None or "none" for the words alone; "default", another name or folder (see `embedding.load_embedder`), or
         an Embedder, to find what is said again in other words too. A name is loaded once in a process.
-    loop: threshold on `score` above which the status becomes "loop"; by default the one that was fitted on normal talks
-        (`calibration.shipped`). warn: the same for "warn"; by default 0.6 of it.
+    threshold: on `score`; above it the status becomes "loop". By default the one of `calibration.shipped`.
+    warn_threshold: the same for "warning"; by default 0.6 of the threshold.
     action: what the verdicts of a loop ask for: "record", "stop", or "nudge" (on the first one, and again whenever the
         loop has gone on for `cooldown` turns more).
 
     score: of the newest turn, 0 to MOST, in turns' worth of repetition in a row: the largest over all kinds of loop. It
-        depends on the messages and the embedder alone: a run ever alarms exactly if its largest score is above `loop`.
+        depends on the messages and the embedder alone: a conversation ever alarms exactly if its largest score is above
+        the threshold.
 
     An alarm is withdrawn ("recovered", once) when the score has fallen below half of the threshold. Bids, combinations,
     vectors and nudges (kind "nudge", or `metadata["nudge"]`) are passed over. The state pickles, with the embedder by
@@ -77,26 +77,29 @@ class LoopDetector:
     def __init__(
         self,
         embedder: str | Embedder | None = None,
-        loop: float | None = None,
-        warn: float | None = None,
+        threshold: float | None = None,
+        warn_threshold: float | None = None,
         action: Literal["record", "nudge", "stop"] = "record",
         cooldown: int = 8,
     ) -> None:
         self._embedder = named(embedder)
         if self._embedder is not None:
             loaded(self._embedder)  # what is nowhere is said now; the weights are loaded with the first text
-        if loop is None:
+        if threshold is None:
             from a2a_ray.analysis.calibration import shipped
 
-            loop = shipped("lexical" if self._embedder is None else "semantic").threshold
-        warn = WARNING * loop if warn is None else warn
-        if not 0 < warn <= loop < MOST:
-            raise BadInput(f"warn: {warn}, loop: {loop}; expected 0 < warn <= loop < {MOST:g}, the largest score")
+            threshold = shipped("lexical" if self._embedder is None else "semantic").threshold
+        warn_threshold = WARNING * threshold if warn_threshold is None else warn_threshold
+        if not 0 < warn_threshold <= threshold < MOST:
+            raise BadInput(
+                f"warn_threshold: {warn_threshold}, threshold: {threshold};"
+                f" expected 0 < warn_threshold <= threshold < {MOST:g}, the largest score"
+            )
         if action not in ("record", "nudge", "stop"):
             raise BadInput(f"action: {action!r}; expected 'record', 'nudge' or 'stop'")
         if cooldown < 1:
             raise BadInput(f"cooldown: {cooldown}; expected at least 1")
-        self.loop, self.warn, self.action, self.cooldown = loop, warn, action, cooldown
+        self.threshold, self.warn_threshold, self.action, self.cooldown = threshold, warn_threshold, action, cooldown
         self.score = 0.0
         self._recall = Recall()
         self._meaning = Meaning()
@@ -112,9 +115,29 @@ class LoopDetector:
         self._before_round = 0  # tokens before the call that went round first
         self._alarm: dict[str, Any] | None = None  # evidence of the loop that goes on
         self._since = 0  # turns since its first verdict
+        self._before_onset = 0  # tokens before the onset of that loop
+        self._log = Log()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides what it finds; JSON."""
+        found: dict[str, Any] = {"threshold": self.threshold, "warn_threshold": self.warn_threshold}
+        return found if self._embedder is None else found | {"embedder": loaded(self._embedder).identity}
+
+    def findings(self, conversation_id: str) -> list[Finding]:
+        """The loops in what it has seen, in order, at least one finding.
+
+        The first finding's evidence has `scores`: the score after each message, turn 1 first.
+        """
+        return self._log.findings(conversation_id, self.settings)
 
     def update(self, message: Message) -> Verdict:
         """The verdict after this message."""
+        verdict = self._update(message)
+        self._log.add(message, verdict, self.score)
+        return verdict
+
+    def _update(self, message: Message) -> Verdict:
         text = message.content
         if not isinstance(text, str) or passed_over(message):
             return NOTHING
@@ -222,7 +245,12 @@ class LoopDetector:
                 run.lose(1.0, message.turn)
         if not found.waiting:
             return None
-        evidence = {"kind": "action", "onset": found.second, "earlier": found.first, "span": found.text}
+        evidence = {
+            "kind": "action",
+            "onset_turn": found.second,
+            "span": found.text,
+            "first_repeats_turn": found.first,
+        }
         reason = f"waiting: the result at turn {message.turn} is still the one of turn {found.first}"
         return Verdict("waiting", "record", reason, evidence=evidence)
 
@@ -234,28 +262,38 @@ class LoopDetector:
         if counted is not None:
             self.score = MOST
         if self._alarm is None:
-            if self.score <= self.warn or (counted is None and run.onset is None):
+            if self.score <= self.warn_threshold or (counted is None and run.onset is None):
                 return waiting or NOTHING
-        elif self.score < RELEASE * self.loop:
+        elif self.score < RELEASE * self.threshold:
             return self._recovered(turn, run)
         evidence = counted or run.evidence(self._spent)
+        self._since_onset(evidence)
         evidence["score"] = round(self.score, 3)
         reason = sentence(evidence, turn)
-        if self._alarm is None and self.score <= self.loop:
-            return Verdict("warn", "record", reason, evidence=evidence)
+        if self._alarm is None and self.score <= self.threshold:
+            return Verdict("warning", "record", reason, evidence=evidence)
         self._since = 0 if self._alarm is None else self._since + 1
         self._alarm = evidence
         due = self.action != NUDGE or self._since % self.cooldown == 0
-        if self.action == "stop":
-            reason += f"; the last turn before it is {evidence['last_before']}"
+        reason += f"; the last turn before it is {evidence['onset_turn'] - 1}"
         return Verdict("loop", self.action if due else "record", reason, evidence=evidence)
 
+    def _since_onset(self, evidence: dict[str, Any]) -> None:
+        """A loop that goes on began where it was first seen, whichever part of it is the strongest now."""
+        before = self._spent - evidence["tokens_since_onset"]
+        if self._alarm is None or evidence["onset_turn"] <= self._alarm["onset_turn"]:
+            self._before_onset = before
+            return
+        evidence["tokens_since_onset"] += before - self._before_onset
+        for name in ("onset_turn", "first_repeats_turn"):
+            evidence[name] = self._alarm[name]
+
     def _recovered(self, turn: int, run: Run) -> Verdict:
-        evidence = {**(self._alarm or {}), "score": round(self.score, 3), "recovers_at": run.left or turn}
+        evidence = {**(self._alarm or {}), "score": round(self.score, 3), "recovered_turn": run.left or turn}
         self._alarm = None
         for each in (self._talk, *self._alone.values()):
             each.forget()
-        reason = f"recovered: nothing repeats what was said before from turn {evidence['recovers_at']} on"
+        reason = f"recovered: nothing repeats what was said before from turn {evidence['recovered_turn']} on"
         return Verdict("recovered", "record", reason, evidence=evidence)
 
     def _counted(self) -> dict[str, Any] | None:
@@ -299,14 +337,13 @@ def _evidence(kind: str, onset: int, earlier: int, period: int, span: str, token
     """The same entries as `Run.evidence`, of what is counted."""
     return {
         "kind": kind,
-        "onset": onset,
-        "earlier": earlier,
-        "last_before": onset - 1,
+        "onset_turn": onset,
         "period": period,
         "span": span,
         "earlier_span": span,
-        "repeats": earlier,
         "speakers": [],
+        "tokens_since_onset": tokens,
+        "first_repeats_turn": earlier,
+        "last_repeats_turn": earlier,
         "similarity": 1.0,
-        "tokens": tokens,
     }

@@ -107,22 +107,21 @@ class Run:
         return min(divisors, default=most)
 
     def evidence(self, spent: int) -> dict[str, Any]:
-        """What can be shown of the run. spent: tokens of the talk up to now."""
+        """What can be shown of the run, named as in a Finding. spent: tokens of the conversation up to now."""
         onset, newest = self.onset, self.newest
         assert onset is not None
         assert newest is not None
         return {
             "kind": self.kinds.most_common(1)[0][0],
-            "onset": onset.turn,
-            "earlier": onset.earlier,
-            "last_before": onset.turn - 1,
+            "onset_turn": onset.turn,
             "period": self._period(),
             "span": clipped(newest.span),
             "earlier_span": clipped(newest.earlier_span),
-            "repeats": newest.earlier,
             "speakers": sorted(self.speakers),
+            "tokens_since_onset": spent - self.spent,
+            "first_repeats_turn": onset.earlier,
+            "last_repeats_turn": newest.earlier,
             "similarity": round(newest.similarity, 3),
-            "tokens": spent - self.spent,
         }
 
 
@@ -139,9 +138,9 @@ def sentence(evidence: dict[str, Any], turn: int) -> str:
     """The evidence in one sentence for people."""
     period = evidence["period"] or 0
     every = f", coming round every {period} turns" if period > 1 else ""
-    first = f"first at turn {evidence['earlier']}; " if evidence["earlier"] else ""
+    first = f"first at turn {evidence['first_repeats_turn']}; " if evidence["first_repeats_turn"] else ""
     quoted = f": {evidence['span']}" if evidence["span"] else ""
     return (
-        f"turns {evidence['onset']} to {turn} {_WHAT[evidence['kind']]}{every}"
-        f" ({first}{evidence['tokens']} tokens since the onset){quoted}"
+        f"turns {evidence['onset_turn']} to {turn} {_WHAT[evidence['kind']]}{every}"
+        f" ({first}{evidence['tokens_since_onset']} tokens since the onset){quoted}"
     )

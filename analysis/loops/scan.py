@@ -8,9 +8,11 @@ from typing import Any
 
 from a2a_ray.analysis.embedding import Embedder
 from a2a_ray.analysis.loops.detector import LoopDetector, embedded_text
+from a2a_ray.analysis.loops.log import first_loop
 from a2a_ray.analysis.loops.semantic import loaded, named
 from a2a_ray.core.contracts import Verdict
-from a2a_ray.core.message import ASIDE, Message
+from a2a_ray.core.findings import Finding
+from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
 
 
@@ -18,21 +20,21 @@ from a2a_ray.core.transcript import Transcript
 class Scan:
     """What the detector says of one conversation.
 
-    id: of the conversation. turns: the number of every record; verdicts, scores: after each of them, same length.
-    alarm: index, from 0 among `transcript.messages`, of the message after which the status was "loop" first, or None.
-    finding: evidence of that loop as it stood when it ended, or at the end of the talk.
+    verdicts, scores: after each record of `transcript.turns`, same length. findings: see `LoopDetector.findings`.
     """
 
-    id: str
-    turns: list[int]
     verdicts: list[Verdict]
     scores: list[float]
-    alarm: int | None
-    finding: dict[str, Any] | None
+    findings: list[Finding]
+
+    @property
+    def loop(self) -> Finding | None:
+        """The first loop, or None."""
+        return first_loop(self.findings)
 
     @property
     def highest(self) -> float:
-        """The largest score; 0 for an empty talk."""
+        """The largest score; 0 for an empty conversation."""
         return max(self.scores, default=0.0)
 
 
@@ -41,18 +43,10 @@ def scan(transcript: Transcript, embedder: str | Embedder | None = None, **setti
     detector = LoopDetector(embedder, **settings)
     verdicts: list[Verdict] = []
     scores: list[float] = []
-    alarm, finding, over, said = None, None, False, -1
     for message in transcript.turns:
-        verdict = detector.update(message)
-        said += message.kind not in ASIDE
-        verdicts.append(verdict)
+        verdicts.append(detector.update(message))
         scores.append(detector.score)
-        if verdict.status == "loop" and not over:
-            alarm = said if alarm is None else alarm
-            finding = dict(verdict.evidence)
-        elif alarm is not None and verdict.status == "recovered" and not over:
-            finding, over = dict(verdict.evidence), True
-    return Scan(transcript.id, [m.turn for m in transcript.turns], verdicts, scores, alarm, finding)
+    return Scan(verdicts, scores, detector.findings(transcript.id))
 
 
 def to_embed(messages: Iterable[Message]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,25 +11,25 @@ from a2a_ray.interface.drawing import axis, line_trace, make_figure
 from a2a_ray.interface.figures import mean_distances, trajectory
 from a2a_ray.interface.loops.factors import PUBLISHED_TOKENS
 from a2a_ray.interface.loops.measured import Cell, by_tokens
-from a2a_ray.interface.results import Results, report_item, trajectory_points
+from a2a_ray.interface.report_data import ConversationItem
+from a2a_ray.interface.report_source import trajectory_points
+from a2a_ray.interface.results import Results
 from a2a_ray.interface.study import Panel, Section
 
 
-def course_sections(results: Results, cells: Sequence[Cell]) -> list[Section]:
+def course_sections(results: Results, items: Sequence[ConversationItem], cells: Sequence[Cell]) -> list[Section]:
     """Mean distances, drift and trajectories in the published setting and in its opposite."""
     names = {
         next(c for c in group if c.setting.tokens == PUBLISHED_TOKENS).setting.label: name
         for name, group in by_tokens(cells).items()
     }
-    by_id = {t.id: t for t in results.transcripts}
-    chosen = [a for a in results.texts if results.labels[a.id] in names]
-    items = [report_item(by_id[a.id], a, names[results.labels[a.id]]) for a in chosen]
+    items = [replace(item, cell=names[item.cell]) for item in items if item.cell in names]
     shown = list(names.values())
     panels = [Panel(f"distance-{place}", f, title) for place, (title, f) in enumerate(mean_distances(items, shown))]
-    if results.embedder is not None:
+    if any(item.drift for item in items):
         traces = []
         for place, name in enumerate(shown):
-            drifts = [a.drift for a in chosen if names[results.labels[a.id]] == name]
+            drifts = [np.array(item.drift, dtype=np.float64) for item in items if item.cell == name]
             length = min(len(d) for d in drifts)
             mean = np.mean([d[:length] for d in drifts], axis=0)
             traces.append(line_trace(list(range(1, length + 1)), mean.tolist(), name, f"var(--cell-{place + 1})"))
@@ -43,16 +44,14 @@ def course_sections(results: Results, cells: Sequence[Cell]) -> list[Section]:
             "Means over all talks of a setting. A loop shows as a distance that falls to zero and stays there.",
         )
     ]
-    looped = [a for a in chosen if a.loop]
-    maps = trajectory(
-        trajectory_points(Results(results.source, results.run, results.transcripts, chosen, [], results.embedder))
-    )
+    points, placed = trajectory_points(results, items)
+    maps, looped = trajectory(points), sum(item.looped for item in items)
     if maps:
         sections.append(
             Section(
                 "Trajectories",
-                f"Every turn on one t-SNE map of its embedding, a line a talk; {len(looped)} of {len(chosen)} talks of"
-                " the two settings repeat by the published rule or word for word.",
+                f"Every turn on one t-SNE map of its embedding, a line a conversation. {looped} of {len(items)}"
+                f" conversations of the two settings looped, as the loop detector judges. {placed}".rstrip(),
                 [Panel(f"trajectory-{place}", figure, title) for place, (title, figure) in enumerate(maps)],
                 (),
                 "Turns that say alike lie close. Colour: from the first turn (dark) to the last (light). A loop"

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from a2a_ray.analysis.text import TextAnalysis
+from a2a_ray.core.findings import Finding
 from a2a_ray.interface.loops.factors import PUBLISHED_TEMPERATURE, PUBLISHED_TOKENS, SHOWN, Setting
 from a2a_ray.interface.report import wilson_interval
-
-if TYPE_CHECKING:
-    from a2a_ray.analysis.loops import Scan
 
 PUBLISHED_RATE = (35, 50)
 """Talks that looped, of all, in arXiv 2512.06256 (models of 12 and 13 billion parameters)."""
@@ -66,15 +63,15 @@ class Cell:
         }
 
 
-def cell(setting: Setting, analyses: Sequence[TextAnalysis], scans: Sequence[Scan]) -> Cell:
-    """The rates of one cell from the analysis and the scan of each of its talks."""
+def cell(setting: Setting, detector: Sequence[Finding], paper: Sequence[Finding]) -> Cell:
+    """The rates of one cell from the first finding of the detector, and of the paper's rule, in each conversation."""
     from statistics import median
 
-    onsets = [s.finding["onset"] for s in scans if s.finding is not None]
+    onsets = [f.onset_turn for f in detector if f.looped and f.onset_turn is not None]
     return Cell(
         setting,
-        Rate(sum(s.alarm is not None for s in scans), len(scans)),
-        Rate(sum(a.published is not None for a in analyses), len(analyses)),
+        Rate(sum(f.looped for f in detector), len(detector)),
+        Rate(sum(f.looped for f in paper), len(paper)),
         float(median(onsets)) if onsets else None,
     )
 

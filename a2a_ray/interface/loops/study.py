@@ -9,19 +9,20 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from a2a_ray.analysis.embedding import Embedder, load_embedder
-from a2a_ray.analysis.text import TextAnalysis, analyze_texts
+from a2a_ray.analysis.analyze import AnalysisSettings
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.exchange import read_jsonl
+from a2a_ray.core.findings import Finding
 from a2a_ray.core.transcript import DONE, Transcript
+from a2a_ray.interface.console import say
 from a2a_ray.interface.loops.course import course_sections
 from a2a_ray.interface.loops.factors import PUBLISHED_TOKENS, Setting, experiment, settings
 from a2a_ray.interface.loops.measured import PUBLISHED_RATE, Cell, Rate, by_tokens, cell
 from a2a_ray.interface.loops.sections import in_words, rate_sections
-from a2a_ray.interface.loops.thresholds import grid_section, threshold_sections, write_sweep
-from a2a_ray.interface.main import say
-from a2a_ray.interface.report_data import BigNumber
-from a2a_ray.interface.results import Results, with_progress
+from a2a_ray.interface.loops.thresholds import grid_section, series_of, threshold_sections, write_sweep
+from a2a_ray.interface.report_data import BigNumber, ConversationItem
+from a2a_ray.interface.report_source import report_items
+from a2a_ray.interface.results import analyze_opened, analyze_transcripts
 from a2a_ray.interface.study import Section, Study, write_study
 from a2a_ray.runtime.run import run_many
 from a2a_ray.runtime.store import Run
@@ -47,26 +48,27 @@ def reproduce_loops(
     spec = experiment(cells, openings, rounds, seed)
     spec.check()
     known = read_labelled(labelled) if labelled is not None else None
-    embedder = load_embedder(embedder_name, out / "embeddings.parquet", dtype="auto")
+    analysis = AnalysisSettings(None if embedder_name == "none" else embedder_name, detector_embeds=False)
+    analysis.load()  # what is missing is said before anything is started
     count, turns = spec.size()
     say(f"{len(cells)} settings, {count} talks, {turns:,} turns of {', '.join(dict.fromkeys(models))}...")
     run = run_many(spec, storage=out)
-    talks = [t for t in run.transcripts() if t.status == DONE]
-    say("Measuring distances and looking for loops...")
-    analyses = _analyzed(talks, embedder)
-    measured = _measured(cells, talks, analyses, embedder)
+    say("Analyzing...")
+    results = analyze_opened(run, analysis)
+    items = list(report_items(results, lambda t: t.status == DONE))
+    measured = _measured(cells, items)
     sections = rate_sections(measured, {model: _parameters(model) for model in dict.fromkeys(models)})
-    sections += course_sections(Results(run.path, run, talks, analyses, [], embedder), measured)
-    sections += threshold_sections(analyses, None, "this run")
+    sections += course_sections(results, items, measured)
+    series = [series_of(paper_of(item)) for item in items]
+    sections += threshold_sections(series, None, "this run")
     if known is not None and labelled is not None:
         talks, looped = known
-        of_labelled = _analyzed(talks, embedder)
+        of_file = analyze_transcripts(str(labelled), talks, analysis, only=("loops", "paper_rule"))
+        of_labelled = [series_of(paper_of(item)) for item in report_items(of_file)]
         sections += threshold_sections(of_labelled, looped, labelled.name)[1:]
         sections.append(grid_section(write_sweep(out / "sweep.csv", of_labelled, looped), "sweep.csv"))
     else:
-        write_sweep(out / "sweep.csv", analyses, None)
-    if embedder is not None:
-        embedder.save()
+        write_sweep(out / "sweep.csv", series, None)
     command = _command(models, tokens, temperatures, openings, rounds, seed, embedder_name, labelled)
     return _written(out, run, measured, sections, command)
 
@@ -94,22 +96,16 @@ def read_labelled(path: Path) -> tuple[list[Transcript], list[bool]]:
     return chosen, looped
 
 
-def _analyzed(talks: Sequence[Transcript], embedder: Embedder | None) -> list[TextAnalysis]:
-    return with_progress(list(talks), embedder) if embedder is not None else analyze_texts(talks, None)
+def paper_of(item: ConversationItem) -> Finding:
+    """The finding of the paper's rule."""
+    return next(finding for _, finding in item.findings if finding.analyzer == "paper_rule")
 
 
-def _measured(
-    cells: Sequence[Setting], talks: Sequence[Transcript], analyses: Sequence[TextAnalysis], embedder: Embedder | None
-) -> list[Cell]:
-    from a2a_ray.analysis.loops import scan_many
-
-    scans = scan_many(talks, embedder)
+def _measured(cells: Sequence[Setting], items: Sequence[ConversationItem]) -> list[Cell]:
     out = []
-    for index, group in groupby(
-        zip(talks, analyses, scans, strict=True), key=lambda each: int(each[0].metadata["cell"])
-    ):
+    for index, group in groupby(items, key=lambda each: int(each.transcript.metadata["cell"])):
         mine = list(group)
-        out.append(cell(cells[index], [a for _, a, _ in mine], [s for _, _, s in mine]))
+        out.append(cell(cells[index], [i.findings[0][1] for i in mine], [paper_of(i) for i in mine]))
     return out
 
 

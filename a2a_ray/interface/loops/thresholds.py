@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from a2a_ray.analysis.published import DECIDING, DISTANCES, PublishedRule
+from a2a_ray.analysis.distances import DISTANCES
+from a2a_ray.analysis.paper_rule import DECIDING, PaperLoopRule
 from a2a_ray.analysis.sensitivity import ALL, Curve, critical, curve, sweep
-from a2a_ray.analysis.text import TextAnalysis
+from a2a_ray.core.findings import Finding
 from a2a_ray.interface.drawing import Trace, axis, line_trace, make_figure
 from a2a_ray.interface.report_data import Cell, Table
 from a2a_ray.interface.study import Panel, Section
@@ -28,21 +29,31 @@ NAMES = {
 }
 _STEPS = 60
 
+Series: TypeAlias = "Mapping[str, np.ndarray[Any, Any]]"
+"""Name of a distance -> its value in each round, shape (n_rounds,), NaN if undefined."""
 
-def threshold_sections(analyses: Sequence[TextAnalysis], looped: Sequence[bool] | None, source: str) -> list[Section]:
+
+def series_of(finding: Finding) -> Series:
+    """The distances of a conversation from the finding of the paper's rule."""
+    known = finding.evidence.get("series", {})
+    rounds = max((len(values) for values in known.values()), default=0)
+    return {name: np.array(known.get(name, [None] * rounds), dtype=np.float64) for name in DISTANCES}
+
+
+def threshold_sections(series: Sequence[Series], looped: Sequence[bool] | None, source: str) -> list[Section]:
     """Share of talks called loops against each threshold; with labels also ROC and precision-recall curves."""
-    rules = [name for name in (*DISTANCES, ALL) if _defined(analyses, name)]
-    criticals = {name: np.array([critical(a.rounds, name, _ours(), 3) for a in analyses]) for name in rules}
-    sections = [_shares(criticals, len(analyses), source)]
+    rules = [name for name in (*DISTANCES, ALL) if _defined(series, name)]
+    criticals = {name: np.array([critical(each, name, _ours(), 3) for each in series]) for name in rules}
+    sections = [_shares(criticals, len(series), source)]
     if looped is not None:
         sections.append(_curves([curve(name, criticals[name].tolist(), looped) for name in rules], looped, source))
     return sections
 
 
-def write_sweep(path: Path, analyses: Sequence[TextAnalysis], looped: Sequence[bool] | None) -> list[dict[str, Any]]:
+def write_sweep(path: Path, series: Sequence[Series], looped: Sequence[bool] | None) -> list[dict[str, Any]]:
     """Writes the rule's whole grid as CSV, a row a setting, and gives the rows. Thresholds: FACTORS times ours."""
     grid = {name: [min(f * _ours()[name], 1.0) for f in FACTORS] for name in DECIDING}
-    rows = list(sweep([a.rounds for a in analyses], looped, grid, ROUNDS))
+    rows = list(sweep(series, looped, grid, ROUNDS))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -94,7 +105,7 @@ def _shares(criticals: Mapping[str, np.ndarray[Any, Any]], talks: int, source: s
     return Section(
         "How much the published rule depends on its thresholds",
         "The rule: below threshold for three rounds in a row. Its thresholds are not public; ours are in"
-        f" analysis/published.py. Here each is moved alone, and all three together. {talks} talks of {source}.",
+        f" analysis/paper_rule.py. Here each is moved alone, and all three together. {talks} talks of {source}.",
         [Panel("thresholds", figure)],
         [(NAMES[name], f"cell-{place % 6 + 1}") for place, name in enumerate(criticals)],
         "A flat line would mean that the threshold does not matter.",
@@ -133,13 +144,13 @@ def _share(values: np.ndarray[Any, Any], name: str, factor: float) -> str:
     return f"{(values < factor * (1.0 if name == ALL else _ours()[name])).mean():.0%}"
 
 
-def _defined(analyses: Sequence[TextAnalysis], name: str) -> bool:
+def _defined(series: Sequence[Series], name: str) -> bool:
     """Whether a distance was measured at all: without an embedder cosine and coherence are not."""
-    return name == ALL or any(not np.isnan(a.rounds[name]).all() for a in analyses)
+    return name == ALL or any(not np.isnan(each[name]).all() for each in series)
 
 
 def _ours() -> dict[str, float]:
-    return PublishedRule().thresholds
+    return PaperLoopRule().thresholds
 
 
 def _colour(place: int) -> str:

@@ -41,11 +41,24 @@
     const own = series[number];
     const traces = data.map((trace, i) => ({ ...trace, y: own.series[i], visible: own.series[i].some((v) => v !== null) }));
     Object.assign(traces.at(-1), { x0: own.step, dx: own.step }); // the drift has a value for every turn
-    if (!own.onset) return { data: traces, layout };
-    const line = { type: "line", x0: own.onset.x, x1: own.onset.x, y0: 0, y1: 1, yref: "paper", line: { color: "var(--onset-color)", width: 2, dash: "dash" } };
-    const left = own.onset.x > own.series[0].length / 2;
-    const text = { x: own.onset.x, y: 1, yref: "paper", yanchor: "top", xanchor: left ? "right" : "left", showarrow: false, text: own.onset.text, font: { color: "var(--onset-color)" }, bgcolor: "var(--page)", opacity: 0.9 };
-    return { data: traces, layout: { ...layout, shapes: [line], annotations: [text] } };
+    return { data: traces, layout: marked(layout, own, "x", own.series[0].length) };
+  };
+
+  // Vertical lines where the loop begins and where the alarm came.
+  const marked = (layout, own, at, width) => {
+    const marks = [own.onset, own.alarm].filter(Boolean);
+    const line = (m) => ({ type: "line", x0: m[at], x1: m[at], y0: 0, y1: 1, yref: "paper", line: { color: "var(--onset-color)", width: 2, dash: "dash" } });
+    const text = (m, i) => ({ x: m[at], y: 1 - 0.09 * i, yref: "paper", yanchor: "top", xanchor: m[at] > width / 2 ? "right" : "left", showarrow: false, text: m.text, font: { color: "var(--onset-color)" }, bgcolor: "var(--page)", opacity: 0.9 });
+    return { ...layout, shapes: [...(layout.shapes || []), ...marks.map(line)], annotations: [...(layout.annotations || []), ...marks.map(text)] };
+  };
+
+  const scoreOf = (number) => () => {
+    const { data, layout } = figures.score;
+    const own = series[number];
+    const threshold = { type: "line", x0: 0, x1: 1, xref: "paper", y0: own.threshold, y1: own.threshold, line: { color: "var(--muted-color)", width: 1.5, dash: "dot" } };
+    const text = { x: 0, xref: "paper", y: own.threshold, xanchor: "left", yanchor: "bottom", showarrow: false, text: "threshold", font: { color: "var(--muted-color)" } };
+    const base = { ...layout, shapes: [threshold], annotations: [text] };
+    return { data: [{ ...data[0], y: own.scores }], layout: marked(base, own, "turn", own.scores.length) };
   };
 
   const map = (figure, number) => () => {
@@ -72,6 +85,8 @@
     talk.addEventListener("toggle", () => {
       const own = talk.querySelector(".plot[data-conversation]");
       if (talk.open && own && !drawn.has(own)) draw(own, oneConversation(own.dataset.conversation));
+      const score = talk.querySelector(".plot[data-score]");
+      if (talk.open && score && !drawn.has(score)) draw(score, scoreOf(score.dataset.score));
     });
 
   const search = document.getElementById("search");

@@ -1,4 +1,4 @@
-"""The published loop rule (arXiv 2512.06256) as a preset: outputs of a round close to each other for several rounds.
+"""The loop rule of arXiv 2512.06256 as a preset: outputs of a round close to each other for several rounds.
 
 The publication thresholds the four distances between the two outputs of a round, three or more rounds in a row, with
 values set by hand that are not public. **The thresholds here are ours.** They were put between what unrelated English
@@ -20,26 +20,31 @@ only supports: the finding says whether it agrees.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from a2a_ray.analysis import text
+from a2a_ray.analysis.repetition import repeated_phrase
 from a2a_ray.core.errors import BadInput
+from a2a_ray.core.findings import LOOP, NOT_APPLICABLE, RECOVERED, Finding
+from a2a_ray.core.transcript import Transcript
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from a2a_ray.analysis.embedding import Embedder
+
 DECIDING = ("cosine", "jaccard", "bleu")
-DISTANCES = (*DECIDING, "coherence")
-"""The names of the four distances, in the order in which they are shown."""
+"""The distances that decide whether a round is below."""
 
 _LARGEST = {"cosine": 2.0, "jaccard": 1.0, "bleu": 1.0, "coherence": 2.0}
 
 
 @dataclass(frozen=True, slots=True)
-class PublishedFinding:
-    """Where the published rule fired first.
+class PaperRuleMatch:
+    """Where the paper's rule fired first.
 
     onset_round, onset_turn: the first of the rounds in a row (counted from 1), and the turn with which it begins.
     rounds: how many rounds it lasted.
@@ -53,12 +58,8 @@ class PublishedFinding:
     distances: dict[str, float]
     supported: bool | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON value of the finding."""
-        return asdict(self)
 
-
-class PublishedRule:
+class PaperLoopRule:
     """Below threshold for `rounds` rounds or more in a row.
 
     Raises BadInput for a threshold that no pair of texts can be below, or that all are below.
@@ -83,7 +84,7 @@ class PublishedRule:
             raise BadInput(f"rounds: {rounds}; expected at least 1")
         self.rounds = rounds
 
-    def find(self, series: Mapping[str, NDArray[np.float64]], turns: Sequence[int]) -> PublishedFinding | None:
+    def find(self, series: Mapping[str, NDArray[np.float64]], turns: Sequence[int]) -> PaperRuleMatch | None:
         """The first stretch of `rounds` rounds below threshold, or None.
 
         series: name of a distance -> its value in each round, shape (n_rounds,), NaN where undefined.
@@ -106,7 +107,7 @@ class PublishedRule:
 
     def _finding(
         self, series: Mapping[str, NDArray[np.float64]], turns: Sequence[int], start: int, stop: int
-    ) -> PublishedFinding:
+    ) -> PaperRuleMatch:
         means = {}
         for name in DECIDING:
             values = series[name][start:stop]
@@ -115,4 +116,70 @@ class PublishedRule:
         coherence = series["coherence"][start:stop]
         coherence = coherence[~np.isnan(coherence)]
         supported = bool((coherence < self.thresholds["coherence"]).all()) if len(coherence) else None
-        return PublishedFinding(start + 1, turns[start], stop - start, means, supported)
+        return PaperRuleMatch(start + 1, turns[start], stop - start, means, supported)
+
+
+class PaperRuleAnalyzer:
+    """The rule on whole conversations, as findings."""
+
+    name, version = "paper_rule", "1"
+
+    def __init__(self, embedder: Embedder | None = None, rule: PaperLoopRule | None = None) -> None:
+        self.rule = rule or PaperLoopRule()
+        self._embedder = embedder
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides what it finds; JSON."""
+        found: dict[str, Any] = {**self.rule.thresholds, "rounds": self.rule.rounds}
+        return found if self._embedder is None else found | {"embedder": self._embedder.identity}
+
+    def texts(self, transcript: Transcript) -> list[str]:
+        """What will be asked of the embedder."""
+        return text.texts(transcript) if text.is_text(transcript) else []
+
+    def findings(self, transcript: Transcript) -> list[Finding]:
+        """One finding. Its evidence has `series`, the distances of each round, and `drift` of each turn.
+
+        score: how many rounds in a row were below the thresholds; threshold: how many are needed.
+        """
+        own: dict[str, Any] = {
+            "conversation_id": transcript.id,
+            "analyzer": self.name,
+            "analyzer_version": self.version,
+            "settings": self.settings,
+            "through_seq": len(transcript),
+            "threshold": float(self.rule.rounds),
+        }
+        if not text.is_text(transcript):
+            return [Finding(**own, status=NOT_APPLICABLE, reason="the distances are for texts; it has vectors")]
+        measured = text.distances(transcript, self._embedder)
+        evidence: dict[str, Any] = {
+            "series": {name: _rounded(v) for name, v in measured.rounds.items() if not np.isnan(v).all()},
+        }
+        if not np.isnan(measured.drift).all():
+            evidence["drift"] = _rounded(measured.drift)
+        rounds = transcript.rounds()
+        match = self.rule.find(measured.rounds, [r[0].turn for r in rounds])
+        if match is None:
+            return [Finding(**own, score=0.0, evidence=evidence)]
+        after = rounds[match.onset_round - 1 + match.rounds :]
+        far = ", ".join(f"{name} {value:.2f}" for name, value in match.distances.items())
+        return [
+            Finding(
+                **own,
+                kind="close_rounds",
+                status=RECOVERED if after else LOOP,
+                reason=f"{match.rounds} rounds in a row are close, from turn {match.onset_turn} on ({far})",
+                onset_turn=match.onset_turn,
+                alarm_turn=rounds[match.onset_round - 2 + self.rule.rounds][-1].turn,
+                recovered_turn=after[0][0].turn if after else None,
+                score=float(match.rounds),
+                span=repeated_phrase(transcript, match.onset_turn),
+                evidence=evidence | {"distances": match.distances, "supported": match.supported},
+            )
+        ]
+
+
+def _rounded(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if value != value else round(value, 4) for value in values.tolist()]

@@ -1,0 +1,55 @@
+"""Tables of equilibria, from findings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from a2a_ray.interface.plateau import Pair
+from a2a_ray.interface.report_data import Table
+from a2a_ray.interface.results import Results
+
+PAIRS = "Where pairs of agents settled"
+EQUILIBRIA = "Equilibria"
+"""Titles of the tables."""
+
+
+def pairs_table(pairs: Sequence[Pair]) -> Table | None:
+    """Measured beside predicted, a row a pair; None without pairs."""
+    if not pairs:
+        return None
+    rows = [
+        (
+            p.label,
+            p.gap,
+            p.measured[0],
+            p.predicted[0],
+            p.measured[1],
+            p.predicted[1],
+            p.largest_error(),
+            p.settled_round,
+        )
+        for p in pairs
+    ]
+    w, u = pairs[0].agent_names
+    columns = ("pair", "gap", w, "closed form", u, "closed form", "error / gap", "settled in round")
+    note = "Each agent's distance from its own objective, read after its own last turn, beside the closed form."
+    return Table(PAIRS, columns, rows, note)
+
+
+def equilibria_table(results: Results) -> Table | None:
+    """How the conversations of each setting ended for their agents; None if no objectives are known."""
+    counts: dict[str, Counter[str]] = {}
+    why: dict[str, str] = {}
+    for finding in results.findings(analyzers=("equilibrium",)):
+        if finding.status != "none":
+            label = results.labels.get(finding.conversation_id, "")
+            counts.setdefault(label, Counter())[finding.status] += 1
+            why.setdefault(label, finding.reason)
+    if not counts:
+        return None
+    rows = [
+        (label or "all", sum(found.values()), ", ".join(f"{n} {s}" for s, n in found.most_common()), why[label][:300])
+        for label, found in counts.items()
+    ]
+    return Table(EQUILIBRIA, ("setting", "conversations", "outcome", "the first conversation"), rows)

@@ -1,0 +1,65 @@
+"""Conversations of an analysis on a terminal, and alarms for scorers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from a2a_ray.analysis.repetition import repeated_spans
+from a2a_ray.core.errors import StorageError
+from a2a_ray.core.findings import Finding
+from a2a_ray.interface.chat import render_chat
+from a2a_ray.interface.described import described
+from a2a_ray.interface.results import Results, check_conversation, title_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show_conversations(results: Results, console: Console, conversation: str | None, limit: int) -> int:
+    """Prints one conversation, or the first `limit` (0: all), as chats; gives their number. Raises BadInput."""
+    if conversation is not None:
+        check_conversation(results, conversation)
+    ids = [conversation] if conversation is not None else results.ids[: limit or None]
+    found: dict[str, list[Finding]] = {}
+    for finding in results.findings(ids):
+        found.setdefault(finding.conversation_id, []).append(finding)
+    order = {key: place for place, key in enumerate(results.all_keys)}
+    for transcript in results.transcripts(ids):
+        mine = sorted(found.get(transcript.id, ()), key=lambda f: (order.get(f.key[1:], len(order)), f.number))
+        loop = next((f for f in mine if f.key[1:] == results.detector and f.looped), None)
+        lines = [f"{title_of(results, f)}: {described(f)}" for f in mine if f.kind or f.status != "none" or f.score]
+        render_chat(
+            transcript,
+            console,
+            spans=repeated_spans(transcript),
+            onset=loop.onset_turn if loop else None,
+            alarm=loop.alarm_turn if loop else None,
+            findings=lines,
+        )
+    return len(ids)
+
+
+def write_alarms(results: Results, path: Path) -> None:
+    """One line a conversation: its id, and the index, from 0, of the turn of its first alarm. Raises StorageError.
+
+    Of a file the index is among all of its turns, also those that nobody said.
+    """
+    alarms = {id: loop.alarm_turn for id, loop in results.loops.items()}
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            for id in results.ids:
+                turn = alarms.get(id)
+                file.write(json.dumps({"id": id, "alarm": _index(results, id, turn)}, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}; the alarms are not written") from None
+
+
+def _index(results: Results, id: str, turn: int | None) -> int | None:
+    if turn is None or results.run is not None:
+        return None if turn is None else turn - 1
+    (transcript,) = results.transcripts([id])
+    places: Sequence[int] = [place for place, message in enumerate(transcript.turns) if message.turn == turn]
+    return places[0]

@@ -1,0 +1,15 @@
+"""Contract tests for agents, protocols and detectors of your own; the built-in parts pass the same.
+
+    from a2a_ray.testing import check_agent, check_detector, check_protocol
+
+    def test_my_agent() -> None:
+        check_agent(MyAgent("ann"))
+
+Each raises AssertionError with one sentence: which promise was broken, and by what. They need nothing else.
+"""
+
+from a2a_ray.testing.agents import check_agent
+from a2a_ray.testing.detectors import check_detector
+from a2a_ray.testing.protocols import check_protocol
+
+__all__ = ["check_agent", "check_detector", "check_protocol"]

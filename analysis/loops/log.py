@@ -1,0 +1,85 @@
+"""From the verdicts on one conversation to its findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from a2a_ray.core.contracts import NOTHING, Verdict
+from a2a_ray.core.findings import LOOP, RECOVERED, WAITING, WARNING, Finding, as_finding
+from a2a_ray.core.message import ASIDE, Message
+
+ANALYZER = "loops"
+"""Name of the loop detector as an analyzer."""
+VERSION = "4"
+"""Of the detector's score: raised with every change of what it is made of."""
+SCORES = 10_000
+"""Scores of so many messages are kept."""
+
+
+class Log:
+    """Collects what a detector says after each message of one conversation."""
+
+    def __init__(self) -> None:
+        self.scores: list[float] = []  # after each message
+        self._seq = 0
+        self._highest = 0.0
+        self._loops: list[dict[str, Any]] = []  # fields of findings and further evidence, as they stood last
+        self._on = False  # whether the newest loop goes on
+        self._quiet = NOTHING  # the newest warning or "waiting"
+
+    def add(self, message: Message, verdict: Verdict, score: float) -> None:
+        """Takes in one verdict and the score after it."""
+        self._seq = message.seq
+        if message.kind not in ASIDE and len(self.scores) < SCORES:
+            self.scores.append(round(score, 3))
+        if score > self._highest:
+            self._highest = score
+        if verdict is NOTHING:
+            return
+        if verdict.status == LOOP:
+            if not self._on:
+                self._loops.append({"alarm_turn": message.turn, "score": 0.0})
+                self._on = True
+            newest = self._loops[-1]
+            highest = max(newest["score"], score)
+            newest.update(verdict.evidence, score=highest, reason=verdict.reason)
+        elif verdict.status == RECOVERED and self._on:
+            self._loops[-1]["recovered_turn"] = verdict.evidence.get("recovered_turn")
+            self._on = False
+        elif verdict.status in (WARNING, WAITING):
+            self._quiet = verdict
+
+    def findings(self, conversation_id: str, settings: Mapping[str, Any]) -> list[Finding]:
+        """One finding a loop; without any, one that says so."""
+        found = [{"status": LOOP, **each} for each in self._loops]
+        for each in found:
+            if each.get("recovered_turn") is not None:
+                each["status"] = RECOVERED
+        if not found:
+            found = [
+                {
+                    **self._quiet.evidence,
+                    "status": self._quiet.status,
+                    "reason": self._quiet.reason,
+                    "score": self._highest,
+                }
+            ]
+        found[0]["scores"] = self.scores
+        return [
+            as_finding(
+                {**each, "score": round(each["score"], 3), "number": number},
+                conversation_id=conversation_id,
+                analyzer=ANALYZER,
+                analyzer_version=VERSION,
+                settings=settings,
+                through_seq=self._seq,
+                threshold=settings["threshold"],
+            )
+            for number, each in enumerate(found, 1)
+        ]
+
+
+def first_loop(findings: Iterable[Finding]) -> Finding | None:
+    """The first finding that reports a loop."""
+    return next((finding for finding in findings if finding.looped), None)
