@@ -140,12 +140,17 @@ def show_loops(results: Results) -> None:
 
 def _in_words(results: Results) -> Iterator[str]:
     """The outcome of the loop detector in sentences."""
-    count, looped = len(results.ids), len(results.loops)
+    count, looped = len(results.texts), len(results.loops)
+    if not count:
+        yield "There is no conversation of texts, so no loop was looked for."
+        return
     said = f"{looped:,} of {count:,} conversation{'s' * (count != 1)} looped"
     if recovered := sum(f.recovered_turn is not None for f in results.loops.values()):
         said += f" ({recovered:,} went on to something new)"
     spent = sum(f.tokens_since_onset or 0 for f in results.loops.values())
     yield f"{said}; about {spent:,} tokens were spent from the onsets on." if looped else f"{said}."
+    if mute := len(results.ids) - count:
+        yield f"Without text, so not looked at: {mute:,}."
     if results.waiting:
         yield f"Waiting for a result that does not change, which is no loop: {results.waiting:,}."
 
@@ -156,7 +161,7 @@ def _threshold(results: Results) -> float:
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or value != value:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
