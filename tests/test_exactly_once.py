@@ -19,8 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
+from deltalake import DeltaTable
 
 from a2a_ray.core.errors import StorageError
+from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
 from a2a_ray.runtime import recording as recording_module
@@ -70,6 +72,11 @@ def on_record(folder: Path | str) -> list[Key]:
             highest[id] = max(highest.get(id, 0), turn)
     assert {id: count - 1 for id, count in last.items()} == highest, "a turn is missing or there twice"
     return sorted(found)
+
+
+def found_in(folder: Path) -> list[str]:
+    """The conversations of all findings, as the table holds them."""
+    return sorted(DeltaTable(str(folder / "findings")).to_pyarrow_table()["conversation_id"].to_pylist())
 
 
 def uri(folder: Path) -> str:
@@ -345,6 +352,8 @@ async def hold(recording: Recording, conversation: str, turns: int, paid: bool, 
     for row in talk(conversation, turns)[last + 1 :]:
         if paid and row.kind == "message":
             await recording.commit(call_row(row, "ann", "step", 0, 1.0))
+        if row.kind == "done":
+            recording.add_findings([Finding(conversation_id=conversation, analyzer="mine", through_seq=turns)])
         if recording.add(row):
             await recording.send()
         await asyncio.sleep(0)
@@ -362,6 +371,7 @@ async def test_workers_outlive_recorders_and_every_turn_is_there_once(tmp_path: 
     expected = [key for _, id, turns, _ in talks for key in keys(talk(id, turns))]
     expected += [(id, t, CALL) for _, id, turns, paid in talks if paid for t in range(1, turns + 1)]
     assert on_record(tmp_path) == sorted(expected)
+    assert found_in(tmp_path) == sorted(id for _, id, _, _ in talks)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -530,6 +540,7 @@ async def test_a_recorder_that_is_killed_is_started_again_and_nothing_is_missing
     expected = [key for id in talks for key in keys(talk(id, 8))]
     expected += [(id, t, CALL) for id in talks if id < "c2" for t in range(1, 9)]
     assert on_record(tmp_path) == sorted(expected)
+    assert found_in(tmp_path) == sorted(talks)
     ray.kill(handle)
     with pytest.raises(StorageError, match="the recorder process died"):
         await asyncio.wait_for(recording.commit(said("late", 0, OPENING)), 60)
