@@ -159,10 +159,19 @@ def to_arrow(findings: Iterable[Finding]) -> pa.RecordBatch:
 
 def from_arrow(table: pa.Table | pa.RecordBatch) -> Iterator[Finding]:
     """The findings of rows of `schema()`, in the order of the rows."""
-    for row in table.to_pylist():
-        row["settings"] = json.loads(row["settings"] or "{}")
-        row["evidence"] = json.loads(row["evidence"] or "{}")
-        yield Finding.from_dict(row)
+    return map(from_row, table.to_pylist())
+
+
+def from_row(row: Mapping[str, Any]) -> Finding:
+    """The finding of one row of `schema()`."""
+    settings, evidence = (json.loads(row[name] or "{}") for name in ("settings", "evidence"))
+    return Finding.from_dict({**row, "settings": settings, "evidence": evidence})
+
+
+def row_as_json(row: Mapping[str, Any]) -> str:
+    """The JSON text of `Finding.to_dict` from one row of `schema()`, without making the finding."""
+    rest = json.dumps({name: value for name, value in row.items() if name not in ("settings", "evidence")})
+    return f'{rest[:-1]}, "settings": {row["settings"] or "{}"}, "evidence": {row["evidence"] or "{}"}}}'
 
 
 def _finite(value: float | None) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from a2a_ray.core.findings import LOOP, NOT_APPLICABLE, RECOVERED, WAITING, Finding
+from a2a_ray.core.findings import LOOP, NONE, NOT_APPLICABLE, RECOVERED, WAITING, Finding
 from a2a_ray.runtime.findings import Key
 
 COUNTED = ("conversation_id", "number", "status", "onset_turn", "alarm_turn", "recovered_turn", "tokens_since_onset")
@@ -21,12 +21,15 @@ class Counts:
     loops: dict[Key, dict[str, Finding]] = field(default_factory=dict)  # the first loop of each conversation
     mute: dict[Key, set[str]] = field(default_factory=dict)  # conversations to which the analyzer does not apply
     waiting: dict[Key, int] = field(default_factory=dict)
+    said: dict[Key, int] = field(default_factory=dict)  # findings that say something
 
     def add(self, key: Key, row: Mapping[str, Any]) -> None:
         """Takes in one finding. row: its fields COUNTED."""
         if row["number"] != 1:
             return
         id, status = row["conversation_id"], row["status"]
+        if status not in (NONE, NOT_APPLICABLE):
+            self.said[key] = self.said.get(key, 0) + 1
         if status in (LOOP, RECOVERED):
             named = {name: row[name] for name in COUNTED}
             self.loops.setdefault(key, {})[id] = Finding(analyzer=key[0], analyzer_version=key[1], **named)

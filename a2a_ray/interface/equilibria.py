@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from a2a_ray.core.findings import Finding
 from a2a_ray.interface.plateau import Pair
 from a2a_ray.interface.report_data import Table
-from a2a_ray.interface.results import Results
 
 PAIRS = "Where pairs of agents settled"
 EQUILIBRIA = "Equilibria"
@@ -37,13 +37,16 @@ def pairs_table(pairs: Sequence[Pair]) -> Table | None:
     return Table(PAIRS, columns, rows, note)
 
 
-def equilibria_table(results: Results) -> Table | None:
-    """How the conversations of each setting ended for their agents; None if no objectives are known."""
+def equilibria_table(findings: Iterable[Finding], labels: Mapping[str, str]) -> Table | None:
+    """How the conversations of each setting ended for their agents; None if no objectives are known.
+
+    labels: of the settings, by id of the conversation.
+    """
     counts: dict[str, Counter[str]] = {}
     why: dict[str, str] = {}
-    for finding in results.findings(analyzers=("equilibrium",)):
-        if finding.status != "none":
-            label = results.labels.get(finding.conversation_id, "")
+    for finding in findings:
+        if finding.analyzer == "equilibrium" and finding.status != "none":
+            label = labels.get(finding.conversation_id, "")
             counts.setdefault(label, Counter())[finding.status] += 1
             why.setdefault(label, finding.reason)
     if not counts:

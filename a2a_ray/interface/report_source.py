@@ -28,8 +28,8 @@ def report_data(
 
     run = results.run
     items = list(report_items(results))
-    pairs = pairs_of((f for item in items for _, f in item.findings), results.labels)
-    games = games_of(f for item in items for _, f in item.findings)
+    found = [f for item in items for _, f in item.findings]
+    pairs, games = pairs_of(found, results.labels), games_of(found)
     texts = [item for item in items if item.transcript.messages and item.is_text]
     looped, stopped = len(results.loops), len(results.stopped)
     failed = sum(item.failed for item in items)
@@ -48,7 +48,7 @@ def report_data(
             numbers.append(BigNumber(str(failed), "failed"))
     points, placed = trajectory_points(results, texts)
     series = [each for p in pairs for each in p.series()]
-    tables = [results.stopped_table, equilibria_table(results), pairs_table(pairs)]
+    tables = [results.stopped_table, equilibria_table(found, results.labels), pairs_table(pairs)]
     return ReportData(
         title=title or (Path(run.path).name if run else Path(results.source).name),
         headline=headline,

@@ -22,7 +22,7 @@ from a2a_ray.analysis.negotiation import has_offers
 from a2a_ray.analysis.negotiation_findings import NegotiationAnalyzer
 from a2a_ray.core.errors import BadInput, StorageError, unknown
 from a2a_ray.core.exchange import read_jsonl
-from a2a_ray.core.findings import Finding
+from a2a_ray.core.findings import Finding, row_as_json
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.interface.counts import COUNTED, Counts, titles_of
 from a2a_ray.interface.progress import progress
@@ -229,6 +229,16 @@ class Results:
         )
         return Table(STOPPED, columns, rows, note)
 
+    def _json_texts(self, analyzers: Sequence[str]) -> Iterator[str]:
+        if self.run is None:
+            return (json.dumps(finding.to_dict()) for finding in self.findings(analyzers=analyzers))
+        keys = [key for key in self.all_keys if not analyzers or key[0] in analyzers]
+        return map(row_as_json, self._table.rows(self.ids, keys))
+
+    def said(self, analyzer: str) -> bool:
+        """Whether any finding of this analyzer says something."""
+        return any(self.counts.said.get(key, 0) for key in self.all_keys if key[0] == analyzer)
+
     def write_json(self, out: IO[str], only: Sequence[str] = ()) -> None:
         """One JSON object on one line, written piece by piece: findings of many conversations are never all in memory.
 
@@ -244,8 +254,8 @@ class Results:
             "problems": self.problems,
         }
         out.write(json.dumps(head)[:-1] + ', "findings": [')
-        for place, finding in enumerate(self.findings(analyzers=only)):
-            out.write((", " if place else "") + json.dumps(finding.to_dict()))
+        for place, text in enumerate(self._json_texts(only)):
+            out.write((", " if place else "") + text)
         out.write("]}\n")
 
 

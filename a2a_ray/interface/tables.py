@@ -104,9 +104,10 @@ def show_results(results: Results) -> None:
     from a2a_ray.interface.plateau import pairs_of
 
     games = games_of(results.findings(analyzers=("negotiation",)))
-    pairs = pairs_of(results.findings(analyzers=("equilibrium",)), results.labels)
+    settled = list(results.findings(analyzers=("equilibrium",))) if results.said("equilibrium") else []
+    pairs = pairs_of(settled, results.labels)
     found = (results.loop_table, results.stopped_table, outcome_table(games) if games else None)
-    for table in (*found, equilibria_table(results), pairs_table(pairs)):
+    for table in (*found, equilibria_table(settled, results.labels), pairs_table(pairs)):
         if table is not None:
             print_table(table.title, table.columns, table.rows, table.note)
     show_loops(results)

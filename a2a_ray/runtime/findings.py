@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from a2a_ray.core.errors import StorageError
-from a2a_ray.core.findings import Finding, from_arrow, schema
+from a2a_ray.core.findings import Finding, from_row, schema
 from a2a_ray.runtime.reading import filesystem, reason, table_uri
 
 if TYPE_CHECKING:
@@ -78,21 +78,29 @@ class FindingsTable:
             of_keys &= pc.field("settings").isin(sorted({key[2] for key in keys}))
             chosen = of_keys if chosen is None else chosen & of_keys
         read = list(dict.fromkeys([*wanted, *_KEY]))
-        for batch in _dataset(self._table, self._uri).to_batches(columns=read, filter=chosen):
+        few = {"batch_size": 8192, "batch_readahead": 1, "fragment_readahead": 1}  # evidence is long
+        for batch in _dataset(self._table, self._uri).to_batches(columns=read, filter=chosen, **few):
             valid = [(keys is None or key[:3] in keys) and known[key[:3]][key[3]] == key[4] for key in _keys_of(batch)]
             if any(valid):
                 yield batch.filter(pa.array(valid)).select(wanted)
 
-    def read(self, ids: Sequence[str], keys: Sequence[Key] | None = None) -> Iterator[Finding]:
-        """The findings of these conversations, in the order of `ids`, then of `keys`, then of their numbers.
+    def rows(self, ids: Sequence[str], keys: Sequence[Key] | None = None) -> Iterator[dict[str, Any]]:
+        """The findings of these conversations as rows, in the order of `ids`, then of `keys`, then of their numbers.
 
         Without keys in the order of the analyzers' names.
         """
-        order = {key: i for i, key in enumerate(sorted(self.known()) if keys is None else keys)}
-        for start in range(0, len(ids), GROUP):
+        known = self.known()
+        keys = sorted(known) if keys is None else [key for key in keys if key in known]
+        order = {key: i for i, key in enumerate(keys)}
+        for start in range(0, len(ids) if keys else 0, GROUP):
             place = {id: i for i, id in enumerate(ids[start : start + GROUP])}
-            found = [f for batch in self.batches(place, keys) for f in from_arrow(batch)]
-            yield from sorted(found, key=lambda f: (place[f.conversation_id], order[f.key[1:]], f.number))
+            found = [row for batch in self.batches(place, keys) for row in batch.to_pylist()]
+            found.sort(key=lambda r: (place[r["conversation_id"]], order[_key_of(r)], r["number"]))
+            yield from found
+
+    def read(self, ids: Sequence[str], keys: Sequence[Key] | None = None) -> Iterator[Finding]:
+        """The same as findings."""
+        return map(from_row, self.rows(ids, keys))
 
     def _add(self, rows: pa.RecordBatch) -> int:
         from deltalake import DeltaTable, write_deltalake
@@ -152,6 +160,10 @@ class FindingsTable:
         except (DeltaError, OSError, pa.ArrowException) as error:
             self._table, self._there = None, True
             raise StorageError(f"{self._path}: the table of findings: {reason(error)}") from error
+
+
+def _key_of(row: Mapping[str, Any]) -> Key:
+    return row["analyzer"], row["analyzer_version"], row["settings"]
 
 
 def _keys_of(rows: pa.RecordBatch) -> Iterator[tuple[str, str, str, str, int]]:
