@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from a2a_ray.core.findings import Finding
-from a2a_ray.interface.plateau import Pair
+from a2a_ray.interface.plateau import Pair, is_pair
 from a2a_ray.interface.report_data import Table
 
 PAIRS = "Where pairs of agents settled"
@@ -21,6 +21,7 @@ def pairs_table(pairs: Sequence[Pair]) -> Table | None:
     rows = [
         (
             p.label,
+            p.status.replace("_", " "),
             p.gap,
             p.measured[0],
             p.predicted[0],
@@ -32,20 +33,20 @@ def pairs_table(pairs: Sequence[Pair]) -> Table | None:
         for p in pairs
     ]
     w, u = pairs[0].agent_names
-    columns = ("pair", "gap", w, "closed form", u, "closed form", "error / gap", "settled in round")
+    columns = ("pair", "outcome", "gap", w, "closed form", u, "closed form", "error / gap", "settled in round")
     note = "Each agent's distance from its own objective, read after its own last turn, beside the closed form."
     return Table(PAIRS, columns, rows, note)
 
 
 def equilibria_table(findings: Iterable[Finding], labels: Mapping[str, str]) -> Table | None:
-    """How the conversations of each setting ended for their agents; None if no objectives are known.
+    """How the conversations of each setting ended for their agents, pairs left out; None if there are no others.
 
     labels: of the settings, by id of the conversation.
     """
     counts: dict[str, Counter[str]] = {}
     why: dict[str, str] = {}
     for finding in findings:
-        if finding.analyzer == "equilibrium" and finding.status != "none":
+        if finding.analyzer == "equilibrium" and finding.status != "none" and not is_pair(finding):
             label = labels.get(finding.conversation_id, "")
             counts.setdefault(label, Counter())[finding.status] += 1
             why.setdefault(label, finding.reason)

@@ -26,7 +26,7 @@ class Pair:
 
     angle: between their objectives, degrees. gap: |u* - w*|. measured, predicted: residual of each after its own last
     turn; the prediction is NaN if there is none. errors: residuals per round, shape (rounds, 2). settled_round: the
-    first round after which no agent moves any more; None if they still move.
+    first round after which no agent moves any more; None if they still move. status: of the finding.
     """
 
     id: str
@@ -39,6 +39,7 @@ class Pair:
     predicted: tuple[float, float]
     errors: NDArray[np.float64]
     settled_round: int | None
+    status: str = ""
 
     def relative_error(self, i: int) -> float | None:
         """|measured - predicted| residual of agent `i` over the gap; None without a gap."""
@@ -86,10 +87,11 @@ def pairs_of(findings: Iterable[Finding], labels: Mapping[str, str]) -> list[Pai
 
     labels: of the settings, by id of the conversation; a pair without one goes by its id.
     """
-    return [_pair(f, labels.get(f.conversation_id) or f.conversation_id) for f in findings if _is_pair(f)]
+    return [_pair(f, labels.get(f.conversation_id) or f.conversation_id) for f in findings if is_pair(f)]
 
 
-def _is_pair(finding: Finding) -> bool:
+def is_pair(finding: Finding) -> bool:
+    """Whether it is about two agents with objectives, and a whole round or more."""
     if finding.kind != KIND or "gap" not in finding.evidence:
         return False
     return all(agent["last_distance"] is not None for agent in finding.evidence["agents"].values())
@@ -110,6 +112,7 @@ def _pair(finding: Finding, label: str) -> Pair:
         (_known(w["predicted"]), _known(u["predicted"])),
         np.array([w["errors"][:rounds], u["errors"][:rounds]], dtype=np.float64).T,
         evidence["settled_round"],
+        finding.status,
     )
 
 
