@@ -14,6 +14,10 @@ COUNTED = ("conversation_id", "number", "status", "onset_turn", "alarm_turn", "r
 """Fields that counting needs."""
 
 
+OF_AGENTS = ("equilibrium", "negotiation")
+"""Analyzers of what agents want, not of what is repeated."""
+
+
 @dataclass
 class Counts:
     """What is counted of findings, by key."""
@@ -40,13 +44,18 @@ class Counts:
 
 
 def titles_of(keys: Iterable[Key]) -> dict[Key, str]:
-    """Each analyzer in words: its name, and how its settings differ from those of the first one of that name."""
+    """Each analyzer in words: its name, and how its settings differ from those of the first one of that name.
+
+    The settings of an equilibrium are its agents' objectives, which belong to the cell and not to the name.
+    """
     titles: dict[Key, str] = {}
     first: dict[str, dict[str, Any]] = {}
     for key in keys:
         own = json.loads(key[2])
         usual = first.setdefault(key[0], own)
         differing = [name for name in own if own[name] != usual.get(name) and name != "warn_threshold"]
+        if key[0] in OF_AGENTS:
+            differing = []
         settings = ", ".join(
             f"{name.replace('_', ' ')} {own[name]:g}"
             if isinstance(own[name], float)

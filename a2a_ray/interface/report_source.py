@@ -13,7 +13,7 @@ from a2a_ray.interface.equilibria import equilibria_table, pairs_table
 from a2a_ray.interface.negotiation_figure import games_of, negotiation_section
 from a2a_ray.interface.plateau import Pair, pairs_of
 from a2a_ray.interface.report_data import AgentEntry, BigNumber, ConversationItem, ReportData, TrajectoryPoint
-from a2a_ray.interface.results import Results, cell_label, title_of
+from a2a_ray.interface.results import Results, cell_label
 from a2a_ray.runtime.store import Run
 
 MOST_POINTS = 2_000
@@ -80,12 +80,10 @@ def report_items(
 
 def report_item(results: Results, transcript: Transcript, findings: Sequence[Finding]) -> ConversationItem:
     """One conversation as the report shows it."""
-    order = {key: place for place, key in enumerate(results.all_keys)}
-    ordered = sorted(findings, key=lambda f: (order.get(f.key[1:], len(order)), f.number))
     return ConversationItem(
         transcript,
         results.labels.get(transcript.id, ""),
-        [(title_of(results, f), f) for f in ordered],
+        [(results.titles[f.key[1:]], f) for f in findings],
         repeated_spans(transcript),
     )
 

@@ -24,7 +24,7 @@ from a2a_ray.core.errors import BadInput, StorageError, unknown
 from a2a_ray.core.exchange import read_jsonl
 from a2a_ray.core.findings import Finding, row_as_json
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.interface.counts import COUNTED, Counts, titles_of
+from a2a_ray.interface.counts import COUNTED, OF_AGENTS, Counts, titles_of
 from a2a_ray.interface.progress import progress
 from a2a_ray.interface.report import wilson_interval
 from a2a_ray.interface.report_data import Table
@@ -79,6 +79,11 @@ class Results:
         if self.run is not None:
             return self.settings.load(embeddings_file(self.run.path))
         return self.settings.load(cache_file(self.source, self.settings.embedder))
+
+    @cached_property
+    def titles(self) -> dict[Key, str]:
+        """The analyzers in words."""
+        return titles_of(self.all_keys)
 
     @property
     def detector(self) -> Key:
@@ -172,7 +177,7 @@ class Results:
     @cached_property
     def loop_table(self) -> Table | None:
         """How many conversations looped in each setting, by each analyzer; None without conversations of texts."""
-        titles = titles_of(key for key in self.all_keys if key[0] not in ("equilibrium", "negotiation"))
+        titles = {key: title for key, title in self.titles.items() if key[0] not in OF_AGENTS}
         texts, looped, onsets = Counter[str](), dict[Key, Counter[str]](), dict[str, list[int]]()
         for id in self.texts:
             texts[self.labels[id]] += 1
@@ -257,11 +262,6 @@ class Results:
         for place, text in enumerate(self._json_texts(only)):
             out.write((", " if place else "") + text)
         out.write("]}\n")
-
-
-def title_of(results: Results, finding: Finding) -> str:
-    """The analyzer of a finding in words."""
-    return titles_of(results.all_keys).get(finding.key[1:], finding.analyzer.replace("_", " "))
 
 
 def analyze_source(

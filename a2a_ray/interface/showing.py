@@ -12,7 +12,7 @@ from a2a_ray.core.errors import StorageError
 from a2a_ray.core.findings import Finding
 from a2a_ray.interface.chat import render_chat
 from a2a_ray.interface.described import described
-from a2a_ray.interface.results import Results, check_conversation, title_of
+from a2a_ray.interface.results import Results, check_conversation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,11 +26,12 @@ def show_conversations(results: Results, console: Console, conversation: str | N
     found: dict[str, list[Finding]] = {}
     for finding in results.findings(ids):
         found.setdefault(finding.conversation_id, []).append(finding)
-    order = {key: place for place, key in enumerate(results.all_keys)}
     for transcript in results.transcripts(ids):
-        mine = sorted(found.get(transcript.id, ()), key=lambda f: (order.get(f.key[1:], len(order)), f.number))
+        mine = found.get(transcript.id, [])
         loop = next((f for f in mine if f.key[1:] == results.detector and f.looped), None)
-        lines = [f"{title_of(results, f)}: {described(f)}" for f in mine if f.kind or f.status != "none" or f.score]
+        lines = [
+            f"{results.titles[f.key[1:]]}: {described(f)}" for f in mine if f.kind or f.status != "none" or f.score
+        ]
         render_chat(
             transcript,
             console,
