@@ -52,8 +52,12 @@ class AnalysisSettings:
     detector_embeds: bool = True
 
     def load(self, cache: Any = None) -> Embedder | None:
-        """The embedder. cache: Parquet file that keeps vectors from one analysis to the next. Raises BadInput."""
-        return load_embedder(self.embedder, cache)
+        """The embedder. cache: Parquet file that keeps vectors from one analysis to the next. Raises BadInput.
+
+        The detector's vectors are float32, as they are live. The paper's rule alone takes what this machine is quick
+        with; its findings name it.
+        """
+        return load_embedder(self.embedder, cache, "float32" if self.detector_embeds else "auto")
 
 
 class LoopAnalyzer:
