@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from a2a_ray.analysis.repetition import repeated_spans
 from a2a_ray.core.errors import StorageError
-from a2a_ray.core.findings import Finding
+from a2a_ray.core.findings import NONE, NOT_APPLICABLE, Finding
 from a2a_ray.interface.chat import render_chat
 from a2a_ray.interface.described import described
 from a2a_ray.interface.results import Results, check_conversation
@@ -29,18 +29,25 @@ def show_conversations(results: Results, console: Console, conversation: str | N
     for transcript in results.transcripts(ids):
         mine = found.get(transcript.id, [])
         loop = next((f for f in mine if f.key[1:] == results.detector and f.looped), None)
-        lines = [
-            f"{results.titles[f.key[1:]]}: {described(f)}" for f in mine if f.kind or f.status != "none" or f.score
-        ]
         render_chat(
             transcript,
             console,
             spans=repeated_spans(transcript),
             onset=loop.onset_turn if loop else None,
             alarm=loop.alarm_turn if loop else None,
-            findings=lines,
+            findings=lines_of(results, mine),
         )
     return len(ids)
+
+
+def lines_of(results: Results, findings: Sequence[Finding]) -> list[str]:
+    """What was found in one conversation, a line each; then who found nothing."""
+    silent = [f for f in findings if f.status in (NONE, NOT_APPLICABLE)]
+    lines = [f"{results.titles[f.key[1:]]}: {described(f)}" for f in findings if f not in silent]
+    if silent:
+        names = ", ".join(dict.fromkeys(results.titles[f.key[1:]] for f in silent))
+        lines.append(f"nothing found by {names}" if lines else f"nothing found: {names}")
+    return lines
 
 
 def write_alarms(results: Results, path: Path) -> None:
