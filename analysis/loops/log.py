@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ class Log:
     """Collects what a detector says after each message of one conversation."""
 
     def __init__(self) -> None:
-        self.scores: list[float] = []  # after each message
+        self.scores = array("f")  # after each message; 4 bytes each, as the state travels with the conversation
         self._seq = 0
         self._highest = 0.0
         self._loops: list[dict[str, Any]] = []  # fields of findings and further evidence, as they stood last
@@ -32,7 +33,7 @@ class Log:
         """Takes in one verdict and the score after it."""
         self._seq = message.seq
         if message.kind not in ASIDE and len(self.scores) < SCORES:
-            self.scores.append(round(score, 3))
+            self.scores.append(score)
         if score > self._highest:
             self._highest = score
         if verdict is NOTHING:
@@ -65,7 +66,7 @@ class Log:
                     "score": self._highest,
                 }
             ]
-        found[0]["scores"] = self.scores
+        found[0]["scores"] = [round(one, 3) for one in self.scores]
         return [
             as_finding(
                 {**each, "score": round(each["score"], 3), "number": number},
