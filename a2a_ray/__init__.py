@@ -12,20 +12,20 @@ if _TYPE_CHECKING:
     __version__: str
     from a2a_ray.agents.echo import EchoAgent as EchoAgent
     from a2a_ray.agents.function import FunctionAgent as FunctionAgent
-    from a2a_ray.agents.hf import HFAgent as HFAgent
-    from a2a_ray.agents.lsa import LSAAgent as LSAAgent
-    from a2a_ray.agents.openai import OpenAIAgent as OpenAIAgent
-    from a2a_ray.agents.regression import RegressionAgent as RegressionAgent
+    from a2a_ray.agents.hf.hf_agent import HFAgent as HFAgent
+    from a2a_ray.agents.lsa.lsa_agent import LSAAgent as LSAAgent
+    from a2a_ray.agents.lsa.regression import RegressionAgent as RegressionAgent
+    from a2a_ray.agents.openai.openai_agent import OpenAIAgent as OpenAIAgent
     from a2a_ray.agents.replay import ReplayAgent as ReplayAgent
     from a2a_ray.analysis.analyze import AnalysisSettings as AnalysisSettings
     from a2a_ray.analysis.analyze import analyze as analyze
-    from a2a_ray.analysis.assessment import assess_equilibrium as assess_equilibrium
-    from a2a_ray.analysis.embedding import load_embedder as load_embedder
+    from a2a_ray.analysis.dynamics.pair_population import Population as Population
+    from a2a_ray.analysis.dynamics.pair_population import simulate as simulate
+    from a2a_ray.analysis.equilibria.assessment import assess_equilibrium as assess_equilibrium
     from a2a_ray.analysis.loops import LoopDetector as LoopDetector
-    from a2a_ray.analysis.paper_rule import PaperLoopRule as PaperLoopRule
-    from a2a_ray.analysis.population import Population as Population
-    from a2a_ray.analysis.population import simulate as simulate
-    from a2a_ray.analysis.repetition import ExactRepetitionRule as ExactRepetitionRule
+    from a2a_ray.analysis.text.embedding import load_embedder as load_embedder
+    from a2a_ray.analysis.text.exact_repetition import ExactRepetitionRule as ExactRepetitionRule
+    from a2a_ray.analysis.text.paper_rule import PaperLoopRule as PaperLoopRule
     from a2a_ray.core.contracts import Agent as Agent
     from a2a_ray.core.contracts import Bids as Bids
     from a2a_ray.core.contracts import Observer as Observer
@@ -43,62 +43,62 @@ if _TYPE_CHECKING:
     from a2a_ray.core.errors import MissingExtra as MissingExtra
     from a2a_ray.core.errors import PlacementError as PlacementError
     from a2a_ray.core.errors import StorageError as StorageError
-    from a2a_ray.core.exchange import read_jsonl as read_jsonl
-    from a2a_ray.core.exchange import write_jsonl as write_jsonl
     from a2a_ray.core.findings import Finding as Finding
     from a2a_ray.core.message import Message as Message
-    from a2a_ray.core.stop import MaxTokens as MaxTokens
-    from a2a_ray.core.stop import MaxTurns as MaxTurns
-    from a2a_ray.core.stop import Says as Says
-    from a2a_ray.core.stop import Settled as Settled
-    from a2a_ray.core.stop import StopCondition as StopCondition
+    from a2a_ray.core.termination import MaxTokens as MaxTokens
+    from a2a_ray.core.termination import MaxTurns as MaxTurns
+    from a2a_ray.core.termination import Says as Says
+    from a2a_ray.core.termination import Settled as Settled
+    from a2a_ray.core.termination import StopCondition as StopCondition
     from a2a_ray.core.transcript import Transcript as Transcript
+    from a2a_ray.experiment.spec import Experiment as Experiment
     from a2a_ray.protocols.adaptive import Adaptive as Adaptive
     from a2a_ray.protocols.alternating import Alternating as Alternating
-    from a2a_ray.protocols.helper import Helper as Helper
+    from a2a_ray.protocols.newton_helper import Helper as Helper
     from a2a_ray.protocols.simultaneous import Simultaneous as Simultaneous
-    from a2a_ray.runtime.analyze import analyze_run as analyze_run
-    from a2a_ray.runtime.experiment import Experiment as Experiment
-    from a2a_ray.runtime.pool import remote as remote
-    from a2a_ray.runtime.population import run_population as run_population
-    from a2a_ray.runtime.run import resume as resume
-    from a2a_ray.runtime.run import run_many as run_many
-    from a2a_ray.runtime.store import Run as Run
-    from a2a_ray.runtime.store import open_run as open_run
+    from a2a_ray.runtime.agents.pool import remote as remote
+    from a2a_ray.runtime.analyze_run import analyze_run as analyze_run
+    from a2a_ray.runtime.pair_shards import run_population as run_population
+    from a2a_ray.runtime.run_experiment import resume as resume
+    from a2a_ray.runtime.run_experiment import run_many as run_many
+    from a2a_ray.store.run import Run as Run
+    from a2a_ray.store.run import open_run as open_run
+    from a2a_ray.transcripts.jsonl import read_jsonl as read_jsonl
+    from a2a_ray.transcripts.jsonl import write_jsonl as write_jsonl
 
 _NAMES_OF_MODULE = {
     "agents.echo": "EchoAgent",
     "agents.function": "FunctionAgent",
-    "agents.hf": "HFAgent",
-    "agents.lsa": "LSAAgent",
-    "agents.openai": "OpenAIAgent",
-    "agents.regression": "RegressionAgent",
+    "agents.hf.hf_agent": "HFAgent",
+    "agents.lsa.lsa_agent": "LSAAgent",
+    "agents.openai.openai_agent": "OpenAIAgent",
+    "agents.lsa.regression": "RegressionAgent",
     "agents.replay": "ReplayAgent",
     "analysis.analyze": "AnalysisSettings analyze",
-    "analysis.embedding": "load_embedder",
+    "analysis.text.embedding": "load_embedder",
     "analysis.loops": "LoopDetector",
-    "analysis.population": "Population simulate",
-    "analysis.paper_rule": "PaperLoopRule",
-    "analysis.repetition": "ExactRepetitionRule",
-    "analysis.assessment": "assess_equilibrium",
+    "analysis.dynamics.pair_population": "Population simulate",
+    "analysis.text.paper_rule": "PaperLoopRule",
+    "analysis.text.exact_repetition": "ExactRepetitionRule",
+    "analysis.equilibria.assessment": "assess_equilibrium",
     "core.contracts": "Agent Bids Observer Say Stop TurnProtocol Verdict View",
     "core.conversation": "Conversation",
     "core.errors": "A2AError AgentError BadAnswer BadInput ContextTooSmall MissingExtra PlacementError StorageError",
-    "core.exchange": "read_jsonl write_jsonl",
+    "transcripts.jsonl": "read_jsonl write_jsonl",
     "core.findings": "Finding",
     "core.message": "Message",
-    "core.stop": "MaxTokens MaxTurns Says Settled StopCondition",
+    "core.termination": "MaxTokens MaxTurns Says Settled StopCondition",
     "core.transcript": "Transcript",
     "protocols.adaptive": "Adaptive",
     "protocols.alternating": "Alternating",
-    "protocols.helper": "Helper",
+    "protocols.newton_helper": "Helper",
     "protocols.simultaneous": "Simultaneous",
-    "runtime.experiment": "Experiment",
-    "runtime.pool": "remote",
-    "runtime.population": "run_population",
-    "runtime.run": "resume run_many",
-    "runtime.analyze": "analyze_run",
-    "runtime.store": "Run open_run",
+    "experiment.spec": "Experiment",
+    "runtime.agents.pool": "remote",
+    "runtime.pair_shards": "run_population",
+    "runtime.run_experiment": "resume run_many",
+    "runtime.analyze_run": "analyze_run",
+    "store.run": "Run open_run",
 }
 _MODULE_OF_NAME = {name: module for module, names in _NAMES_OF_MODULE.items() for name in names.split()}
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from a2a_ray.core.errors import AgentError, BadInput
-from a2a_ray.core.exchange import read_jsonl
 from a2a_ray.core.message import BID, EMPTY, Content, Message
+from a2a_ray.transcripts.jsonl import read_jsonl
 
 if TYPE_CHECKING:
     from a2a_ray.core.transcript import Transcript

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
-from a2a_ray.analysis.embedding import Embedder, load_embedder
 from a2a_ray.analysis.loops import ANALYZER, VERSION, LoopDetector, to_embed
-from a2a_ray.analysis.paper_rule import PaperRuleAnalyzer
-from a2a_ray.analysis.repetition import ExactRepetitionRule
+from a2a_ray.analysis.text.embedding import Embedder, load_embedder
+from a2a_ray.analysis.text.exact_repetition import ExactRepetitionRule
+from a2a_ray.analysis.text.paper_rule import PaperRuleAnalyzer
 from a2a_ray.core.findings import NOT_APPLICABLE, Finding, canonical
 from a2a_ray.core.transcript import Transcript
 

@@ -31,9 +31,9 @@ from typing import Any
 
 from a2a_ray import Conversation, FunctionAgent, open_run, run_many
 from a2a_ray.analysis.loops import LoopDetector, first_loop
-from a2a_ray.core.exchange import read_jsonl
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
+from a2a_ray.transcripts.jsonl import read_jsonl
 
 HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared" / "data"
@@ -223,7 +223,7 @@ def one(path: str, workers: int) -> None:
 
 def _warm() -> None:
     """Loads in a worker process what an analysis needs."""
-    import a2a_ray.runtime.analyze  # noqa: F401
+    import a2a_ray.runtime.analyze_run  # noqa: F401
 
     time.sleep(0.5)
 

@@ -38,14 +38,14 @@ import ray
 from a2a_ray.agents.echo import EchoAgent
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.message import Message
+from a2a_ray.experiment.spec import Experiment
+from a2a_ray.runtime.agents.pool import remote
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.runtime.driver import Session
 from a2a_ray.runtime.plan import Plan
-from a2a_ray.runtime.pool import remote
-from a2a_ray.runtime.run import run_many
-from a2a_ray.runtime.session import Session
-from a2a_ray.runtime.store import create_run, open_run
+from a2a_ray.runtime.run_experiment import run_many
 from a2a_ray.runtime.worker import COLLECTIONS
+from a2a_ray.store.run import create_run, open_run
 
 # Actors find the agents of this file by its name, `benchmarks.cluster`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])

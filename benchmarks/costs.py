@@ -21,11 +21,11 @@ import ray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.runtime.driver import Session
 from a2a_ray.runtime.plan import Plan
-from a2a_ray.runtime.session import Session
-from a2a_ray.runtime.store import create_run
+from a2a_ray.store.run import create_run
 from benchmarks.cluster import OPENING
 
 

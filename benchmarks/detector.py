@@ -23,12 +23,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
-from a2a_ray.analysis.embedding import BATCH, Embedder, load_embedder
 from a2a_ray.analysis.loops import LoopDetector, scan_many
+from a2a_ray.analysis.text.embedding import BATCH, Embedder, load_embedder
 from a2a_ray.core.errors import A2AError
-from a2a_ray.core.exchange import read_jsonl
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.transcripts.jsonl import read_jsonl
 
 WORDS, TURNS = 50, 10_000
 TALKS, LENGTH = 30, 24

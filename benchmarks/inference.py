@@ -31,8 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a process; small mat
 
 import numpy as np
 
-from a2a_ray.analysis.assessment import BIASED, ONE_SIDED, AgentEquilibrium, assess_equilibrium
-from a2a_ray.analysis.inference import fit
+from a2a_ray.analysis.equilibria.assessment import BIASED, ONE_SIDED, AgentEquilibrium, assess_equilibrium
+from a2a_ray.analysis.equilibria.trajectory_fit import fit
 
 DIMENSIONS = (1, 2, 3, 4, 5)
 BANDS = ((0.1, 0.5), (0.5, 0.8), (0.8, 0.95))

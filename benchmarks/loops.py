@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from a2a_ray.analysis.embedding import Embedder, load_embedder
 from a2a_ray.analysis.loops import Scan, scan_many
+from a2a_ray.analysis.text.embedding import Embedder, load_embedder
 from a2a_ray.core.transcript import Transcript
 
 HERE = Path(__file__).resolve().parent

@@ -40,10 +40,10 @@ import psutil
 import ray
 import torch
 
-from a2a_ray.analysis.geometry import BLOCK, DrawnPairs, GivenPairs, Pairs
-from a2a_ray.analysis.population import Population, States, simulate
+from a2a_ray.analysis.dynamics.pair_geometry import BLOCK, DrawnPairs, GivenPairs, Pairs
+from a2a_ray.analysis.dynamics.pair_population import Population, States, simulate
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.population import run_population
+from a2a_ray.runtime.pair_shards import run_population
 
 DIM, ROUNDS, STEP, NOISE = 20, 200, 0.5, 0.01
 LOOP_PAIRS = 200

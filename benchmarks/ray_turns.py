@@ -18,11 +18,11 @@ import time
 import ray
 
 from a2a_ray.core.message import Message
+from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.runtime.driver import Session
 from a2a_ray.runtime.plan import Plan
-from a2a_ray.runtime.session import Session
-from a2a_ray.runtime.store import create_run, open_run
+from a2a_ray.store.run import create_run, open_run
 
 
 def turns_per_second(conversations: int, turns: int, workers: int, storage: str) -> float:

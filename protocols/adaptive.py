@@ -11,7 +11,7 @@ from a2a_ray.core.message import BID
 from a2a_ray.core.nudge import NudgeText
 from a2a_ray.core.registry import load
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.protocols.windows import Show, window, with_nudges
+from a2a_ray.protocols.history_window import Show, window, with_nudges
 
 
 class Adaptive(TurnProtocol):

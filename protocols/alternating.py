@@ -8,7 +8,7 @@ from a2a_ray.core.contracts import TurnProtocol, View
 from a2a_ray.core.errors import BadInput, unknown
 from a2a_ray.core.nudge import NudgeText
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.protocols.windows import Show, window, with_nudges
+from a2a_ray.protocols.history_window import Show, window, with_nudges
 
 
 class Alternating(TurnProtocol):

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from a2a_ray import __version__
-from a2a_ray.analysis.calibration import Calibration, fit, score_name
-from a2a_ray.analysis.embedding import DEFAULT_MODEL, Embedder, load_embedder
 from a2a_ray.analysis.loops import MOST, scan_many
-from a2a_ray.core.exchange import read_jsonl
+from a2a_ray.analysis.loops.calibration import Calibration, fit, score_name
+from a2a_ray.analysis.text.embedding import DEFAULT_MODEL, Embedder, load_embedder
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.transcripts.jsonl import read_jsonl
 
 CONFIDENCE, HORIZON = 0.95, 50
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import a2a_ray
-from a2a_ray.agents.lsa import trained_weights
-from a2a_ray.agents.lsa_module import LSAModule
+from a2a_ray.agents.lsa.lsa_agent import trained_weights
+from a2a_ray.agents.lsa.lsa_module import LSAModule
 from a2a_ray.core.errors import BadInput
 
 DIMS = [2, 5, 10, 20]

@@ -31,8 +31,8 @@ from deltalake import DeltaTable
 
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.store import open_run, run_names
+from a2a_ray.experiment.spec import Experiment
+from a2a_ray.store.run import open_run, run_names
 
 KINDS = ("Worker", "Recorder", "AgentHost", "node")
 """What is killed: actors by the name of their class, and whole nodes; "gcs", Ray's own state, with --redis."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from a2a_ray.interface.main import main
+from a2a_ray.interface.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,7 +41,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Done:
 def start(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Popen[str]:
     """A command as a process, and group of processes, of its own; it can import the modules of these tests."""
     return subprocess.Popen(
-        [sys.executable, "-m", "a2a_ray.interface.main", *map(str, arguments)],
+        [sys.executable, "-m", "a2a_ray.interface.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
-    from a2a_ray.analysis.embedding import Embedder
+    from a2a_ray.analysis.text.embedding import Embedder
 
 # The same examples in every run, few of them: what a test finds can be found again, on a slow machine too.
 settings.register_profile(
@@ -43,7 +43,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def embedder() -> Embedder:
     """The default embedder, where its weights are on this machine."""
-    from a2a_ray.analysis.embedding import load_embedder
+    from a2a_ray.analysis.text.embedding import load_embedder
     from a2a_ray.core.errors import A2AError
 
     try:

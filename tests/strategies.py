@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from a2a_ray.analysis.affine import LinearAgents, linear_agents
+from a2a_ray.analysis.dynamics.affine import LinearAgents, linear_agents
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import BID, COMBINE, MESSAGE, Content, Message
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
@@ -161,7 +161,7 @@ tied_scores = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.5]) | st.floats(0,
 @st.composite
 def calibrations(draw: st.DrawFn) -> Any:
     """Calibrations with every part that they can have."""
-    from a2a_ray.analysis.calibration import Calibration, Rate
+    from a2a_ray.analysis.loops.calibration import Calibration, Rate
 
     runs = draw(st.integers(1, 999))
     return Calibration(
@@ -200,8 +200,8 @@ def populations(draw: st.DrawFn, pairs: int = 3, **settings: Any) -> Any:
 
     Given geometries have any rank from 1 on. settings: of the Population, in place of those that are drawn.
     """
-    from a2a_ray.analysis.geometry import DrawnPairs, GivenPairs
-    from a2a_ray.analysis.population import Population
+    from a2a_ray.analysis.dynamics.pair_geometry import DrawnPairs, GivenPairs
+    from a2a_ray.analysis.dynamics.pair_population import Population
 
     d, rng = draw(st.integers(2, 8)), np.random.default_rng(draw(st.integers(0, 10**6)))
     source: Any

@@ -20,10 +20,10 @@ from a2a_ray.core.errors import BadInput
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.interface.stopped import stopped_talk
 from a2a_ray.protocols.alternating import Alternating
-from a2a_ray.runtime.run import run_many
-from a2a_ray.runtime.store import Run
+from a2a_ray.report.stopped import stopped_talk
+from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.store.run import Run
 from tests.command_line import ROOT, call, write_spec
 from tests.test_bad_input import one_sentence
 from tests.test_detect import HEALTHY, REFRAIN, needs_model
@@ -275,7 +275,7 @@ def test_a_wrong_setting_is_told_before_anything_starts(
 
 CHECKS = """
 import json, sys
-from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.experiment.spec import Experiment
 agents = [{"name": n, "kind": "echo"} for n in ("ann", "bob")]
 Experiment.parse({"agents": agents, "observers": [{"kind": "loops", "embedder": "default"}]}).check()
 print(json.dumps([name for name in ("torch", "transformers", "sentence_transformers") if name in sys.modules]))

@@ -13,18 +13,18 @@ import pytest
 from deltalake import DeltaTable
 
 from a2a_ray.analysis.analyze import AnalysisSettings, analyze
-from a2a_ray.analysis.embedding import DEFAULT_MODEL
 from a2a_ray.analysis.loops import LoopDetector
+from a2a_ray.analysis.text.embedding import DEFAULT_MODEL
 from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.errors import StorageError
 from a2a_ray.core.findings import Finding, to_arrow
 from a2a_ray.core.message import Message
-from a2a_ray.interface.results import analyze_opened
-from a2a_ray.runtime import analyze as of_runs
-from a2a_ray.runtime.analyze import analyze_run
-from a2a_ray.runtime.findings import FindingsTable
-from a2a_ray.runtime.run import run_many
-from a2a_ray.runtime.store import Run, open_run
+from a2a_ray.report.results import analyze_opened
+from a2a_ray.runtime import analyze_run as of_runs
+from a2a_ray.runtime.analyze_run import analyze_run
+from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.store.findings_table import FindingsTable
+from a2a_ray.store.run import Run, open_run
 from tests.command_line import call
 from tests.test_detect import REFRAIN, needs_model
 
@@ -241,7 +241,7 @@ def test_a_run_of_code_that_is_not_here_can_be_read(
 
 
 def test_a_resumed_run_has_each_finding_once(ray_cluster: None, tmp_path: Path) -> None:
-    from a2a_ray.runtime.run import resume
+    from a2a_ray.runtime.run_experiment import resume
 
     def stop(progress: Any) -> None:
         if progress.messages:

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from a2a_ray.analysis.equilibria import asymmetric_examples, two_agent_equilibrium
+from a2a_ray.analysis.dynamics.two_agents import asymmetric_examples, two_agent_equilibrium
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.registry import protocols
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.interface.plateau import pairs_of
-from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.objectives import equilibrium_analyzer
-from a2a_ray.runtime.run import resume, run_many
-from a2a_ray.runtime.specs import AgentSpec
+from a2a_ray.experiment.agent_spec import AgentSpec
+from a2a_ray.experiment.closed_form import equilibrium_analyzer
+from a2a_ray.experiment.spec import Experiment
+from a2a_ray.report.agent_pairs import pairs_of
+from a2a_ray.runtime.run_experiment import resume, run_many
 
 DIM = 3
 W = {"name": "w", "kind": "lsa", "dim": DIM, "step_size": 0.5, "objective": {"angle": 0.0}}

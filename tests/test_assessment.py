@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from a2a_ray.agents.lsa import LSAAgent
-from a2a_ray.analysis import assessment
-from a2a_ray.analysis.assessment import AgentEquilibrium, EquilibriumFinding, assess_equilibrium
-from a2a_ray.analysis.equilibria import asymmetric_geometry, two_agent_equilibrium
-from a2a_ray.analysis.inference import fit, positions_by_agent
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
+from a2a_ray.analysis.dynamics.two_agents import asymmetric_geometry, two_agent_equilibrium
+from a2a_ray.analysis.equilibria import assessment
+from a2a_ray.analysis.equilibria.assessment import AgentEquilibrium, EquilibriumFinding, assess_equilibrium
+from a2a_ray.analysis.equilibria.trajectory_fit import fit, positions_by_agent
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
 

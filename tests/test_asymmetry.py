@@ -10,11 +10,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from a2a_ray.agents.lsa import LSAAgent
-from a2a_ray.analysis.affine import LinearAgents, agents_of, linear_agents
-from a2a_ray.analysis.asymmetry import Adversary, adversary, asymmetric_condition, projecting_examples
-from a2a_ray.analysis.equilibria import asymmetric_geometry
-from a2a_ray.analysis.rounds import alternating
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
+from a2a_ray.analysis.dynamics.affine import LinearAgents, agents_of, linear_agents
+from a2a_ray.analysis.dynamics.asymmetry import Adversary, adversary, asymmetric_condition, projecting_examples
+from a2a_ray.analysis.dynamics.rounds import alternating
+from a2a_ray.analysis.dynamics.two_agents import asymmetric_geometry
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
 from tests.strategies import linear_teams, random_covariance

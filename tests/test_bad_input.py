@@ -23,8 +23,8 @@ import pytest
 import yaml
 
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.run import run_many
-from a2a_ray.runtime.store import Run, open_run, run_names
+from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.store.run import Run, open_run, run_names
 from tests.command_line import Done, call, finish, start, write_spec
 
 ECHO = {"name": "ann", "kind": "echo"}

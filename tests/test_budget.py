@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2a_ray.runtime import budget as rules
-from a2a_ray.runtime.budget import Budget, Limits, Need, Reply, Report, Spent, Totals, Window
-from a2a_ray.runtime.gate import Gate, Halted, Line, Waiting
+from a2a_ray.runtime.limits import budget as rules
+from a2a_ray.runtime.limits.budget import Budget, Limits, Need, Reply, Report, Spent, Totals, Window
+from a2a_ray.runtime.limits.gate import Gate, Halted, Line, Waiting
 from tests.strategies import PlannedCall, planned_calls
 
 STEP = 0.5

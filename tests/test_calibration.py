@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2a_ray.analysis.calibration import LEAST, Calibration, Rate, fit, score_name, shipped
 from a2a_ray.analysis.loops import MOST, LoopDetector, scan_many
+from a2a_ray.analysis.loops.calibration import LEAST, Calibration, Rate, fit, score_name, shipped
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import BID, Message
 from a2a_ray.core.transcript import Transcript

@@ -19,19 +19,20 @@ from a2a_ray.core.contracts import Agent
 from a2a_ray.core.errors import BadInput, LostCall, MissingExtra
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.interface.report_source import report_data
-from a2a_ray.interface.results import analyze_source
-from a2a_ray.runtime import logs, session, tracing
-from a2a_ray.runtime.budget import Limits, Need, Spent
-from a2a_ray.runtime.calls import Called, Calling, Calls, endpoints, spent_before
-from a2a_ray.runtime.columns import CALL
-from a2a_ray.runtime.experiment import AgentSpec, Experiment
-from a2a_ray.runtime.gate import Gate
-from a2a_ray.runtime.metrics import Meter
-from a2a_ray.runtime.run import resume, run_many
-from a2a_ray.runtime.session import Progress
-from a2a_ray.runtime.store import Run
-from a2a_ray.runtime.watching import in_words
+from a2a_ray.experiment.spec import AgentSpec, Experiment
+from a2a_ray.report.report_source import report_data
+from a2a_ray.report.results import analyze_source
+from a2a_ray.runtime import driver as session
+from a2a_ray.runtime.driver import Progress
+from a2a_ray.runtime.limits.budget import Limits, Need, Spent
+from a2a_ray.runtime.limits.gate import Gate
+from a2a_ray.runtime.limits.metered import Called, Calling, Calls, endpoints, spent_before
+from a2a_ray.runtime.progress import summary
+from a2a_ray.runtime.run_experiment import resume, run_many
+from a2a_ray.runtime.telemetry import logs, tracing
+from a2a_ray.runtime.telemetry.metrics import Meter
+from a2a_ray.store.run import Run
+from a2a_ray.store.schema import CALL
 from tests.command_line import call, write_spec
 
 PRICE = {"input": 1000.0, "output": 1000.0}
@@ -466,13 +467,13 @@ async def test_budgets_reserve_what_an_agent_says() -> None:
 # --- seeing it ----------------------------------------------------------------------------------------------------
 
 
-def test_progress_in_words() -> None:
+def test_progress_summary() -> None:
     now = Progress(200, 12, 3, 1234, 5000, 100.0, 41, 9000, 1.234)
-    assert in_words(now) == (
-        "12/200 talks, 3 failed, 41 in flight, 1,234 turns, 12 turns/s, cost 1.23, at most 0:05:05 left"
+    assert summary(now) == (
+        "12/200 conversations, 3 failed, 41 in flight, 1,234 turns, 12 turns/s, cost 1.23, at most 0:05:05 left"
     )
-    assert in_words(Progress(2, 2, 0, 4, 4, 2.0)) == "2/2 talks, 4 turns, 2 turns/s"
-    assert in_words(Progress(2, 0, 0, 0, 4, 0.0, 2)) == "0/2 talks, 2 in flight, 0 turns, 0 turns/s"
+    assert summary(Progress(2, 2, 0, 4, 4, 2.0)) == "2/2 conversations, 4 turns, 2 turns/s"
+    assert summary(Progress(2, 0, 0, 0, 4, 0.0, 2)) == "0/2 conversations, 2 in flight, 0 turns, 0 turns/s"
 
 
 def test_progress_tells_what_is_under_way_and_what_it_costs(ray_cluster: None, tmp_path: Path) -> None:

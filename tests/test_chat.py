@@ -14,8 +14,8 @@ from rich.console import Console
 
 from a2a_ray.core.message import Content, Message
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
-from a2a_ray.interface.chat import render_chat, segments, vector_text
-from a2a_ray.interface.hostile import clean, clean_line
+from a2a_ray.report.chat import render_chat, segments, vector_text
+from a2a_ray.report.sanitize import clean, clean_line
 
 HOSTILE = (
     "\x1b[2J\x1b]8;;http://evil\x07click\x1b]8;;\x07 \x9b31m \u202egnp.exe \ud800 [bold]loud[/bold] :smile: \r\x08\x00"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import a2a_ray
-from a2a_ray.runtime.store import open_run
+from a2a_ray.store.run import open_run
 from tests.command_line import Done, call, finish, start, write_spec
 from tests.test_report import CHROMIUM, probe
 

@@ -21,8 +21,8 @@ import yaml
 
 from a2a_ray.core.errors import A2AError, BadInput, PlacementError
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.run import resume, run_many
-from a2a_ray.runtime.store import run_names
+from a2a_ray.runtime.run_experiment import resume, run_many
+from a2a_ray.store.run import run_names
 from tests.command_line import ROOT, finish, start, write_spec
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test-alone-" * 3}

@@ -16,15 +16,15 @@ from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, BadInput
 from a2a_ray.core.message import ASIDE, Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.experiment.spec import Experiment
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.simultaneous import Simultaneous
-from a2a_ray.runtime import store
-from a2a_ray.runtime.columns import SCHEMA, Beside, end_row, from_table, opening_row, pack, to_batch, unpack
-from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.reading import snapshot, table_uri, turns_of
-from a2a_ray.runtime.run import run_many
-from a2a_ray.runtime.store import Run, create_run, open_run
-from a2a_ray.runtime.writer import Writer
+from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.store import run as store
+from a2a_ray.store.dataset import snapshot, table_uri, turns_of
+from a2a_ray.store.run import Run, create_run, open_run
+from a2a_ray.store.schema import SCHEMA, Beside, end_row, from_table, opening_row, pack, to_batch, unpack
+from a2a_ray.store.writer import Writer
 from tests.strategies import messages, usages
 
 

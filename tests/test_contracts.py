@@ -14,13 +14,13 @@ import pytest
 
 from a2a_ray.agents.echo import EchoAgent
 from a2a_ray.agents.function import FunctionAgent
-from a2a_ray.agents.hf import HFAgent
-from a2a_ray.agents.lsa import LSAAgent
-from a2a_ray.agents.openai import OpenAIAgent
-from a2a_ray.agents.regression import RegressionAgent
+from a2a_ray.agents.hf.hf_agent import HFAgent
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
+from a2a_ray.agents.lsa.regression import RegressionAgent
+from a2a_ray.agents.openai.openai_agent import OpenAIAgent
 from a2a_ray.agents.replay import ReplayAgent
 from a2a_ray.analysis.loops import LoopDetector
-from a2a_ray.analysis.repetition import ExactRepetitionRule
+from a2a_ray.analysis.text.exact_repetition import ExactRepetitionRule
 from a2a_ray.core import registry
 from a2a_ray.core.contracts import Bids, Next, Say, Stop, Verdict, View
 from a2a_ray.core.errors import AgentError
@@ -28,7 +28,7 @@ from a2a_ray.core.message import Content, Message
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.alternating import Alternating
-from a2a_ray.protocols.helper import Helper
+from a2a_ray.protocols.newton_helper import Helper
 from a2a_ray.protocols.simultaneous import Simultaneous
 from a2a_ray.testing import check_agent, check_detector, check_protocol
 from tests.rounding_server import gradient_step
@@ -113,7 +113,7 @@ def test_pickled_agents_answer_the_same(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["echo", "lsa"])
 def test_agents_in_actors_answer_the_same(ray_cluster: None, kind: str) -> None:
-    from a2a_ray.runtime.pool import remote
+    from a2a_ray.runtime.agents.pool import remote
 
     make, content = next((make, content) for name, make, content, _ in AGENTS if name == kind)
     check_agent(make(), content, another=remote(make, num_cpus=0))

@@ -18,7 +18,7 @@ from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, BadAnswer, BadInput
 from a2a_ray.core.message import BID, Content, Message
 from a2a_ray.core.seeds import turn_seed
-from a2a_ray.core.stop import MaxTurns, Says
+from a2a_ray.core.termination import MaxTurns, Says
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.alternating import Alternating

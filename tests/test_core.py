@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from a2a_ray.agents.echo import EchoAgent
 from a2a_ray.core import errors, registry
 from a2a_ray.core.errors import A2AError, BadInput
-from a2a_ray.core.exchange import read_jsonl, write_jsonl
 from a2a_ray.core.message import BID, COMBINE, EMPTY, Content, Message
 from a2a_ray.core.seeds import conversation_seed, turn_seed
-from a2a_ray.core.stop import MaxTokens, MaxTurns, Says, Settled, StopCondition
+from a2a_ray.core.termination import MaxTokens, MaxTurns, Says, Settled, StopCondition
 from a2a_ray.core.transcript import DONE, Transcript
+from a2a_ray.transcripts.jsonl import read_jsonl, write_jsonl
 from tests.strategies import exchange_objects, messages, seeds, texts, transcripts
 
 # --- messages

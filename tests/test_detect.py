@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from a2a_ray.analysis import embedding
-from a2a_ray.analysis.calibration import fit, score_name
-from a2a_ray.analysis.embedding import DEFAULT_MODEL, OFFLINE_PACKAGE, Embedder, load_embedder
 from a2a_ray.analysis.loops import MOST, scan
-from a2a_ray.core.exchange import read_jsonl
-from a2a_ray.interface import progress
-from a2a_ray.runtime.run import run_many
+from a2a_ray.analysis.loops.calibration import fit, score_name
+from a2a_ray.analysis.text import embedding
+from a2a_ray.analysis.text.embedding import DEFAULT_MODEL, OFFLINE_PACKAGE, Embedder, load_embedder
+from a2a_ray.runtime import progress
+from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.transcripts.jsonl import read_jsonl
 from tests.command_line import Done, call, finish, start
 from tests.test_bad_input import LINES, one_sentence
 
@@ -65,7 +65,7 @@ def write(path: Path, *talks: dict[str, Any]) -> Path:
 @pytest.fixture(autouse=True)
 def unannounced(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is just now, nothing is said about it among what the tests read."""
-    monkeypatch.setattr(progress, "WORTH_TELLING", math.inf)
+    monkeypatch.setattr(progress, "SHORTEST_ESTIMATE", math.inf)
 
 
 @pytest.fixture
@@ -335,7 +335,7 @@ def test_long_work_is_announced_as_it_was_measured(
     capsys: pytest.CaptureFixture[str], file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "MEASURED_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "WORTH_TELLING", -1.0)
+    monkeypatch.setattr(progress, "SHORTEST_ESTIMATE", -1.0)
     said = call(capsys, "detect", file, *EMBEDDED).err.splitlines()
     assert [re.sub(r"about \S+ s", "about N s", line) for line in said] == ["talks.jsonl: analyzing, about N s."]
 

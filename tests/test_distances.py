@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2a_ray.analysis.distances import (
+from a2a_ray.analysis.text.distances import (
     MAX_SENTENCES,
     Text,
     bleu_distance,

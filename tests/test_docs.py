@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from a2a_ray.core.registry import load
-from a2a_ray.runtime.experiment import Experiment
+from a2a_ray.experiment.spec import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from a2a_ray.analysis import embedding
-from a2a_ray.analysis.distances import cosine_distance
-from a2a_ray.analysis.embedding import (
+from a2a_ray.analysis.text import embedding
+from a2a_ray.analysis.text.distances import cosine_distance
+from a2a_ray.analysis.text.embedding import (
     DEFAULT_MODEL,
     DEFAULT_REVISION,
     OFFLINE_PACKAGE,
@@ -138,7 +138,7 @@ def test_a_missing_folder_is_told_at_once(name: str) -> None:
 
 
 # A hub at which nobody listens: the client reads its address when it is imported, so a process of its own.
-ASK = "import sys; from a2a_ray.analysis.embedding import load_embedder as l; l(*sys.argv[1:])"
+ASK = "import sys; from a2a_ray.analysis.text.embedding import load_embedder as l; l(*sys.argv[1:])"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_the_local_hub_cache_comes_first_where_it_is_complete(embedder: Embedder
     environment.pop("HF_HUB_CACHE", None)
 
     def folder() -> str:
-        ask = "from a2a_ray.analysis.embedding import load_embedder as l; print(l().folder)"
+        ask = "from a2a_ray.analysis.text.embedding import load_embedder as l; print(l().folder)"
         asked = [sys.executable, "-c", ask]
         return subprocess.run(
             asked, env=environment, capture_output=True, text=True, timeout=20, check=True

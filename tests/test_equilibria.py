@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from a2a_ray.agents.lsa import LSAAgent
-from a2a_ray.analysis.equilibria import (
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
+from a2a_ray.analysis.dynamics.two_agents import (
     Equilibrium,
     asymmetric_examples,
     asymmetric_geometry,
@@ -19,9 +19,9 @@ from a2a_ray.analysis.equilibria import (
     two_agent_equilibrium,
 )
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.prompts import make_prompt
+from a2a_ray.core.linear_task import make_prompt
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.protocols.helper import Helper
+from a2a_ray.protocols.newton_helper import Helper
 
 seeds = st.integers(0, 10**6)
 dims = st.integers(1, 8)

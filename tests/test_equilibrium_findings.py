@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from a2a_ray.agents.lsa import LSAAgent
-from a2a_ray.analysis import inference
-from a2a_ray.analysis.affine import agents_of
-from a2a_ray.analysis.equilibrium_findings import EquilibriumAnalyzer, Prediction
-from a2a_ray.analysis.own_turns import own_turns
-from a2a_ray.analysis.position_settings import PositionSettings
-from a2a_ray.analysis.rounds import alternating, simultaneous
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
+from a2a_ray.analysis.dynamics.affine import agents_of
+from a2a_ray.analysis.dynamics.rounds import alternating, simultaneous
+from a2a_ray.analysis.equilibria import trajectory_fit as inference
+from a2a_ray.analysis.equilibria.equilibrium_analyzer import EquilibriumAnalyzer, Prediction
+from a2a_ray.analysis.equilibria.own_turns import own_turns
+from a2a_ray.analysis.equilibria.position_settings import PositionSettings
 from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
@@ -419,6 +419,6 @@ def test_a_mistake_in_the_code_is_no_finding(monkeypatch: pytest.MonkeyPatch) ->
     def mistaken(*_: Any) -> Any:
         raise NameError("tpyo")
 
-    monkeypatch.setattr("a2a_ray.analysis.assessment._settled", mistaken)
+    monkeypatch.setattr("a2a_ray.analysis.equilibria.assessment._settled", mistaken)
     with pytest.raises(NameError, match="tpyo"):
         EquilibriumAnalyzer({"ann": 80, "bob": 20}).findings(hagglers())

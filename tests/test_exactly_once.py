@@ -25,14 +25,14 @@ from a2a_ray.core.errors import StorageError
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
-from a2a_ray.runtime import recording as recording_module
-from a2a_ray.runtime import writer as writer_module
-from a2a_ray.runtime.columns import BESIDE, CALL, OPENING, Beside, call_row, end_row, to_batch
-from a2a_ray.runtime.committed import Committed
-from a2a_ray.runtime.reading import turns_of
-from a2a_ray.runtime.recorder import Recorder
-from a2a_ray.runtime.recording import Recording
-from a2a_ray.runtime.writer import TakenOver, Writer
+from a2a_ray.runtime import recorder_client as recording_module
+from a2a_ray.runtime.recorder_client import Recording
+from a2a_ray.store import writer as writer_module
+from a2a_ray.store.committed import Committed
+from a2a_ray.store.dataset import turns_of
+from a2a_ray.store.recorder import Recorder
+from a2a_ray.store.schema import BESIDE, CALL, OPENING, Beside, call_row, end_row, to_batch
+from a2a_ray.store.writer import TakenOver, Writer
 from tests.command_line import ROOT
 
 Key = tuple[str, int, str]
@@ -137,7 +137,7 @@ def test_a_failure_that_is_retried_gets_the_next_attempt_whatever_the_clock_says
         table.filter(pads.field("kind") == FAILED).sort_by("attempt").select(["attempt", "writer", "text"]).to_pylist()
     )
     assert [tuple(end.values()) for end in ends] == [(0, "a", "first"), (1, "b", "second")]
-    from a2a_ray.runtime.store import _ended, _sorted
+    from a2a_ray.store.run import _ended, _sorted
 
     assert _ended(turns_of(str(tmp_path))).to_pylist() == [{"conversation_id": "c", "kind": "failed"}]
     assert _sorted(table).column("text").to_pylist() == ["c 0", "first", "second"]
@@ -215,8 +215,8 @@ def test_recorders_that_race_write_each_turn_once(tmp_path: Path) -> None:
 
 KILLED = """
 import os, signal, sys, time
-from a2a_ray.runtime import writer
-from a2a_ray.runtime.columns import to_batch
+from a2a_ray.store import writer
+from a2a_ray.store.schema import to_batch
 from tests.test_exactly_once import talk
 
 class Dying(writer.Writer):

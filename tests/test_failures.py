@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from a2a_ray.core.errors import StorageError
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.run import resume, run_many
-from a2a_ray.runtime.store import Run, run_names
-from a2a_ray.runtime.suspects import ALONE_DEATHS, Suspects
+from a2a_ray.runtime.quarantine import ALONE_DEATHS, Suspects
+from a2a_ray.runtime.run_experiment import resume, run_many
+from a2a_ray.store.run import Run, run_names
 
 
 class Deadly:

@@ -18,13 +18,13 @@ import pytest
 
 import a2a_ray
 from a2a_ray import BadInput, Conversation, EchoAgent, Message, PlacementError
-from a2a_ray.agents.openai import OpenAIAgent
+from a2a_ray.agents.openai.openai_agent import OpenAIAgent
 from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.errors import AuthenticationError
+from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.run import resume, run_many
-from a2a_ray.runtime.store import Run, open_run, run_names
+from a2a_ray.runtime.run_experiment import resume, run_many
+from a2a_ray.store.run import Run, open_run, run_names
 from tests.command_line import call, write_spec
 
 

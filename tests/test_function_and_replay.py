@@ -19,11 +19,11 @@ from a2a_ray.agents.replay import ReplayAgent
 from a2a_ray.core.contracts import Bids, Say, TurnProtocol, View
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, BadAnswer, BadInput
-from a2a_ray.core.exchange import write_jsonl
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import agents
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.protocols.alternating import Alternating
+from a2a_ray.transcripts.jsonl import write_jsonl
 
 
 def shout(text: str) -> str:

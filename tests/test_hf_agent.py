@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2a_ray.agents.hf import HFAgent
-from a2a_ray.agents.hf_source import embedded, missing_weights
-from a2a_ray.agents.prompts import chat, running_text
+from a2a_ray.agents.chat_prompts import chat, running_text
+from a2a_ray.agents.hf.hf_agent import HFAgent
+from a2a_ray.agents.hf.hf_source import embedded, missing_weights
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, BadInput, ContextTooSmall
 from a2a_ray.core.message import Message
@@ -168,7 +168,7 @@ def test_sampled_frequencies(seed: int, size: int, temperature: float, top_p: fl
     import torch
     from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-    from a2a_ray.agents.sampler import pick
+    from a2a_ray.agents.hf.sampler import pick
 
     count = 5000
     logits = torch.randn(1, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
@@ -186,7 +186,7 @@ def test_sampled_frequencies(seed: int, size: int, temperature: float, top_p: fl
 def test_pick_at_the_edges() -> None:
     import torch
 
-    from a2a_ray.agents.sampler import pick
+    from a2a_ray.agents.hf.sampler import pick
 
     nan, inf = float("nan"), float("inf")
     logits = torch.tensor([[1.0, 1.0, 0.0], [0.0, -inf, 3.0], [nan, 1.0, 0.0], [0.0, inf, 0.0], [0.0, 1.0, -inf]])
@@ -409,7 +409,7 @@ def test_a_model_with_holes_is_refused(llama: Path, tmp_path: Path) -> None:
 
 SETUP = """
 import sys
-from a2a_ray.agents.hf import HFAgent
+from a2a_ray.agents.hf.hf_agent import HFAgent
 agent = HFAgent("ann", sys.argv[1], device="cpu")
 agent.check()
 assert not {"torch", "transformers"} & set(sys.modules), "check() must be cheap"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from a2a_ray.runtime.run import run_many
+from a2a_ray.runtime.run_experiment import run_many
 
 
 def talks(**more: Any) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a2a_ray.agents.function import FunctionAgent
-from a2a_ray.agents.lsa import LSAAgent
-from a2a_ray.analysis import bootstrap
-from a2a_ray.analysis.bootstrap import FixedPointTest
-from a2a_ray.analysis.equilibria import two_agent_equilibrium
-from a2a_ray.analysis.inference import fit, positions_by_agent
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
+from a2a_ray.analysis.dynamics.two_agents import two_agent_equilibrium
+from a2a_ray.analysis.equilibria import bootstrap
+from a2a_ray.analysis.equilibria.bootstrap import FixedPointTest
+from a2a_ray.analysis.equilibria.trajectory_fit import fit, positions_by_agent
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import Message
@@ -266,7 +266,7 @@ def test_simulated_trajectories_follow_the_restricted_fit_from_the_first_state(m
 def test_the_noise_of_many_rounds_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     states = plane(0.5, d=2)
     whole = fit(states).intervals
-    monkeypatch.setattr("a2a_ray.analysis.bootstrap.CHUNK", 10_000)
+    monkeypatch.setattr("a2a_ray.analysis.equilibria.bootstrap.CHUNK", 10_000)
     np.testing.assert_allclose(fit(states).intervals, whole, rtol=1e-9)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from a2a_ray.core.errors import BadInput
-from a2a_ray.runtime import lease as module
-from a2a_ray.runtime.lease import Lease
+from a2a_ray.store import lease as module
+from a2a_ray.store.lease import Lease
 from tests.command_line import ROOT
 
 HOLD = """
 import sys, time
-from a2a_ray.runtime.lease import Lease
+from a2a_ray.store.lease import Lease
 print(Lease.acquire(sys.argv[1]).epoch, flush=True)
 time.sleep(600)
 """

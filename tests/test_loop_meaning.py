@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from a2a_ray.analysis.embedding import Embedder, load_embedder
 from a2a_ray.analysis.loops import EMBEDDED, LoopDetector, scan, scan_many, to_embed
 from a2a_ray.analysis.loops.semantic import scale_of
 from a2a_ray.analysis.loops.signs import answered, of_likeness
+from a2a_ray.analysis.text.embedding import Embedder, load_embedder
 from tests.strategies import random_talk
 from tests.talks import message, transcript
 

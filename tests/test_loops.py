@@ -43,7 +43,7 @@ def test_settings_that_cannot_work(settings: dict[str, Any], sentence: str) -> N
 
 
 def test_the_default_threshold_is_the_fitted_one() -> None:
-    from a2a_ray.analysis.calibration import shipped
+    from a2a_ray.analysis.loops.calibration import shipped
 
     assert LoopDetector().threshold == shipped("lexical").threshold
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2a_ray.agents.lsa import LSAAgent
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, BadInput
+from a2a_ray.core.linear_task import make_prompt, read_objective
 from a2a_ray.core.message import Message
-from a2a_ray.core.prompts import make_prompt, read_objective
 from a2a_ray.core.registry import agents
 
 DTYPES = ["float64", "float32"]
@@ -259,7 +259,7 @@ def test_two_agents_talk_in_their_own_dtypes_and_survive_pickling() -> None:
 
 def test_importing_and_making_one_does_not_load_torch() -> None:
     code = (
-        "import sys; from a2a_ray.agents.lsa import LSAAgent; LSAAgent('w', [1.0, 2.0]);"
-        " import a2a_ray.protocols.helper; sys.exit('torch' in sys.modules)"
+        "import sys; from a2a_ray.agents.lsa.lsa_agent import LSAAgent; LSAAgent('w', [1.0, 2.0]);"
+        " import a2a_ray.protocols.newton_helper; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

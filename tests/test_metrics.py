@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from a2a_ray.runtime.budget import Spent
-from a2a_ray.runtime.metrics import COUNTERS, Meter, exported
-from a2a_ray.runtime.run import run_many
+from a2a_ray.runtime.limits.budget import Spent
+from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.telemetry.metrics import COUNTERS, Meter, exported
 from tests.test_calls import PRICE, spec
 
 LINE = re.compile(r"^(\w+)\{(.*)\} (\S+)$")

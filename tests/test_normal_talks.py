@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from a2a_ray.analysis.repetition import ExactRepetitionRule
+from a2a_ray.analysis.text.exact_repetition import ExactRepetitionRule
 from a2a_ray.core.transcript import Transcript
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

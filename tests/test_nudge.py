@@ -17,13 +17,13 @@ from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import NUDGE, Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.experiment.spec import Experiment
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.protocols.simultaneous import Simultaneous
-from a2a_ray.runtime import session
-from a2a_ray.runtime.columns import end_row
-from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.run import run_many
+from a2a_ray.runtime import driver as session
+from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.store.schema import end_row
 
 
 class Asks:

@@ -22,9 +22,9 @@ import httpx2
 import pytest
 
 from a2a_ray.agents.echo import EchoAgent
-from a2a_ray.agents.hf_source import embedded
-from a2a_ray.agents.openai import OpenAIAgent
-from a2a_ray.agents.openai_faults import retry_after
+from a2a_ray.agents.hf.hf_source import embedded
+from a2a_ray.agents.openai.openai_agent import OpenAIAgent
+from a2a_ray.agents.openai.openai_faults import retry_after
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, AuthenticationError, BadInput, ContextTooSmall
 from a2a_ray.core.message import Message

@@ -119,7 +119,7 @@ def test_nothing_private_is_built(wheel: zipfile.ZipFile, sdist: Path) -> None:
 
 def test_the_command_is_declared(wheel: zipfile.ZipFile) -> None:
     (name,) = (n for n in wheel.namelist() if n.endswith("entry_points.txt"))
-    assert "a2a-ray = a2a_ray.interface.main:main" in wheel.read(name).decode()
+    assert "a2a-ray = a2a_ray.interface.cli:main" in wheel.read(name).decode()
 
 
 def test_the_wheel_works_installed(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
@@ -161,9 +161,14 @@ def test_nothing_imports_the_folders_by_their_bare_names() -> None:
 # A module may import from its own room and from the lines above its own.
 LAYERS = [
     ("a2a_ray.core",),
+    ("a2a_ray.transcripts",),
     ("a2a_ray.agents", "a2a_ray.protocols", "a2a_ray.analysis"),
     ("a2a_ray.core.conversation",),
-    ("a2a_ray.runtime", "a2a_ray.testing"),
+    ("a2a_ray.experiment",),
+    ("a2a_ray.store", "a2a_ray.testing"),
+    ("a2a_ray.runtime",),
+    ("a2a_ray.report",),
+    ("a2a_ray.reproduce",),
     ("a2a_ray.interface",),
     ("a2a_ray",),
 ]

@@ -24,11 +24,11 @@ from a2a_ray.core.errors import AgentError, BadInput, LostCall, PlacementError
 from a2a_ray.core.message import Message
 from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.runtime import dispatch
-from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.host import AgentHost
-from a2a_ray.runtime.pool import Pool, RemoteAgent, remote
-from a2a_ray.runtime.run import run_many
+from a2a_ray.experiment.spec import Experiment
+from a2a_ray.runtime.agents import dispatcher as dispatch
+from a2a_ray.runtime.agents.actor import AgentHost
+from a2a_ray.runtime.agents.pool import Pool, RemoteAgent, remote
+from a2a_ray.runtime.run_experiment import run_many
 from a2a_ray.testing import check_agent
 
 

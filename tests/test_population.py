@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2a_ray.agents.lsa import LSAAgent
-from a2a_ray.analysis import batched_rounds
-from a2a_ray.analysis.equilibria import two_agent_equilibrium
-from a2a_ray.analysis.geometry import BLOCK, DrawnPairs, GivenPairs, check_pairs
-from a2a_ray.analysis.population import Population, States, residual_norms, simulate, simulate_chunks
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
+from a2a_ray.analysis.dynamics import batched_rounds
+from a2a_ray.analysis.dynamics.pair_geometry import BLOCK, DrawnPairs, GivenPairs, check_pairs
+from a2a_ray.analysis.dynamics.pair_population import Population, States, residual_norms, simulate, simulate_chunks
+from a2a_ray.analysis.dynamics.two_agents import two_agent_equilibrium
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
 from a2a_ray.protocols.alternating import Alternating

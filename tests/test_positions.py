@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2a_ray.analysis.negotiation import has_offers, negotiation
-from a2a_ray.analysis.negotiation_findings import NegotiationAnalyzer
-from a2a_ray.analysis.positions import (
+from a2a_ray.analysis.equilibria.negotiation import has_offers, negotiation
+from a2a_ray.analysis.equilibria.negotiation_analyzer import NegotiationAnalyzer
+from a2a_ray.analysis.equilibria.positions import (
     issues_of,
     numbers,
     offer_distance,
@@ -26,15 +26,15 @@ from a2a_ray.analysis.positions import (
     read_offer,
 )
 from a2a_ray.core.errors import BadInput
-from a2a_ray.core.exchange import read_jsonl, write_jsonl
 from a2a_ray.core.findings import Finding, from_arrow, to_arrow
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.interface.negotiation_figure import disagreement_figure, games_of, negotiation_section, outcome_table
-from a2a_ray.interface.report import render_report
-from a2a_ray.interface.report_source import report_data
-from a2a_ray.interface.results import analyze_source
-from a2a_ray.interface.study import Study, write_study
+from a2a_ray.report.negotiation_figure import disagreement_figure, games_of, negotiation_section, outcome_table
+from a2a_ray.report.report_page import render_report
+from a2a_ray.report.report_source import report_data
+from a2a_ray.report.results import analyze_source
+from a2a_ray.report.study_page import Study, write_study
+from a2a_ray.transcripts.jsonl import read_jsonl, write_jsonl
 from tests.strategies import finite, games
 
 

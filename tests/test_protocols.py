@@ -13,20 +13,20 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2a_ray.agents.lsa import LSAAgent
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.core.contracts import Bids, Say, TurnProtocol, Verdict
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import A2AError, AgentError, BadInput
 from a2a_ray.core.message import BID, COMBINE, Message
 from a2a_ray.core.registry import agents as agent_kinds
 from a2a_ray.core.registry import protocols
-from a2a_ray.core.stop import Says
+from a2a_ray.core.termination import Says
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.alternating import Alternating
-from a2a_ray.protocols.helper import Helper
+from a2a_ray.protocols.history_window import window
+from a2a_ray.protocols.newton_helper import Helper
 from a2a_ray.protocols.simultaneous import Simultaneous
-from a2a_ray.protocols.windows import window
 
 NAMES = ("ann", "bob", "cy", "dee", "eve")
 HELPED = {"objective": [1.0, -2.0], "geometry": {"condition": 3, "seed": 1}, "step_size": 0.7}

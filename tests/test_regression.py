@@ -15,23 +15,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2a_ray.agents.function import FunctionAgent
-from a2a_ray.agents.hf import HFAgent
-from a2a_ray.agents.lsa import LSAAgent
-from a2a_ray.agents.openai import SEEDS, OpenAIAgent
-from a2a_ray.agents.regression import RegressionAgent, parse_vector
-from a2a_ray.analysis.assessment import assess_equilibrium
-from a2a_ray.analysis.equilibria import Equilibrium, two_agent_equilibrium
-from a2a_ray.analysis.inference import positions_by_agent
+from a2a_ray.agents.hf.hf_agent import HFAgent
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
+from a2a_ray.agents.lsa.regression import RegressionAgent, parse_vector
+from a2a_ray.agents.openai.openai_agent import SEEDS, OpenAIAgent
+from a2a_ray.analysis.dynamics.two_agents import Equilibrium, two_agent_equilibrium
+from a2a_ray.analysis.equilibria.assessment import assess_equilibrium
+from a2a_ray.analysis.equilibria.trajectory_fit import positions_by_agent
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, BadAnswer, BadInput
+from a2a_ray.core.linear_task import read_objective
 from a2a_ray.core.message import Message
-from a2a_ray.core.prompts import read_objective
 from a2a_ray.core.registry import agents
 from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.runtime.estimate import estimate
-from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.run import run_many
+from a2a_ray.experiment.estimate import estimate
+from a2a_ray.experiment.spec import Experiment
+from a2a_ray.runtime.run_experiment import run_many
 from a2a_ray.testing import check_agent
 from tests.rounding_server import CHATTER, MODEL, RoundingServer, digest, gradient_step
 
@@ -41,7 +41,7 @@ W: dict[str, Any] = {"objective": {"angle": 0.0}, "dim": 2, "geometry": {**GEOME
 U: dict[str, Any] = {"objective": {"angle": 90.0}, "dim": 2, "geometry": {**GEOMETRY, "seed": 2}, "step_size": 0.4}
 START = np.array([0.3, -0.2])
 # What a run is told; the class itself where it is not to depend on the name "regression".
-KIND = "a2a_ray.agents.regression:RegressionAgent"
+KIND = "a2a_ray.agents.lsa.regression:RegressionAgent"
 
 
 def model(server: RoundingServer, **more: Any) -> dict[str, Any]:

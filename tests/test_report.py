@@ -18,9 +18,9 @@ from a2a_ray.core.errors import BadInput
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Content, Message
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
-from a2a_ray.interface import figures, report
-from a2a_ray.interface.report import render_report, wilson_interval, write_report
-from a2a_ray.interface.report_data import (
+from a2a_ray.report import figures
+from a2a_ray.report import report_page as report
+from a2a_ray.report.report_data import (
     AgentEntry,
     BigNumber,
     ConversationItem,
@@ -30,6 +30,7 @@ from a2a_ray.interface.report_data import (
     Table,
     TrajectoryPoint,
 )
+from a2a_ray.report.report_page import render_report, wilson_interval, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from a2a_ray.core.errors import BadInput
-from a2a_ray.interface.loops.factors import Setting, experiment, settings
-from a2a_ray.interface.loops.measured import Rate
-from a2a_ray.interface.loops.study import read_labelled
+from a2a_ray.reproduce.loops.factors import Setting, experiment, settings
+from a2a_ray.reproduce.loops.looping_rates import Rate
+from a2a_ray.reproduce.loops.loops_study import read_labelled
 from tests.command_line import call
 
 PUBLISHED = Setting(("a", "b"), 50, 0.7, "last")

@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.message import Message
-from a2a_ray.interface.misaligned import (
+from a2a_ray.reproduce.misaligned import (
     adversary,
     defences,
     defences_section,
-    geometry,
-    helper,
-    noise,
-    order,
-    plateau,
+    error_by_round,
+    noisy_agents,
+    plateau_by_angle,
     plateau_section,
-    rounds,
+    prompt_geometry,
+    turn_order,
+    uninformed_helper,
 )
-from a2a_ray.interface.misaligned.attackers import (
+from a2a_ray.reproduce.misaligned.attackers import (
     Estimates,
     ReadsDirection,
     ShowsObjective,
@@ -35,8 +35,8 @@ from a2a_ray.interface.misaligned.attackers import (
     projecting,
     white_box,
 )
-from a2a_ray.interface.misaligned.guards import Bounded, Guard, Probing, Redrawn, guarded_talk
-from a2a_ray.interface.misaligned.pairs import (
+from a2a_ray.reproduce.misaligned.defended_agent import Bounded, Guard, Probing, Redrawn, guarded_talk
+from a2a_ray.reproduce.misaligned.lsa_pairs import (
     Side,
     apply,
     gaps,
@@ -47,8 +47,8 @@ from a2a_ray.interface.misaligned.pairs import (
     settle,
     sides,
 )
-from a2a_ray.interface.misaligned.settings import Settings
-from a2a_ray.interface.misaligned.study import EXPERIMENTS, SUMMARY
+from a2a_ray.reproduce.misaligned.misaligned_study import EXPERIMENTS, SUMMARY
+from a2a_ray.reproduce.misaligned.study_settings import Settings
 from tests.command_line import Done, call, finish, start
 from tests.test_report import CHROMIUM, probe
 
@@ -190,15 +190,15 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 @settings(max_examples=20)
 def test_residuals_are_linear_in_the_gap(seed: int, d: int, angle: float, turned: float) -> None:
     w, u = pair(seed, d, 2)
-    whole = predicted(*plateau.at(w, u, angle, turned))
-    parts = plateau.predicted_residuals(w, u, np.array([[(turned, turned + angle)]]))[0, 0]
+    whole = predicted(*plateau_by_angle.at(w, u, angle, turned))
+    parts = plateau_by_angle.predicted_residuals(w, u, np.array([[(turned, turned + angle)]]))[0, 0]
     np.testing.assert_allclose(parts, [whole.residual_w, whole.residual_u], atol=1e-12)
 
 
 @given(seeds, st.integers(1, 4), dims)
 def test_a_pair_and_its_twin_never_fall_together(seed: int, count: int, d: int) -> None:
     w, u = pair(seed, d, count)
-    assert not plateau_section.falls(plateau_section.together(plateau.predicted_residuals(w, u))).any()
+    assert not plateau_section.falls(plateau_section.together(plateau_by_angle.predicted_residuals(w, u))).any()
 
 
 def test_a_curve_that_falls_is_seen() -> None:
@@ -208,7 +208,7 @@ def test_a_curve_that_falls_is_seen() -> None:
 
 def test_plateau(tmp_path: Path) -> None:
     chosen = Settings(dim=5, pairs=8, condition=10.0)
-    found = plateau.run(chosen)
+    found = plateau_by_angle.run(chosen)
     assert found.summary["max_relative_error_analytic"] <= 1e-11
     assert found.summary["median_relative_error_trained"] <= 0.01
     assert found.summary["monotone_in_angle"]
@@ -220,27 +220,27 @@ def test_plateau(tmp_path: Path) -> None:
 
 def test_too_few_rounds_are_told() -> None:
     hasty = Settings(dim=3, pairs=2, rounds=5)
-    assert plateau.run(hasty).outcome.startswith("The talks have not settled (up to 0.")
+    assert plateau_by_angle.run(hasty).outcome.startswith("The talks have not settled (up to 0.")
     assert "more than 5 rounds" in defences.run(hasty).outcome
 
 
 def test_an_error_of_the_agents_would_be_seen() -> None:
     w, u = pair(0, 3)
-    expected = plateau.predicted_residuals(w, u)
-    wrong = plateau.predicted_residuals(w, replace(u, step_size=1.01 * u.step_size))
-    assert plateau.relative_errors(wrong, expected).max() > 1e-3
-    assert plateau.relative_errors(expected, expected).max() == 0
+    expected = plateau_by_angle.predicted_residuals(w, u)
+    wrong = plateau_by_angle.predicted_residuals(w, replace(u, step_size=1.01 * u.step_size))
+    assert plateau_by_angle.relative_errors(wrong, expected).max() > 1e-3
+    assert plateau_by_angle.relative_errors(expected, expected).max() == 0
 
 
 def test_error_per_round() -> None:
-    found = rounds.run(SMALL)
+    found = error_by_round.run(SMALL)
     assert found.values["largest_difference"] <= 1e-12
     for pace in found.values["half_life"].values():
         assert pace["measured"] == pytest.approx(pace["predicted"], rel=0.02)
 
 
 def test_order_of_turns() -> None:
-    found = order.run(SMALL).values["orders"]
+    found = turn_order.run(SMALL).values["orders"]
     for name, row in found.items():
         if row["spread"] is None:
             assert row["error"] <= 1e-9, name
@@ -252,7 +252,7 @@ def test_order_of_turns() -> None:
 
 
 def test_geometry() -> None:
-    found = geometry.run(SMALL).values
+    found = prompt_geometry.run(SMALL).values
     assert max(cell["largest_error"] for row in found["cells"].values() for cell in row) <= 1e-9
     disjoint = np.array([cell["measured"] for cell in found["cells"]["disjoint support"]])
     np.testing.assert_allclose(disjoint, disjoint[[0] * 5], atol=1e-9)
@@ -391,23 +391,23 @@ def test_defences() -> None:
 
 
 def test_helper() -> None:
-    found = helper.run(SMALL)
+    found = uninformed_helper.run(SMALL)
     measured, expected = found.values["rounds_measured"], found.values["rounds_predicted"]
     assert measured == expected
-    assert measured[helper.EXACT] == [1] * 4
-    assert measured[helper.ESTIMATED] == [SMALL.dim + 2] * 4
-    assert measured[helper.NONE] == [None] * 4
+    assert measured[uninformed_helper.EXACT] == [1] * 4
+    assert measured[uninformed_helper.ESTIMATED] == [SMALL.dim + 2] * 4
+    assert measured[uninformed_helper.NONE] == [None] * 4
     assert found.summary == {"helper_rounds": 1}
 
 
 def test_a_helper_that_stays_away_is_not_counted() -> None:
-    assert helper.reached(np.array([1.0, 1e-12, 1.0, 1e-12])) == 4
-    assert helper.reached(np.array([1e-12, 1.0])) is None
-    assert helper.reached(np.array([np.nan, 0.0])) == 2
+    assert uninformed_helper.reached(np.array([1.0, 1e-12, 1.0, 1e-12])) == 4
+    assert uninformed_helper.reached(np.array([1e-12, 1.0])) is None
+    assert uninformed_helper.reached(np.array([np.nan, 0.0])) == 2
 
 
 def test_noise() -> None:
-    found = noise.run(SMALL).values
+    found = noisy_agents.run(SMALL).values
     for reading in found["spread"]:
         assert reading["measured"] == pytest.approx(reading["predicted"], rel=0.03)
         assert reading["standard_errors"] <= 5
@@ -430,7 +430,7 @@ def test_rounds_follow_from_the_rate() -> None:
 @pytest.mark.parametrize("chosen", [Settings(2, 1, condition=1.0, step_size=1.0), Settings(2, 1, rounds=2)])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_extreme_settings_are_fine(name: str, chosen: Settings) -> None:
-    from a2a_ray.interface.misaligned.study import run_experiment
+    from a2a_ray.reproduce.misaligned.misaligned_study import run_experiment
 
     found: Any = run_experiment(name, chosen)
     assert found.outcome.endswith(".")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from a2a_ray.agents.lsa import LSAAgent
-from a2a_ray.analysis.affine import LinearAgents, agents_of, linear_agents
-from a2a_ray.analysis.rounds import RoundEquilibrium, alternating, round_map, simultaneous
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
+from a2a_ray.analysis.dynamics.affine import LinearAgents, agents_of, linear_agents
+from a2a_ray.analysis.dynamics.rounds import RoundEquilibrium, alternating, round_map, simultaneous
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
 from a2a_ray.protocols.alternating import Alternating

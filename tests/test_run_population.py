@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from a2a_ray.analysis.geometry import BLOCK, DrawnPairs, GivenPairs
-from a2a_ray.analysis.population import Population, States, residual_norms, simulate
+from a2a_ray.analysis.dynamics.pair_geometry import BLOCK, DrawnPairs, GivenPairs
+from a2a_ray.analysis.dynamics.pair_population import Population, States, residual_norms, simulate
 from a2a_ray.core.errors import BadInput, PlacementError
-from a2a_ray.runtime.population import PopulationProgress, run_population
+from a2a_ray.runtime.pair_shards import PopulationProgress, run_population
 
 
 def drawn(pairs: int = 20 * BLOCK + 30, **settings: Any) -> Population:

@@ -18,10 +18,10 @@ import a2a_ray
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, BadInput, PlacementError
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.columns import pack, unpack
-from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.run import resume, run_many
-from a2a_ray.runtime.store import Run, create_run, open_run, run_names
+from a2a_ray.experiment.spec import Experiment
+from a2a_ray.runtime.run_experiment import resume, run_many
+from a2a_ray.store.run import Run, create_run, open_run, run_names
+from a2a_ray.store.schema import pack, unpack
 
 
 class Counting:
@@ -276,7 +276,7 @@ def test_messages_survive_the_way_as_columns() -> None:
 
 
 SLOW = """
-from a2a_ray.runtime.run import run_many
+from a2a_ray.runtime.run_experiment import run_many
 from tests.test_runtime import slow_spec
 import sys
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from a2a_ray.analysis.distances import DISTANCES
-from a2a_ray.analysis.paper_rule import PaperLoopRule
-from a2a_ray.analysis.sensitivity import ALL, critical, curve, sweep
-from a2a_ray.analysis.text import distances
+from a2a_ray.analysis.text.distances import DISTANCES
+from a2a_ray.analysis.text.paper_rule import PaperLoopRule
+from a2a_ray.analysis.text.text_distances import distances
+from a2a_ray.analysis.text.threshold_sensitivity import ALL, critical, curve, sweep
 from a2a_ray.core.errors import BadInput
-from a2a_ray.core.exchange import read_jsonl
+from a2a_ray.transcripts.jsonl import read_jsonl
 
 DEFAULTS = PaperLoopRule().thresholds
 values = st.floats(0, 1) | st.just(np.nan)

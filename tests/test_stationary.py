@@ -9,9 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from a2a_ray.analysis.affine import LinearAgents, linear_agents
-from a2a_ray.analysis.rounds import alternating
-from a2a_ray.analysis.stationary import stationary
+from a2a_ray.analysis.dynamics.affine import LinearAgents, linear_agents
+from a2a_ray.analysis.dynamics.rounds import alternating
+from a2a_ray.analysis.dynamics.stationary import stationary
 from a2a_ray.core.errors import BadInput
 from tests.strategies import linear_teams, random_covariance
 

@@ -16,13 +16,13 @@ import pytest
 
 from a2a_ray.core.errors import BadInput, StorageError
 from a2a_ray.core.message import Message
-from a2a_ray.runtime import store as store_module
-from a2a_ray.runtime import writer as writer_module
-from a2a_ray.runtime.columns import CALL, Beside, call_row, to_batch
-from a2a_ray.runtime.experiment import Experiment
-from a2a_ray.runtime.lease import Lease
-from a2a_ray.runtime.store import Run, create_run, open_run, run_names
-from a2a_ray.runtime.writer import Writer
+from a2a_ray.experiment.spec import Experiment
+from a2a_ray.store import run as store_module
+from a2a_ray.store import writer as writer_module
+from a2a_ray.store.lease import Lease
+from a2a_ray.store.run import Run, create_run, open_run, run_names
+from a2a_ray.store.schema import CALL, Beside, call_row, to_batch
+from a2a_ray.store.writer import Writer
 from tests.command_line import ROOT, finish, start, write_spec
 from tests.object_store import Store, serving
 from tests.test_exactly_once import after_the_kill, keys, on_record, talk, uri
@@ -32,8 +32,8 @@ from tests.test_exactly_once import after_the_kill, keys, on_record, talk, uri
 FULL = """
 import resource, sys
 from a2a_ray.core.errors import StorageError
-from a2a_ray.runtime.columns import to_batch
-from a2a_ray.runtime.writer import Writer
+from a2a_ray.store.schema import to_batch
+from a2a_ray.store.writer import Writer
 from tests.test_exactly_once import talk
 
 writer = Writer(sys.argv[1])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from a2a_ray.core.errors import BadInput
-from a2a_ray.interface.drawing import axis, band_trace, line_trace, make_figure
-from a2a_ray.interface.report_data import BigNumber, Table
-from a2a_ray.interface.study import Panel, Section, Study, write_study
+from a2a_ray.report.plotly_traces import axis, band_trace, line_trace, make_figure
+from a2a_ray.report.report_data import BigNumber, Table
+from a2a_ray.report.study_page import Panel, Section, Study, write_study
 from tests.test_report import CHROMIUM, probe
 
 

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 
 from a2a_ray.agents.echo import EchoAgent
 from a2a_ray.analysis.analyze import analyze
-from a2a_ray.analysis.embedding import OFFLINE_PACKAGE, load_embedder
-from a2a_ray.analysis.paper_rule import PaperLoopRule, PaperRuleAnalyzer
-from a2a_ray.analysis.repetition import (
+from a2a_ray.analysis.text.embedding import OFFLINE_PACKAGE, load_embedder
+from a2a_ray.analysis.text.exact_repetition import (
     ExactRepetitionRule,
     Repetition,
     repeated_phrase,
     repeated_spans,
 )
-from a2a_ray.analysis.text import distances, is_text
-from a2a_ray.analysis.trajectory import even_sample, tsne
+from a2a_ray.analysis.text.paper_rule import PaperLoopRule, PaperRuleAnalyzer
+from a2a_ray.analysis.text.text_distances import distances, is_text
+from a2a_ray.analysis.text.tsne import even_sample, tsne
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.findings import Finding

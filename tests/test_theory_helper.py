@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2a_ray.agents.lsa import LSAAgent
-from a2a_ray.analysis.affine import LinearAgents
-from a2a_ray.analysis.helpers import (
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
+from a2a_ray.analysis.dynamics.affine import LinearAgents
+from a2a_ray.analysis.dynamics.helper_objectives import (
     estimate_by_probes,
     estimate_turn,
     helper_error_map,
@@ -22,7 +22,7 @@ from a2a_ray.analysis.helpers import (
 from a2a_ray.core.contracts import TurnProtocol, View
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
-from a2a_ray.core.prompts import helper_objective
+from a2a_ray.core.linear_task import helper_objective
 from a2a_ray.core.transcript import Transcript
 from tests.strategies import linear_teams, random_covariance
 

@@ -11,7 +11,7 @@ from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import MOST_TRACEBACK, AgentError, traceback_of
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.run import run_many
+from a2a_ray.runtime.run_experiment import run_many
 from tests.command_line import call, finish, start, write_spec
 
 SECRET = "sk-never-to-be-shown"

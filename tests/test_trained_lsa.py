@@ -18,13 +18,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2a_ray.agents.lsa import LSAAgent, trained_weights
-from a2a_ray.agents.lsa_module import LSAModule, descend
-from a2a_ray.analysis.equilibria import two_agent_equilibrium
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent, trained_weights
+from a2a_ray.agents.lsa.lsa_module import LSAModule, descend
+from a2a_ray.analysis.dynamics.two_agents import two_agent_equilibrium
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import BadInput
+from a2a_ray.core.linear_task import make_prompt
 from a2a_ray.core.message import Message
-from a2a_ray.core.prompts import make_prompt
 from a2a_ray.core.registry import agents
 from a2a_ray.testing import check_agent
 
@@ -192,7 +192,7 @@ def test_what_was_not_trained_is_told() -> None:
 
 def test_making_a_trained_agent_does_not_load_torch() -> None:
     code = (
-        "import sys; from a2a_ray.agents.lsa import LSAAgent; LSAAgent('w', [1.0, 2.0], weights='trained');"
+        "import sys; from a2a_ray.agents.lsa.lsa_agent import LSAAgent; LSAAgent('w', [1.0, 2.0], weights='trained');"
         " sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

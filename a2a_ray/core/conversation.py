@@ -8,14 +8,14 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from a2a_ray.core.contract_checks import check_agents, check_next, check_part, check_reason, check_verdict, check_view
 from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol, Verdict, View
 from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, BadInput, traceback_of
 from a2a_ray.core.message import ASIDE, BID, EMPTY, NUDGE, Content, Message, checked_answer, checked_content
 from a2a_ray.core.nudge import can_nudge, check_nudges, refusal
-from a2a_ray.core.parts import check_agents, check_next, check_part, check_reason, check_verdict, check_view
 from a2a_ray.core.registry import protocols
 from a2a_ray.core.seeds import turn_seed
-from a2a_ray.core.stop import MaxTurns, StopCondition
+from a2a_ray.core.termination import MaxTurns, StopCondition
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
 
 DEFAULT_ROUNDS = 25

@@ -177,10 +177,10 @@ agents = Registry(
         "echo": "a2a_ray.agents.echo:EchoAgent",
         "function": "a2a_ray.agents.function:FunctionAgent",
         "replay": "a2a_ray.agents.replay:ReplayAgent",
-        "lsa": "a2a_ray.agents.lsa:LSAAgent",
-        "hf": "a2a_ray.agents.hf:HFAgent",
-        "openai": "a2a_ray.agents.openai:OpenAIAgent",
-        "regression": "a2a_ray.agents.regression:RegressionAgent",
+        "lsa": "a2a_ray.agents.lsa.lsa_agent:LSAAgent",
+        "hf": "a2a_ray.agents.hf.hf_agent:HFAgent",
+        "openai": "a2a_ray.agents.openai.openai_agent:OpenAIAgent",
+        "regression": "a2a_ray.agents.lsa.regression:RegressionAgent",
     },
 )
 protocols = Registry(
@@ -189,22 +189,22 @@ protocols = Registry(
         "alternating": "a2a_ray.protocols.alternating:Alternating",
         "simultaneous": "a2a_ray.protocols.simultaneous:Simultaneous",
         "adaptive": "a2a_ray.protocols.adaptive:Adaptive",
-        "helper": "a2a_ray.protocols.helper:Helper",
+        "helper": "a2a_ray.protocols.newton_helper:Helper",
     },
 )
 detectors = Registry(
     "a2a_ray.detectors",
     {
-        "exact_repetition": "a2a_ray.analysis.repetition:ExactRepetitionRule",
+        "exact_repetition": "a2a_ray.analysis.text.exact_repetition:ExactRepetitionRule",
         "loops": "a2a_ray.analysis.loops:LoopDetector",
     },
 )
 stops = Registry(
     "a2a_ray.stops",
     {
-        "turns": "a2a_ray.core.stop:MaxTurns",
-        "tokens": "a2a_ray.core.stop:MaxTokens",
-        "says": "a2a_ray.core.stop:Says",
-        "settled": "a2a_ray.core.stop:Settled",
+        "turns": "a2a_ray.core.termination:MaxTurns",
+        "tokens": "a2a_ray.core.termination:MaxTokens",
+        "says": "a2a_ray.core.termination:Says",
+        "settled": "a2a_ray.core.termination:Settled",
     },
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from a2a_ray.core.errors import BadInput
+from a2a_ray.runtime.progress import print_status
 
 if TYPE_CHECKING:
     from a2a_ray.analysis.analyze import AnalysisSettings
-    from a2a_ray.runtime.store import Run
+    from a2a_ray.store.run import Run
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C; typer gives the same."""
@@ -23,22 +23,19 @@ WORDS_ALONE = "none"
 """The default of --embedder: no model is loaded."""
 
 
-def say(sentence: str) -> None:
-    """One line for people, on standard error: standard output is for results."""
-    print(sentence, file=sys.stderr)
-
-
 def finish(run: Run, as_json: bool) -> None:
     """Tells how a run ended; exit status 1 where conversations failed."""
     from a2a_ray.interface.tables import show_failures
 
     counts = run.summary()
-    say(f"{run.path}: {counts['done']} of {counts['conversations']} conversations done, {counts['turns']:,} turns.")
+    print_status(
+        f"{run.path}: {counts['done']} of {counts['conversations']} conversations done, {counts['turns']:,} turns."
+    )
     ledger = run.ledger()
     if ledger["perhaps_paid_twice"]:
-        say(f"Of {ledger['calls']:,} paid calls, {ledger['perhaps_paid_twice']:,} may have been paid twice.")
+        print_status(f"Of {ledger['calls']:,} paid calls, {ledger['perhaps_paid_twice']:,} may have been paid twice.")
     if run.stopped:
-        say(f"Stopped: {run.stopped}")
+        print_status(f"Stopped: {run.stopped}")
     if as_json:
         result = {"run": run.path, **counts}
         if ledger["calls"]:
@@ -52,7 +49,7 @@ def finish(run: Run, as_json: bool) -> None:
     if run.stopped:
         raise typer.Exit(1)
     if not as_json:
-        say(f"Next: a2a-ray show {run.path}; a2a-ray report {run.path}")
+        print_status(f"Next: a2a-ray show {run.path}; a2a-ray report {run.path}")
 
 
 @contextmanager
@@ -63,7 +60,7 @@ def resumable() -> Iterator[None]:
     except KeyboardInterrupt as error:
         path = str(error)
         how = f"What was said is kept; go on with: a2a-ray resume {path}" if path else "Nothing was started."
-        say(f"Interrupted. {how}")
+        print_status(f"Interrupted. {how}")
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -73,14 +70,16 @@ def kept() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say("Interrupted. What is done is kept: embeddings, and the findings of a run. The same command goes on there.")
+        print_status(
+            "Interrupted. Embeddings and the findings of a run are kept. Run the same command again to continue."
+        )
         raise
 
 
 def analysis_settings(embedder: str, threshold: str | None) -> AnalysisSettings:
     """The settings of an analysis from the options of a command. Raises BadInput."""
     from a2a_ray.analysis.analyze import AnalysisSettings
-    from a2a_ray.analysis.calibration import given_threshold
+    from a2a_ray.analysis.loops.calibration import given_threshold
 
     name = None if embedder.lower() == WORDS_ALONE else embedder
     return AnalysisSettings(name, given_threshold(threshold, name))

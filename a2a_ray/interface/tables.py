@@ -8,37 +8,19 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from a2a_ray.interface.hostile import clean, clean_line
+from a2a_ray.report.sanitize import clean, clean_line
+from a2a_ray.report.terminal_table import cell_text, print_table
 
 if TYPE_CHECKING:
-    from a2a_ray.interface.results import Results
-    from a2a_ray.runtime.estimate import Estimate
-    from a2a_ray.runtime.store import Run
+    from a2a_ray.experiment.estimate import Estimate
+    from a2a_ray.report.results import Results
+    from a2a_ray.store.run import Run
 
 SHOWN = 20
 """Most rows that a list of conversations prints."""
 SHORTEST_QUOTE = 20
 """So many characters of what is repeated are shown at least, however narrow the terminal."""
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], note: str = "") -> None:
-    """A table on standard output; numbers to the right, every text neutralised."""
-    table = Table(show_edge=False, pad_edge=False, show_header=any(columns))
-    for i, name in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows)
-        # A path is not cut into lines: it is to be copied.
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=name == "run")
-    for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row))
-    console = Console()
-    console.print(Text(clean(title), style="bold"), soft_wrap=True)
-    console.print(table)
-    if note:
-        console.print(clean(note), markup=False, highlight=False)
-    console.print()
 
 
 def show_estimate(what: Estimate, as_json: bool) -> None:
@@ -99,9 +81,9 @@ def show_failures(run: Run) -> None:
 
 def show_results(results: Results) -> None:
     """The outcome of an analysis: how many conversations looped, by which rule, which did, and where agents settled."""
-    from a2a_ray.interface.equilibria import equilibria_table, pairs_table
-    from a2a_ray.interface.negotiation_figure import games_of, outcome_table
-    from a2a_ray.interface.plateau import pairs_of
+    from a2a_ray.report.agent_pairs import pairs_of
+    from a2a_ray.report.equilibrium_tables import equilibria_table, pairs_table
+    from a2a_ray.report.negotiation_figure import games_of, outcome_table
 
     games = games_of(results.findings(analyzers=("negotiation",)))
     settled = list(results.findings(analyzers=("equilibrium",))) if results.said("equilibrium") else []
@@ -125,7 +107,7 @@ def show_loops(results: Results) -> None:
             quotes.append(finding.span)
     if rows:
         columns = ("conversation", "kind", "onset", "alarm", "period", "score", "repeats")
-        used = sum(max(len(_cell(row[i])) for row in [columns, *rows]) + 3 for i in range(len(rows[0])))
+        used = sum(max(len(cell_text(row[i])) for row in [columns, *rows]) + 3 for i in range(len(rows[0])))
         room = max(Console().width - used, SHORTEST_QUOTE)
         note = f"Turns are numbered from 1, the first message. Alarm: a score above {_threshold(results):g}."
         if len(loops) > SHOWN:
@@ -159,11 +141,3 @@ def _in_words(results: Results) -> Iterator[str]:
 def _threshold(results: Results) -> float:
     threshold: float = json.loads(results.detector[2])["threshold"]
     return threshold
-
-
-def _cell(value: Any) -> str:
-    if value is None or value != value:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return clean(str(value))

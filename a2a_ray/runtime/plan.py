@@ -9,7 +9,7 @@ from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
-from a2a_ray.runtime.experiment import Experiment, Task
+from a2a_ray.experiment.spec import Experiment, Task
 
 
 class Outcome(NamedTuple):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
-from a2a_ray.runtime.columns import pack
 from a2a_ray.runtime.plan import Chunk, Said
+from a2a_ray.store.schema import pack
 
 
 class Post:

@@ -15,17 +15,17 @@ from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import A2AError, AuthenticationError, BadInput, PlacementError, StorageError, traceback_of
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import detectors, protocols, stops
-from a2a_ray.core.stop import StopCondition
+from a2a_ray.core.termination import StopCondition
 from a2a_ray.core.transcript import FAILED, RUNNING, Transcript
-from a2a_ray.runtime import logs
-from a2a_ray.runtime.calls import Calling, Calls
-from a2a_ray.runtime.columns import end_row, opening_row, unpack
-from a2a_ray.runtime.experiment import Experiment, Task
-from a2a_ray.runtime.gate import Halted
-from a2a_ray.runtime.live import live_findings
+from a2a_ray.experiment.spec import Experiment, Task
+from a2a_ray.runtime.agents.pool import RemoteAgent
+from a2a_ray.runtime.limits.gate import Halted
+from a2a_ray.runtime.limits.metered import Calling, Calls
 from a2a_ray.runtime.plan import Outcome, Said
-from a2a_ray.runtime.pool import RemoteAgent
-from a2a_ray.runtime.recording import Recording
+from a2a_ray.runtime.recorder_client import Recording
+from a2a_ray.runtime.telemetry import logs
+from a2a_ray.store.live_findings import live_findings
+from a2a_ray.store.schema import end_row, opening_row, unpack
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@
 Each raises AssertionError with one sentence: which promise was broken, and by what. They need nothing else.
 """
 
-from a2a_ray.testing.agents import check_agent
-from a2a_ray.testing.detectors import check_detector
-from a2a_ray.testing.protocols import check_protocol
+from a2a_ray.testing.agent_contract import check_agent
+from a2a_ray.testing.observer_contract import check_detector
+from a2a_ray.testing.protocol_contract import check_protocol
 
 __all__ = ["check_agent", "check_detector", "check_protocol"]

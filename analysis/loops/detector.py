@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections import deque
 from typing import Any, Literal, NamedTuple
 
-from a2a_ray.analysis.embedding import Embedder
 from a2a_ray.analysis.loops.actions import ACTION, KINDS, ROUNDS, Calls, Rounds
 from a2a_ray.analysis.loops.evidence import MOST, Repeat, Run, sentence
 from a2a_ray.analysis.loops.lexical import Copied, Recall
@@ -14,6 +13,7 @@ from a2a_ray.analysis.loops.log import Log
 from a2a_ray.analysis.loops.semantic import REACH, Meaning, loaded, named, scale_of
 from a2a_ray.analysis.loops.signs import READ, answered, of_courtesy, of_likeness, of_words, shrinks
 from a2a_ray.analysis.loops.words import quoted, words
+from a2a_ray.analysis.text.embedding import Embedder
 from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.errors import BadInput
 from a2a_ray.core.findings import Finding
@@ -86,7 +86,7 @@ class LoopDetector:
         if self._embedder is not None:
             loaded(self._embedder)  # what is nowhere is said now; the weights are loaded with the first text
         if threshold is None:
-            from a2a_ray.analysis.calibration import shipped
+            from a2a_ray.analysis.loops.calibration import shipped
 
             threshold = shipped("lexical" if self._embedder is None else "semantic").threshold
         warn_threshold = WARNING * threshold if warn_threshold is None else warn_threshold

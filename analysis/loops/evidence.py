@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from a2a_ray.analysis.repetition import clipped
+from a2a_ray.analysis.text.exact_repetition import clipped
 
 MOST = 8.0
 """The largest score there is, in turns' worth of repetition: a long loop can be left nearly as soon as a short one."""

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from a2a_ray.analysis.embedding import Embedder
 from a2a_ray.analysis.loops.detector import LoopDetector, embedded_text
 from a2a_ray.analysis.loops.log import first_loop
 from a2a_ray.analysis.loops.semantic import loaded, named
+from a2a_ray.analysis.text.embedding import Embedder
 from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message

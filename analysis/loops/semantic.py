@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from a2a_ray.analysis.embedding import DEFAULT_MODEL, Embedder, load_embedder
 from a2a_ray.analysis.loops.phrases import COURTESIES, PAIRS
 from a2a_ray.analysis.loops.words import words
+from a2a_ray.analysis.text.embedding import DEFAULT_MODEL, Embedder, load_embedder
 from a2a_ray.core.errors import BadInput
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Experiment specifications: what runs, checked before anything starts. Does not import Ray."""

@@ -1,0 +1,109 @@
+"""The equilibrium analyzer of one cell of a run: objectives, margin and closed form from the specification alone."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from a2a_ray.analysis.dynamics.affine import LinearAgents, agents_of
+from a2a_ray.analysis.dynamics.rounds import RoundEquilibrium, alternating, simultaneous
+from a2a_ray.analysis.equilibria.equilibrium_analyzer import EquilibriumAnalyzer, Prediction
+from a2a_ray.core.errors import BadInput
+from a2a_ray.core.linear_task import Prompt, make_prompt
+from a2a_ray.core.registry import check_settings
+from a2a_ray.core.transcript import Transcript
+from a2a_ray.experiment.agent_spec import AgentSpec, identity, plain
+
+if TYPE_CHECKING:
+    from a2a_ray.experiment.spec import Experiment
+
+GRADIENT = frozenset(
+    {"lsa", "regression", "a2a_ray.agents.lsa.lsa_agent:LSAAgent", "a2a_ray.agents.lsa.regression:RegressionAgent"}
+)
+"""Kinds of agent that take gradient steps to an objective of their own, in a prompt made of their settings."""
+MOST_CELLS = 4096
+_analyzers: dict[str, EquilibriumAnalyzer] = {}
+
+
+def equilibrium_analyzer(cell: Experiment) -> EquilibriumAnalyzer:
+    """The analyzer of a cell's conversations, one object for equal cells. No agent is made, so no model is loaded.
+
+    Objectives are those of `analyze: objectives`; LSA and regression agents have theirs in their own settings.
+    """
+    parts = [[spec.model_dump() for spec in cell.agents], cell.protocol, cell.analyze and cell.analyze.model_dump()]
+    key = json.dumps(parts, sort_keys=True, default=identity)
+    if key not in _analyzers:
+        if len(_analyzers) >= MOST_CELLS:
+            _analyzers.clear()
+        _analyzers[key] = _made(cell)
+    return _analyzers[key]
+
+
+def _made(cell: Experiment) -> EquilibriumAnalyzer:
+    names = [spec.name for spec in cell.agents]
+    prompts = {spec.name: prompt_of(spec) for spec in cell.agents if plain_kind(spec) in GRADIENT}
+    own = {name: prompt.objective for name, prompt in prompts.items()}
+    protocol = cell.protocol
+    chains = protocol.get("kind") == "simultaneous" and protocol.get("combine") is None
+    closed = None
+    given = cell.analyze.objectives if cell.analyze else {}
+    if len(prompts) == len(names) and not given:
+        closed = ClosedForm(tuple(names), tuple(prompts.values()), protocol)
+    return EquilibriumAnalyzer(
+        {**own, **given},
+        cell.analyze.margin if cell.analyze else None,
+        cell.analyze.positions if cell.analyze else None,
+        predict=closed,
+        every=len(names) if chains else 1,
+    )
+
+
+def plain_kind(spec: AgentSpec) -> str:
+    """The kind by name, also of one that was given as a class."""
+    return spec.kind if isinstance(spec.kind, str) else str(plain(spec.kind))
+
+
+def prompt_of(spec: AgentSpec) -> Prompt:
+    """What an LSA or regression agent is told, from its settings: its objective, covariance and step."""
+    known = set(inspect.signature(make_prompt).parameters)
+    settings = {key: value for key, value in spec.settings.items() if key in known}
+    return make_prompt(**check_settings(make_prompt, settings, f"agent {spec.name!r}", set()))
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """Where gradient agents settle under a shipped protocol, as a function of the transcript."""
+
+    names: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    protocol: Mapping[str, Any]
+
+    def __call__(self, transcript: Transcript) -> Prediction | None:
+        """Distances from the agents' own objectives; None where there is no closed form, or nothing settles."""
+        if transcript.agents != self.names:
+            return None
+        agents = agents_of(self.prompts)
+        if self.protocol.get("kind") == "helper":
+            # the objective that the helper sets in every turn brings the first agent to its own; there it stays too
+            gap = float(((agents.objectives[1] - agents.objectives[0]) ** 2).sum() ** 0.5)
+            return Prediction(dict(zip(self.names, (0.0, gap), strict=True)), helped=True)
+        opening = transcript.opening.content
+        start = None if isinstance(opening, str) or len(opening) != agents.dim else opening
+        try:
+            settled = self._settled(agents, start)
+        except BadInput:  # no single fixed point: a common null space without a start, or steps that diverge
+            return None
+        if settled is None or not settled.converges:
+            return None
+        return Prediction(dict(zip(self.names, settled.residual_norms.tolist(), strict=True)))
+
+    def _settled(self, agents: LinearAgents, start: Any) -> RoundEquilibrium | None:
+        kind, order = self.protocol.get("kind"), self.protocol.get("order")
+        if kind == "alternating":
+            return alternating(agents, [self.names.index(name) for name in order] if order else None, start)
+        if kind == "simultaneous" and self.protocol.get("combine") in ("mean", None):
+            return simultaneous(agents, self.protocol.get("combine"), start)
+        return None

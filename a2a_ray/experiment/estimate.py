@@ -1,0 +1,112 @@
+"""What a run will take, before it is started: conversations, turns, calls, tokens, money."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from a2a_ray.experiment.agent_spec import identity
+from a2a_ray.experiment.spec import AgentSpec, Experiment
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English text; the usual rule of thumb."""
+ASSUMED_ANSWER = 500
+"""Tokens of an answer if neither the agent nor its settings set a limit."""
+
+
+class Estimate(NamedTuple):
+    """At most so much: every conversation runs to its limit and every answer is as long as it may be.
+
+    cost: in the currency of `price`; None where no agent has one. assumed: agents without a token limit.
+    """
+
+    conversations: int
+    turns: int
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cost: float | None
+    assumed: list[str]
+
+
+class _Cost(NamedTuple):
+    """What one step of an agent takes. output: tokens of an answer; 0 for agents that are no language models.
+    input: tokens that a request reads, None for what is shown. requests: of a step."""
+
+    output: int
+    input: int | None
+    requests: int
+
+
+def estimate(experiment: Experiment) -> Estimate:
+    """The estimate of an experiment. Calls are model calls and others alike, bids included."""
+    calls = tokens_in = tokens_out = 0
+    cost: float | None = None
+    assumed: set[str] = set()
+    known: dict[str, _Cost] = {}
+    for cell in experiment.cells:
+        talks = len(cell.opening_contents) * cell.repeats
+        steps = [_cost(spec, known, assumed) for spec in cell.agents]
+        opening = max((_length(o) for o in cell.opening_contents), default=0)
+        by_bid = cell.protocol["kind"] == "adaptive" and cell.protocol.get("by", "bid") == "bid"
+        bids = len(cell.agents) if by_bid else 0
+        calls += talks * cell.limit * (1 + bids)
+        longest = max(step.output for step in steps)
+        for turn in range(cell.limit):
+            spec, step = cell.agents[turn % len(cell.agents)], steps[turn % len(cell.agents)]
+            if step.output == 0:
+                continue
+            asks = step.requests * talks
+            calls += asks - talks
+            shown = step.input
+            if shown is None:
+                shown = _shown(cell.protocol.get("show", "last"), turn, longest, opening)
+            shown += _instructions(spec.inner)
+            tokens_in += asks * shown
+            tokens_out += asks * step.output
+            price = spec.rate or spec.inner.rate
+            if price is not None:
+                cost = (cost or 0.0) + asks * (shown * price.input + step.output * price.output) / 1e6
+    conversations, turns = experiment.size()
+    return Estimate(conversations, turns, calls, tokens_in, tokens_out, cost, sorted(assumed))
+
+
+def output_limit(spec: AgentSpec, agent: Any) -> int | None:
+    """The most tokens of one answer; None if neither agent nor settings set a limit, 0 if it is no language model."""
+    told = getattr(agent, "max_output_tokens", None)
+    if told is None:
+        return None if spec.paid else 0
+    limit: int | None = told()
+    return limit
+
+
+def _cost(spec: AgentSpec, known: dict[str, _Cost], assumed: set[str]) -> _Cost:
+    """What a step takes, asked of the agent itself; each agent of a sweep is made once."""
+    key = json.dumps([spec.settings, spec.paid], sort_keys=True, default=identity)
+    if key not in known:
+        agent = spec.build()
+        limit = output_limit(spec, agent)
+        if limit is None:
+            assumed.add(spec.name)
+        reads = getattr(agent, "max_input_tokens", None)
+        requests = int(getattr(agent, "max_requests", 1))
+        known[key] = _Cost(ASSUMED_ANSWER if limit is None else limit, None if reads is None else reads(), requests)
+    return known[key]
+
+
+def _shown(show: Any, turn: int, answer: int, opening: int) -> int:
+    """Tokens shown at a turn (counted from 0) when every answer is as long as it may be."""
+    if show == "all":
+        return opening + turn * answer
+    if isinstance(show, dict) and "characters" in show:
+        return int(min(show["characters"] / CHARACTERS_PER_TOKEN, opening + turn * answer))
+    last = show.get("last", 1) if isinstance(show, dict) else 1
+    return int(last) * answer if turn >= last else opening + turn * answer
+
+
+def _instructions(spec: AgentSpec) -> int:
+    return len(spec.settings.get("instructions") or "") // CHARACTERS_PER_TOKEN
+
+
+def _length(opening: Any) -> int:
+    return len(opening) // CHARACTERS_PER_TOKEN if isinstance(opening, str) else 0

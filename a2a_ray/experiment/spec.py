@@ -1,0 +1,371 @@
+"""An experiment: what is written in a specification, checked, and the conversations that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from a2a_ray.core.contract_checks import check_part, shown
+from a2a_ray.core.conversation import DEFAULT_ROUNDS, check_names
+from a2a_ray.core.errors import BadAnswer, BadInput, unknown
+from a2a_ray.core.message import checked_content
+from a2a_ray.core.nudge import check_nudges
+from a2a_ray.core.registry import detectors, expected, protocols, stops
+from a2a_ray.core.seeds import conversation_seed
+from a2a_ray.experiment.agent_spec import AgentSpec as AgentSpec
+from a2a_ray.experiment.agent_spec import AnalyzeSpec, BudgetSpec, CallLimits, Price, Resources, identity, plain
+from a2a_ray.experiment.openings import read_openings
+from a2a_ray.experiment.secrets import refuse_keys
+from a2a_ray.experiment.sweep import change
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "analyze": AnalyzeSpec,
+    "budget": BudgetSpec,
+    "price": Price,
+    "resources": Resources,
+    "limits": CallLimits,
+}
+"""The parts of a specification whose keys are all known."""
+
+
+def _settings(value: Any) -> Any:
+    """The settings of a part; its kind alone stands for itself."""
+    if isinstance(value, str) or inspect.isclass(value):
+        return {"kind": value}
+    if isinstance(value, Mapping) or not (callable(value) or hasattr(value, "__dict__")):
+        return value
+    raise BadInput(
+        f"the value {shown(value)}; expected settings with a kind, such as {{kind: MyClass}}: a run makes its parts"
+        " anew in each of its processes"
+    )
+
+
+Settings = Annotated[dict[str, Any], BeforeValidator(_settings)]
+
+
+class Experiment(BaseModel):
+    """Everything that decides what is said: agents, protocol, openings, limits, repeats, seed and sweep.
+
+    `analyze` and `budget` stand beside it: what the analysis has to know, and what a run may cost.
+
+    Raises BadInput (through `load` and `parse`) for what cannot be run.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    agents: list[AgentSpec] = Field(min_length=1)
+    protocol: Settings = Field(default_factory=lambda: {"kind": "alternating"})
+    openings: list[str | list[float]] | Literal["default"] | dict[str, Any] = "default"
+    rounds: int | None = Field(None, ge=1)
+    turns: int | None = Field(None, ge=1)
+    repeats: int = Field(1, ge=1)
+    stop: list[Settings] = []
+    observers: list[Settings] = []
+    budget: BudgetSpec | None = None
+    analyze: AnalyzeSpec | None = None
+    sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
+    shared_storage: bool = False
+    _source: str = PrivateAttr("specification")
+
+    @field_validator("agents", mode="before")
+    @classmethod
+    def _described(cls, value: Any) -> Any:
+        for i, agent in enumerate(value if isinstance(value, (list, tuple)) else ()):
+            name = getattr(agent, "__name__", type(agent).__name__)
+            if inspect.isroutine(agent):
+                remedy = f"{{name: ann, kind: function, function: {name}}}"
+            elif inspect.isclass(agent) and not isinstance(agent, Mapping):
+                remedy = f"{{name: ann, kind: {name}}} and its settings"
+            elif hasattr(agent, "step"):
+                remedy = f"{{name: {getattr(agent, 'name', 'ann')}, kind: {name}}} and its settings"
+            else:
+                continue
+            raise BadInput(
+                f"agents.{i}: {shown(agent)}; expected a mapping, since a run makes its agents anew in each of its"
+                f" processes. Write {remedy}"
+            )
+        return value
+
+    @field_validator("openings")
+    @classmethod
+    def _from_file(cls, value: Any) -> Any:
+        # A file is read at once: a run must not depend on whether it is still there, or still the same.
+        return read_openings(value) if isinstance(value, dict) and "file" in value else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        check_names([a.name for a in self.agents])
+        if self.rounds is not None and self.turns is not None:
+            raise BadInput(f"rounds: {self.rounds} and turns: {self.turns}; give one of them")
+        if self.analyze is not None:
+            self.analyze.check([a.name for a in self.agents])
+        return self
+
+    @classmethod
+    def parse(cls, value: Any, where: str = "specification") -> Experiment:
+        """The experiment of a plain mapping. Raises BadInput: `where`, the key, its value, what was expected."""
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            found = "empty" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
+            raise BadInput(f"{where}: {found}; expected keys such as agents and rounds (a2a-ray new writes an example)")
+        refuse_keys(value, where)
+        for key in value:
+            if key not in cls.model_fields:
+                raise BadInput(f"{where}: " + unknown("key", key, cls.model_fields))
+        try:
+            experiment = cls.model_validate(dict(value))
+            experiment._source = where
+            return experiment
+        except ValidationError as error:
+            raise BadInput(f"{where}: {explain(error)}") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Experiment:
+        """The experiment of a YAML file; paths of opening files in it are relative to it. Raises BadInput."""
+        import yaml
+
+        path = Path(path)
+        try:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            sentence = f"{path}: {error.strerror or error}; expected a YAML specification (a2a-ray new writes one)"
+            raise BadInput(sentence) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)  # the line itself is not repeated: a key may stand in it
+            line = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+            reason = getattr(error, "problem", None) or getattr(error, "reason", error)
+            raise BadInput(f"{path}{line}: not YAML: {reason}") from None
+        if isinstance(value, dict) and isinstance(value.get("openings"), dict) and "file" in value["openings"]:
+            value["openings"]["file"] = str(path.parent / str(value["openings"]["file"]))
+        return cls.parse(value, str(path))
+
+    @cached_property
+    def cells(self) -> list[Experiment]:
+        """One experiment for every combination of swept settings; the experiment itself where nothing is swept."""
+        return [self._with(changes) for changes in self.changes]
+
+    @cached_property
+    def changes(self) -> list[dict[str, Any]]:
+        """What each cell changes: dotted setting -> value; `label` is a cell's own name."""
+        if isinstance(self.sweep, list):
+            return self.sweep or [{}]
+        for key, values in self.sweep.items():
+            if not values:
+                raise BadInput(f"sweep.{key}: []; expected at least one value")
+        return [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
+
+    def _with(self, changes: Mapping[str, Any]) -> Experiment:
+        value = self.model_dump(exclude_unset=True)
+        value.pop("sweep", None)
+        value.setdefault("protocol", self.protocol)
+        for key, setting in changes.items():
+            if key != "label":
+                change(value, key.split("."), setting, f"sweep.{key}")
+        return Experiment.parse(value, f"sweep {_in_words(changes)}")
+
+    @property
+    def limit(self) -> int:
+        """The most messages that a conversation can have."""
+        return self.turns if self.turns is not None else (self.rounds or DEFAULT_ROUNDS) * len(self.agents)
+
+    @cached_property
+    def opening_contents(self) -> list[Any]:
+        """The openings themselves: texts, or float64 arrays of shape (d,). Raises BadInput."""
+        spec = self.openings
+        if isinstance(spec, list):
+            if not spec:
+                raise BadInput("openings: []; expected at least one, or leave the key out for the default openings")
+            try:
+                return [checked_content(o, None, f"openings.{i}") for i, o in enumerate(spec)]
+            except BadAnswer as error:
+                raise BadInput(str(error)) from None
+        return read_openings({} if spec == "default" else dict(spec))
+
+    @cached_property
+    def named_observers(self) -> dict[str, dict[str, Any]]:
+        """Settings of each observer by its name: the `name` that it is given, or its kind; loops, loops-2, ...
+
+        Raises BadInput if two are given the same name.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        kinds: Counter[str] = Counter()
+        for i, observer in enumerate(self.observers):
+            kind = observer.get("kind", "")
+            kind = kind if isinstance(kind, str) else plain(kind)
+            kinds[kind] += 1
+            name = observer.get("name", kind if kinds[kind] == 1 else f"{kind}-{kinds[kind]}")
+            if not isinstance(name, str) or name in found or ("name" in observer and not name):
+                raise BadInput(f"observers.{i}.name: {name!r}; expected a name that no other observer has")
+            found[name] = {key: value for key, value in observer.items() if key != "name"}
+        return found
+
+    def check(self) -> None:
+        """Builds every part once, on this machine, without loading anything heavy. Raises BadInput."""
+        seen: set[str] = set()
+        for changes, cell in zip(self.changes, self.cells, strict=True):
+            try:
+                cell._check_parts(seen)
+            except BadInput as error:
+                where = f" (in the setting {_in_words(changes)})" if changes else ""
+                raise BadInput(f"{self._source}: {error}{where}") from None
+
+    def _check_parts(self, seen: set[str]) -> None:
+        """The parts of one cell; agents that were seen before are left out."""
+        names = tuple(spec.name for spec in self.agents)
+        protocol = protocols.build(self.protocol, "protocol")
+        check_part("protocol", protocol, "protocol")
+        protocol.check(names)
+        for i, stop in enumerate(self.stop):
+            check_part("stop condition", stops.build(stop, f"stop.{i}"), f"stop.{i}")
+        observers = []
+        for i, each in enumerate(self.named_observers.values()):
+            where = f"observers.{i}"
+            observers.append((where, detectors.build(each, where)))
+            check_part("observer", observers[-1][1], where)
+        vector = next((opening for opening in self.opening_contents if not isinstance(opening, str)), "")
+        check_nudges(protocol, observers, names, vector)
+        for i, spec in enumerate(self.agents):
+            key = json.dumps(spec.settings, sort_keys=True, default=identity)
+            if key in seen:
+                continue
+            seen.add(key)
+            agent = spec.build(f"agents.{i}")
+            if spec.step_timeout is not None and not spec.heavy:
+                raise BadInput(
+                    f"agents.{i}.limits.timeout: {spec.step_timeout:g}; a step beside the conversation cannot be"
+                    " stopped; add placement: actor"
+                )
+            if hasattr(agent, "check"):
+                try:
+                    agent.check()
+                except BadInput as error:
+                    raise BadInput(f"agents.{i}: {error}") from None
+                except Exception as error:
+                    raise BadInput(f"agents.{i}: its check failed: {type(error).__name__}: {error}") from error
+        if self.analyze is not None:
+            self._check_analyze()
+
+    def _check_analyze(self) -> None:
+        """That the objectives under `analyze` go together with those of agents that have their own."""
+        from a2a_ray.experiment.closed_form import equilibrium_analyzer
+
+        try:
+            equilibrium_analyzer(self)
+        except BadInput as error:
+            raise BadInput(f"analyze.{error}") from None
+
+    def tasks(self) -> Iterator[Task]:
+        """Every conversation, in order of its id."""
+        for index, cell in enumerate(self.cells):
+            for opening in range(len(cell.opening_contents)):
+                for repeat in range(cell.repeats):
+                    yield self._task(index, opening, repeat)
+
+    def task(self, id: str) -> Task:
+        """The conversation of an id. Raises KeyError where the experiment has none of it."""
+        try:
+            index, opening, repeat = map(int, id.split("-"))
+            cell = self.cells[index]
+            found = self._task(index, opening, repeat)
+        except (ValueError, IndexError):
+            raise KeyError(id) from None
+        if found.id != id or opening >= len(cell.opening_contents) or repeat >= cell.repeats:
+            raise KeyError(id)
+        return found
+
+    def _task(self, index: int, opening: int, repeat: int) -> Task:
+        cell, widths = self.cells[index], self._widths
+        id = f"{index:0{widths[0]}}-{opening:0{widths[1]}}-{repeat:0{len(str(cell.repeats - 1))}}"
+        # Cells share their seeds: a sweep compares settings, not luck.
+        return Task(id, index, opening, repeat, conversation_seed(cell.seed, f"{opening}/{repeat}"))
+
+    @cached_property
+    def _widths(self) -> tuple[int, int]:
+        """Digits of a cell's and of an opening's number."""
+        return len(str(len(self.cells) - 1)), len(str(max(len(c.opening_contents) for c in self.cells) - 1))
+
+    def size(self) -> tuple[int, int]:
+        """Conversations, and the most messages of agents in all."""
+        counts = [len(c.opening_contents) * c.repeats for c in self.cells]
+        return sum(counts), sum(n * c.limit for n, c in zip(counts, self.cells, strict=True))
+
+    def openings_digest(self) -> str:
+        """SHA-256 of everything that conversations begin with."""
+        digest = hashlib.sha256()
+        for cell in self.cells:
+            for opening in cell.opening_contents:
+                digest.update(opening.encode() if isinstance(opening, str) else opening.tobytes())
+                digest.update(b"\0")
+        return digest.hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON value that `parse` takes back; functions become their module:name. Defaults that decide are in it."""
+        decisive = {"seed": self.seed, "protocol": self.protocol, "openings": self.openings, "repeats": self.repeats}
+        if self.turns is None and self.rounds is None:
+            decisive["rounds"] = DEFAULT_ROUNDS
+        value = {**self.model_dump(exclude_unset=True), **decisive}
+        out: dict[str, Any] = json.loads(json.dumps(value, default=plain))
+        return out
+
+
+class Task(NamedTuple):
+    """One conversation to hold."""
+
+    id: str
+    cell: int
+    opening: int
+    repeat: int
+    seed: int
+
+
+def _in_words(changes: Mapping[str, Any]) -> str:
+    """A cell of a sweep, for an error: its label, or what it changes. Where a key could stand, only the name."""
+    if "label" in changes:
+        return str(changes["label"])
+    hidden = ("api_key_env", "base_url")
+    return ", ".join(
+        k if isinstance(v, (dict, list)) or k.rpartition(".")[2] in hidden else f"{k}: {v}" for k, v in changes.items()
+    )
+
+
+def explain(error: ValidationError) -> str:
+    """One sentence for the first thing that pydantic found wrong."""
+    first = error.errors()[0]
+    same = [e for e in error.errors() if e["loc"][:1] == first["loc"][:1]] if first["loc"] else [first]
+    place = ".".join(str(p) for p in first["loc"] if isinstance(p, int) or str(p).isidentifier())
+    if place == "name":
+        return f"name: {first['input']!r}; expected letters, digits, '.', '_' and '-': it becomes a folder's name"
+    if len(same) > 1 and isinstance(first["loc"][-1], str):  # the branches of a union
+        place = ".".join(str(p) for p in first["loc"][:-1] if isinstance(p, int) or str(p).isidentifier())
+    if first["type"] == "missing":
+        return f"key {place!r} is missing"
+    if first["type"] == "value_error":
+        sentence = expected([first])
+        if not place or sentence.startswith(str(first["loc"][0])):
+            return sentence
+        return f"{place}{'.' if re.match('[a-z_]+: ', sentence) else ': '}{sentence}"
+    if first["type"] == "extra_forbidden":
+        section = "analyze" if first["loc"][0] == "analyze" else str(first["loc"][-2])
+        return f"{place}: " + unknown("key", first["loc"][-1], SECTIONS[section].model_fields)
+    return f"{place}: {repr(first['input'])[:60]}; {expected(same)}"

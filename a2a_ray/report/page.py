@@ -1,0 +1,89 @@
+"""A self-contained HTML page: our style, plotly inlined, no network, harmless whatever agents said."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from a2a_ray.core.errors import BadInput
+from a2a_ray.report.sanitize import clean, clean_line
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+_FIGURES = re.compile(r"[\d.,%°×±/ e–-]+|[\d.,]+ ?%? (to|of) [\d.,]+ ?%?")
+
+
+def render_page(template: str, drawn: dict[str, Any], **context: Any) -> str:
+    """The page of a template that extends page.html.j2.
+
+    drawn: what the page's script draws: figures (anchor -> plotly JSON), series, positions. context: `data` with title,
+    headline and numbers, and whatever else the template asks for.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    templates = Environment(
+        loader=PackageLoader("a2a_ray.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    templates.tests["figure"] = _is_figure
+    templates.filters |= {"clean": clean, "line": clean_line, "cell": _cell, "setting": _setting}
+    # A script runs only where its hash is listed: should anything ever slip through the escaping, it stays dead text.
+    scripts = [get_plotlyjs(), (TEMPLATES / "report.js").read_text(encoding="utf-8")]
+    page = templates.get_template(template).render(
+        drawn={"figures": {}, "series": {}, "positions": {}} | drawn,
+        scripts=[Markup(script) for script in scripts],
+        script_hashes=[_hash(script) for script in scripts],
+        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        **context,
+    )
+    return page.lstrip()
+
+
+def write_page(path: str | Path, page: str) -> Path:
+    """Writes a page, all or nothing, and gives its path. Raises BadInput where it cannot be written."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(page.encode("utf-8", errors="replace"))
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise BadInput(f"{path}: {error.strerror or error}; choose another file with -o") from error
+    return path
+
+
+def _hash(script: str) -> str:
+    """The script as the page's security policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _cell(value: str | int | float | None) -> str:
+    """A cell of a table as text."""
+    if value is None or value != value:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else clean(value)
+
+
+def _is_figure(value: str | int | float | None) -> bool:
+    """Whether a cell is set to the right: a number, or a text of numbers."""
+    return not isinstance(value, str) or _FIGURES.fullmatch(value) is not None
+
+
+def _setting(value: object) -> str:
+    """The value of an agent's setting on one line."""
+    return clean_line(value if isinstance(value, str) else str(value), 300)

@@ -1,0 +1,185 @@
+"""What a report is made of: plain data, so that a report of anything can be written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from a2a_ray.core.findings import Finding
+from a2a_ray.core.transcript import FAILED, Transcript
+from a2a_ray.report.chat import Spans
+
+if TYPE_CHECKING:
+    from a2a_ray.report.study_page import Section
+
+Cell: TypeAlias = "str | int | float | None"
+PairKind: TypeAlias = Literal["pair", "adversary", "helper"]
+
+
+@dataclass(frozen=True, slots=True)
+class BigNumber:
+    """One figure that the reader should take home, e.g. BigNumber("9 of 12", "conversations looped")."""
+
+    value: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table. None is shown as a dash; floats with four significant digits."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PlateauPoint:
+    """Where one agent of a pair settled.
+
+    angle_degrees: between the objectives of the pair. measured, predicted: distance of the agent from its own
+    objective, read after its own turn, by simulation and by the closed form; in the unit of the iterate.
+    """
+
+    angle_degrees: float
+    agent: str
+    measured: float
+    predicted: float
+    kind: PairKind = "pair"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSeries:
+    """The distance of one agent of a pair from its own objective after each round.
+
+    pair: name of the pair, e.g. "90 degrees". errors: shape (n_rounds,). predicted: its plateau, where known.
+    """
+
+    pair: str
+    agent: str
+    errors: Sequence[float]
+    predicted: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationItem:
+    """One conversation and what was found in it.
+
+    cell: label of the setting it belongs to. findings: (analyzer in words, finding), the loop detector's first.
+    spans: for each of `transcript.messages`, the passages that were said before.
+    """
+
+    transcript: Transcript
+    cell: str = ""
+    findings: Sequence[tuple[str, Finding]] = ()
+    spans: Sequence[Spans] = ()
+
+    @property
+    def id(self) -> str:
+        """Of the conversation."""
+        return self.transcript.id
+
+    @property
+    def detector(self) -> Finding | None:
+        """The loop detector's first finding, a loop or not; None if it was not asked."""
+        return self.findings[0][1] if self.findings and self.findings[0][1].analyzer == "loops" else None
+
+    @property
+    def loop(self) -> Finding | None:
+        """The loop detector's first loop."""
+        return self.detector if self.detector is not None and self.detector.looped else None
+
+    @property
+    def looped(self) -> bool:
+        """Whether the loop detector found a loop."""
+        return self.loop is not None
+
+    @property
+    def onset(self) -> int | None:
+        """The turn at which the detector's first loop begins."""
+        return self.loop.onset_turn if self.loop is not None else None
+
+    @property
+    def scores(self) -> Sequence[float]:
+        """The detector's score after each message."""
+        found: Sequence[float] = self.detector.evidence.get("scores", ()) if self.detector is not None else ()
+        return found
+
+    @property
+    def distances(self) -> Mapping[str, Sequence[float | None]]:
+        """Name -> shape (n_rounds,), between the outputs of a round; None if undefined."""
+        found: Mapping[str, Sequence[float | None]] = self._paper.get("series", {})
+        return found
+
+    @property
+    def drift(self) -> Sequence[float | None]:
+        """From the opening, shape (n_turns,)."""
+        found: Sequence[float | None] = self._paper.get("drift", ())
+        return found
+
+    @property
+    def _paper(self) -> Mapping[str, Any]:
+        return next((f.evidence for _, f in self.findings if f.analyzer == "paper_rule"), {})
+
+    @property
+    def failed(self) -> bool:
+        """Whether the conversation ended with an error."""
+        return self.transcript.status == FAILED
+
+    @property
+    def is_text(self) -> bool:
+        """Whether everything in it is text, so that it can loop."""
+        return all(isinstance(m.content, str) for m in (self.transcript.opening, *self.transcript.messages))
+
+    def round_of(self, turn: int) -> float:
+        """The turn in rounds: the last turn of round 3 is at 3."""
+        return turn / max(len(self.transcript.agents), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryPoint:
+    """One turn of a conversation on the map of all turns (t-SNE of the embeddings)."""
+
+    x: float
+    y: float
+    turn: int
+    conversation: str
+    looped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEntry:
+    """One agent of the run, as it is listed."""
+
+    name: str
+    kind: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything that a report shows; a section without data is left out. sections: further ones, ready made.
+
+    loops: how many conversations looped, by setting and analyzer. placed, more_errors: what the map and the errors per
+    round leave out, and where it is; empty if nothing.
+    headline: sentences that say what came out. run: what was run (path, created, versions, git commit, seed, protocol,
+    rounds, openings, repeats, sweep), name -> value. specification: as YAML.
+    """
+
+    title: str
+    headline: Sequence[str] = ()
+    numbers: Sequence[BigNumber] = ()
+    tables: Sequence[Table] = ()
+    plateau: Sequence[PlateauPoint] = ()
+    errors: Sequence[ErrorSeries] = ()
+    conversations: Sequence[ConversationItem] = ()
+    trajectory: Sequence[TrajectoryPoint] = ()
+    sections: Sequence[Section] = ()
+    run: Mapping[str, str] = field(default_factory=dict)
+    agents: Sequence[AgentEntry] = ()
+    specification: str = ""
+    loops: Table | None = None
+    placed: str = ""
+    more_errors: str = ""

@@ -1,0 +1,103 @@
+"""The page of a reproduced experiment: questions, figures, tables; and each figure as a file of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from a2a_ray.report.page import TEMPLATES, render_page, write_page
+from a2a_ray.report.plotly_traces import Figure
+from a2a_ray.report.report_data import BigNumber, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One figure.
+
+    name: of its file, and its anchor on the page; unique in a study, of letters, digits and hyphens.
+    figure: plotly JSON, with colours named as in `report/plotly_traces.py`.
+    title: above it, where a section has several.
+    """
+
+    name: str
+    figure: Figure
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One question of a study: what was done, figures, what they show, tables.
+
+    legend: (text, colour) of each thing drawn, the colour as in the style sheet, such as "agent-1" or "cell-3"; an
+    empty colour for a key that has none ("● measured").
+    """
+
+    title: str
+    text: str
+    panels: Sequence[Panel] = ()
+    legend: Sequence[tuple[str, str]] = ()
+    caption: str = ""
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A whole experiment; `settings` says how to do it again: name -> value, the command line among them."""
+
+    title: str
+    headline: Sequence[str] = ()
+    numbers: Sequence[BigNumber] = ()
+    sections: Sequence[Section] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_study(folder: Path, study: Study) -> list[Path]:
+    """Writes folder/report.html and folder/figures/NAME.html, one for each panel, and gives the latter's paths.
+
+    The figures' own files share one plotly.min.js beside them, are zoomable, and can be saved as SVG from their tool
+    bar. Raises BadInput where they cannot be written.
+    """
+    panels = [panel for section in study.sections for panel in section.panels]
+    page = render_page("study.html.j2", {"figures": {p.name: p.figure for p in panels}}, data=study)
+    write_page(folder / "report.html", page)
+    return [_write_figure(folder / "figures", panel, study.title) for panel in panels]
+
+
+def _write_figure(folder: Path, panel: Panel, title: str) -> Path:
+    import plotly.io
+    from plotly.offline import get_plotlyjs
+
+    script = folder / "plotly.min.js"
+    if not script.exists():
+        write_page(script, get_plotlyjs())
+    figure = _light(panel.figure)
+    figure["layout"] |= {
+        "title": {"text": panel.title or title, "font": {"size": 15}},
+        "showlegend": True,
+        "width": 900,
+        "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
+        "dragmode": "zoom",
+    }
+    options: dict[str, Any] = {"toImageButtonOptions": {"format": "svg", "filename": panel.name}}
+    page = plotly.io.to_html(figure, config=options, include_plotlyjs="plotly.min.js", validate=False)
+    return write_page(folder / f"{panel.name}.html", page)
+
+
+def _light(figure: Figure) -> Figure:
+    """The figure with its named colours resolved for a light page."""
+    light = (TEMPLATES / "report.css").read_text(encoding="utf-8").split("@media", 1)[0]
+    colours = dict(re.findall(r"(--[\w-]+): (#\w+);", light))
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: resolved(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [resolved(inner) for inner in value]
+        named = re.fullmatch(r"var\((--[\w-]+)\)", value) if isinstance(value, str) else None
+        return colours[named[1]] if named else value
+
+    out: Figure = resolved(figure)
+    return out

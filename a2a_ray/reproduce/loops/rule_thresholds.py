@@ -1,0 +1,157 @@
+"""Sensitivity of the published rule to its thresholds, as figures and as data."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from a2a_ray.analysis.text.distances import DISTANCES
+from a2a_ray.analysis.text.paper_rule import DECIDING, PaperLoopRule
+from a2a_ray.analysis.text.threshold_sensitivity import ALL, Curve, critical, curve, sweep
+from a2a_ray.core.findings import Finding
+from a2a_ray.report.plotly_traces import Trace, axis, line_trace, make_figure
+from a2a_ray.report.report_data import Cell, Table
+from a2a_ray.report.study_page import Panel, Section
+
+FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+"""Of our thresholds: the grid on which all of them are swept together."""
+ROUNDS = (2, 3, 4, 5)
+NAMES = {
+    "cosine": "cosine",
+    "jaccard": "Jaccard",
+    "bleu": "BLEU",
+    "coherence": "coherence difference",
+    ALL: "all three",
+}
+_STEPS = 60
+
+Series: TypeAlias = "Mapping[str, np.ndarray[Any, Any]]"
+"""Name of a distance -> its value in each round, shape (n_rounds,), NaN if undefined."""
+
+
+def series_of(finding: Finding) -> Series:
+    """The distances of a conversation from the finding of the paper's rule."""
+    known = finding.evidence.get("series", {})
+    rounds = max((len(values) for values in known.values()), default=0)
+    return {name: np.array(known.get(name, [None] * rounds), dtype=np.float64) for name in DISTANCES}
+
+
+def threshold_sections(series: Sequence[Series], looped: Sequence[bool] | None, source: str) -> list[Section]:
+    """Share of talks called loops against each threshold; with labels also ROC and precision-recall curves."""
+    rules = [name for name in (*DISTANCES, ALL) if _defined(series, name)]
+    criticals = {name: np.array([critical(each, name, _ours(), 3) for each in series]) for name in rules}
+    sections = [_shares(criticals, len(series), source)]
+    if looped is not None:
+        sections.append(_curves([curve(name, criticals[name].tolist(), looped) for name in rules], looped, source))
+    return sections
+
+
+def write_sweep(path: Path, series: Sequence[Series], looped: Sequence[bool] | None) -> list[dict[str, Any]]:
+    """Writes the rule's whole grid as CSV, a row a setting, and gives the rows. Thresholds: FACTORS times ours."""
+    grid = {name: [min(f * _ours()[name], 1.0) for f in FACTORS] for name in DECIDING}
+    rows = list(sweep(series, looped, grid, ROUNDS))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def grid_section(rows: Sequence[Mapping[str, Any]], file: str) -> Section:
+    """How far the F1 of the rule moves over the whole grid, for each number of rounds in a row."""
+    table: list[list[Cell]] = []
+    for k in ROUNDS:
+        mine = [row for row in rows if row["rounds"] == k]
+        scores = sorted(row["f1"] or 0.0 for row in mine)
+        ours = min(mine, key=lambda row: sum(abs(row[name] - _ours()[name]) for name in DECIDING))
+        best = max(mine, key=lambda row: row["f1"] or 0.0)
+        where = ", ".join(f"{NAMES[name]} {best[name]:.3g}" for name in DECIDING)
+        table.append([k, ours["f1"], scores[0], scores[len(scores) // 2], scores[-1], where])
+    columns = ("rounds in a row", "F1 at our thresholds", "least", "median", "best in hindsight", "reached with")
+    return Section(
+        "All thresholds together",
+        f"Cosine, Jaccard and BLEU each at {len(FACTORS)} thresholds, {FACTORS[0]:g} to {FACTORS[-1]:g} times ours, in"
+        f" all combinations, and {ROUNDS[0]} to {ROUNDS[-1]} rounds in a row: {len(rows):,} settings, all in {file}.",
+        tables=[Table("F1 of the published rule over its settings", columns, table)],
+    )
+
+
+def _shares(criticals: Mapping[str, np.ndarray[Any, Any]], talks: int, source: str) -> Section:
+    at = np.linspace(0, 2, _STEPS + 1)
+    traces: list[Trace] = []
+    for place, (name, values) in enumerate(criticals.items()):
+        unit = 1.0 if name == ALL else _ours()[name]
+        share = [(values < f * unit).mean() for f in at]
+        traces.append(line_trace(at.tolist(), share, NAMES[name], _colour(place)))
+    figure = make_figure(
+        traces,
+        axis("threshold, as a multiple of ours"),
+        axis("share of talks called loops", range=[-0.04, 1.04], tickformat=".0%"),
+        height=360,
+    )
+    rows: list[list[Cell]] = [
+        [
+            NAMES[name],
+            1.0 if name == ALL else _ours()[name],
+            *(_share(values, name, f) for f in (0.5, 0.75, 1, 1.25, 1.5)),
+        ]
+        for name, values in criticals.items()
+    ]
+    columns = ("distance", "our threshold", "at half", "at 3/4", "at ours", "at 5/4", "at 3/2")
+    return Section(
+        "How much the published rule depends on its thresholds",
+        "The rule: below threshold for three rounds in a row. Its thresholds are not public; ours are in"
+        f" analysis/text/paper_rule.py. Here each is moved alone, and all three together. {talks} talks of {source}.",
+        [Panel("thresholds", figure)],
+        [(NAMES[name], f"cell-{place % 6 + 1}") for place, name in enumerate(criticals)],
+        "A flat line would mean that the threshold does not matter.",
+        [Table("Share of talks called loops", columns, rows)],
+    )
+
+
+def _curves(found: Sequence[Curve], looped: Sequence[bool], source: str) -> Section:
+    roc: list[Trace] = [line_trace([0, 1], [0, 1], "chance", "var(--muted-color)", "dot")]
+    recall: list[Trace] = []
+    for place, one in enumerate(found):
+        roc.append(line_trace([0, *one.false_alarm_rate, 1], [0, *one.recall, 1], NAMES[one.which], _colour(place)))
+        recall.append(line_trace(one.recall.tolist(), one.precision.tolist(), NAMES[one.which], _colour(place)))
+    unit = {"range": [-0.03, 1.03]}
+    panels = [
+        Panel("roc", make_figure(roc, axis("false-alarm rate", **unit), axis("recall", **unit), height=380), "ROC"),
+        Panel(
+            "precision-recall",
+            make_figure(recall, axis("recall", **unit), axis("precision", **unit), height=380),
+            "Precision and recall",
+        ),
+    ]
+    rows: list[list[Cell]] = [[NAMES[c.which], c.area, c.average_precision, c.best_f1, c.best_threshold] for c in found]
+    columns = ("distance", "area under ROC", "average precision", "best F1 in hindsight", "at the threshold")
+    return Section(
+        "Against labels",
+        f"{sum(looped)} of the {len(looped)} labelled talks of {source} loop. Each curve runs through every threshold.",
+        panels,
+        [(NAMES[c.which], f"cell-{place % 6 + 1}") for place, c in enumerate(found)],
+        "The best threshold in hindsight is an upper bound: nobody knows it before the labels.",
+        [Table("", columns, rows, "All three: in units of our thresholds.")],
+    )
+
+
+def _share(values: np.ndarray[Any, Any], name: str, factor: float) -> str:
+    return f"{(values < factor * (1.0 if name == ALL else _ours()[name])).mean():.0%}"
+
+
+def _defined(series: Sequence[Series], name: str) -> bool:
+    """Whether a distance was measured at all: without an embedder cosine and coherence are not."""
+    return name == ALL or any(not np.isnan(each[name]).all() for each in series)
+
+
+def _ours() -> dict[str, float]:
+    return PaperLoopRule().thresholds
+
+
+def _colour(place: int) -> str:
+    return f"var(--cell-{place % 6 + 1})"

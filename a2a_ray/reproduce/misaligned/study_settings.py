@@ -1,0 +1,78 @@
+"""What the command line sets; light, so that bad values are told before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from a2a_ray.core.errors import BadInput
+
+MOST_DIMENSIONS = 50
+"""The theory of random orders goes so far (analysis/dynamics/random_order.py)."""
+MOST_ROUNDS = 10_000
+"""Of one talk; more would take memory and minutes without showing more."""
+SETTLED = 1e-13
+"""Talks run until what is left of their start is below this share of it, where nothing else is asked for."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line sets.
+
+    dim: d. pairs: how many. rounds: None for as many as their rates ask for. condition: of both geometries, whose
+    largest eigenvalue is 1. step_size: eta of both agents, below 2. Raises BadInput.
+    """
+
+    dim: int = 10
+    pairs: int = 200
+    rounds: int | None = None
+    seed: int = 0
+    condition: float = 10.0
+    step_size: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.dim <= MOST_DIMENSIONS:
+            raise BadInput(
+                f"--d: {self.dim}; expected a whole number from 2 (an angle needs a plane) to {MOST_DIMENSIONS}"
+            )
+        for name, value, least in (("--pairs", self.pairs, 1), ("--seed", self.seed, 0)):
+            if value < least:
+                raise BadInput(f"{name}: {value}; expected a whole number of at least {least}")
+        if self.rounds is not None and not 2 <= self.rounds <= MOST_ROUNDS:
+            raise BadInput(
+                f"--rounds: {self.rounds}; expected 2 to {MOST_ROUNDS:,}, or leave it out: the rates tell how many"
+            )
+        if not 1 <= self.condition < math.inf:
+            raise BadInput(f"--condition: {self.condition:g}; expected a number of at least 1")
+        if not 0 < self.step_size < 2:
+            raise BadInput(
+                f"--step-size: {self.step_size:g}; expected above 0 and below 2: there every step contracts (the"
+                " largest eigenvalue is 1)"
+            )
+        slowest = max(abs(1 - self.step_size), abs(1 - self.step_size / self.condition))  # of one agent's turn
+        if self.rounds is None and (needed := rounds_until(SETTLED, slowest)) > MOST_ROUNDS:
+            raise BadInput(
+                f"--step-size: {self.step_size:g} with --condition {self.condition:g} needs {needed:,} rounds to"
+                f" settle; expected at most {MOST_ROUNDS:,}: give a step nearer to 1, a smaller condition number, or"
+                " --rounds"
+            )
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether there are trained weights for this many dimensions."""
+        from a2a_ray.agents.lsa.lsa_agent import trained_weights
+
+        try:
+            trained_weights(self.dim)
+        except BadInput:
+            return False
+        return True
+
+    def rounds_for(self, radius: float, left: float = SETTLED) -> int:
+        """Rounds until `left` of the start is left at this spectral radius, unless the user has said how many."""
+        return self.rounds or rounds_until(left, radius)
+
+
+def rounds_until(left: float, radius: float) -> int:
+    """Rounds until this share of the start is left, and two more; at a radius of 1 or more that is for ever: 2."""
+    return 2 + (math.ceil(math.log(left) / math.log(radius)) if 0 < radius < 1 else 0)

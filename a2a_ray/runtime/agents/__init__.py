@@ -1,0 +1,1 @@
+"""Agents as Ray actors: replicas, and the calls to them."""

@@ -1,0 +1,1 @@
+"""Log records, Prometheus metrics and OpenTelemetry spans of a run."""

@@ -1,0 +1,77 @@
+"""What observers found in a conversation while it went on, as findings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from a2a_ray.core.errors import BadInput
+from a2a_ray.core.findings import LOOP, RECOVERED, Finding, as_finding, canonical
+from a2a_ray.core.registry import detectors
+from a2a_ray.core.transcript import Transcript
+
+if TYPE_CHECKING:
+    from a2a_ray.experiment.spec import Experiment
+    from a2a_ray.store.findings_table import Key
+
+
+def live_findings(observers: Iterable[tuple[str, Any]], transcript: Transcript) -> list[Finding]:
+    """The findings of all observers of a conversation that has ended. observers: (name, observer)."""
+    found: dict[tuple[Any, ...], Finding] = {}
+    for name, observer in observers:
+        own = getattr(observer, "findings", None)
+        findings = own(transcript.id) if own is not None else from_verdicts(name, transcript)
+        found.update(((*f.key, f.number), f) for f in findings)  # two observers with the same settings find the same
+    return list(found.values())
+
+
+def from_verdicts(name: str, transcript: Transcript) -> list[Finding]:
+    """The finding of an observer that has no `findings` of its own: its first loop, or its newest verdict."""
+    verdicts = [(turn, verdict) for turn, observer, verdict in transcript.verdicts if observer == name]
+    about: dict[str, Any] = {"conversation_id": transcript.id, "analyzer": name, "through_seq": len(transcript)}
+    loops = [(turn, v) for turn, v in verdicts if v.status == LOOP]
+    if not loops:
+        newest = verdicts[-1][1] if verdicts else None
+        if newest is None:
+            return [Finding(**about)]
+        return [as_finding(_fields(newest.evidence), **about, status=newest.status, reason=newest.reason)]
+    ended = any(v.status == RECOVERED for turn, v in verdicts if turn > loops[0][0])
+    first, newest = loops[0], loops[-1][1]
+    own = {**_fields(newest.evidence), "alarm_turn": first[0], "status": RECOVERED if ended else LOOP}
+    return [as_finding(own, **about, reason=newest.reason)]
+
+
+def live_keys(experiment: Experiment) -> list[Key]:
+    """The keys of what the observers of an experiment find. An observer that cannot be built here is left out."""
+    keys: dict[Key, None] = {}
+    for cell in experiment.cells:
+        for name, settings in cell.named_observers.items():
+            key = _key(name, json.dumps(settings, sort_keys=True, default=str))
+            if key is not None:
+                keys[key] = None
+    return list(keys)
+
+
+@cache
+def _key(name: str, settings: str) -> Key | None:
+    try:
+        observer = detectors.build(json.loads(settings), f"observer {name}")
+    except BadInput:
+        return None
+    if hasattr(observer, "findings"):
+        key: Key = observer.findings("")[0].key[1:]
+        return key
+    return name, "1", canonical({})
+
+
+def _fields(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """The evidence of somebody's own observer: what has the name of a field counts as one if it can be one."""
+    whole = ("onset_turn", "recovered_turn", "period", "tokens_since_onset")
+    return {
+        key: value
+        for key, value in evidence.items()
+        if key not in ("conversation_id", "analyzer", "analyzer_version", "settings", "through_seq", "number", "status")
+        and (key not in whole or (isinstance(value, int) and not isinstance(value, bool)))
+    }

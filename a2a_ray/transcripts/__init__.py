@@ -1,0 +1,1 @@
+"""Readers and writers of transcript files, one module per format."""

@@ -1,0 +1,1 @@
+"""Linear self-attention agents, and language models that solve the same task in context."""

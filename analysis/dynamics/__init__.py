@@ -1,0 +1,1 @@
+"""Closed forms and simulations of agents whose turns are affine maps."""

@@ -1,0 +1,1 @@
+"""Equilibria assessed from trajectories: fits, tests, positions in text and negotiations."""

@@ -1,0 +1,137 @@
+"""Where the positions of a conversation are read from, as a specification says it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from a2a_ray.analysis.equilibria.positions import Array, Positions, positions_from_numbers, positions_from_offers
+from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.message import MESSAGE
+from a2a_ray.core.registry import check_settings
+from a2a_ray.core.transcript import Transcript
+
+VECTORS, NUMBERS, OFFERS = "vectors", "numbers", "offers"
+GAPS = ("standing", "stated")
+"""What may become of messages without a whole position."""
+READERS: dict[str, Callable[..., dict[str, Positions]]] = {
+    NUMBERS: positions_from_numbers,
+    OFFERS: positions_from_offers,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PositionSettings:
+    """`{from: numbers, dim, which, pattern}`, `{from: offers, encoding, choices, key}` or `{from: vectors}`.
+
+    source: vectors, numbers or offers. options: the arguments of `positions_from_numbers` or `positions_from_offers`.
+    missing: what becomes of messages without a whole position: None, the agent cannot be judged; "standing", silence
+        keeps the position last stated; "stated", they are left out. It stands among the other keys.
+    """
+
+    source: str
+    options: Mapping[str, Any]
+    missing: str | None = None
+
+    @classmethod
+    def parse(cls, value: Any, where: str = "positions") -> PositionSettings:
+        """Check a mapping, or the name of a source alone. Raises BadInput."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            value = {"from": value}
+        if not isinstance(value, Mapping):
+            raise BadInput(f"{where}: {str(value)[:60]!r}; expected a mapping such as {{from: numbers}}")
+        options = {key: setting for key, setting in value.items() if key not in ("from", "missing")}
+        source = value.get("from")
+        if source not in (VECTORS, *READERS):
+            raise BadInput(f"{where}.from: " + unknown("source", source, (VECTORS, *READERS)))
+        if source == VECTORS:
+            if options:
+                raise BadInput(f"{where}.{min(options)}: vectors are positions themselves; expected no other key")
+            return cls(source, {})
+        missing = value.get("missing")
+        if missing not in (None, *GAPS):
+            raise BadInput(f"{where}.missing: " + unknown("choice", missing, GAPS))
+        checked = check_settings(READERS[source], options, where, {"transcript"})
+        if checked.get("dim", 1) < 1:
+            raise BadInput(f"{where}.dim: {checked['dim']}; expected at least 1")
+        pattern = checked.get("pattern")
+        if isinstance(pattern, str):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise BadInput(f"{where}.pattern: {pattern!r}; not a regular expression: {error}") from None
+        return cls(source, checked, missing)
+
+    @property
+    def dim(self) -> int | None:
+        """Numbers in a position; None if the conversation decides."""
+        if self.source == NUMBERS:
+            return int(self.options.get("dim", 1))
+        choices = self.options.get("choices")
+        if choices is None:
+            return None
+        return len(choices) if self.options.get("encoding") == "ordinal" else sum(map(len, choices.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON value that `parse` takes back."""
+        pattern = self.options.get("pattern")
+        plain = {"pattern": pattern.pattern} if isinstance(pattern, re.Pattern) else {}
+        missing = {"missing": self.missing} if self.missing else {}
+        return {"from": self.source, **self.options, **plain, **missing}
+
+    def read(self, transcript: Transcript) -> dict[str, Positions]:
+        """Read each agent's positions. Raises Unreadable."""
+        if self.source == VECTORS:
+            return _vectors(transcript)
+        try:
+            found = READERS[self.source](transcript, **self.options)
+        except BadInput as error:  # the settings were checked: it is the conversation that has no offer
+            raise Unreadable(str(error)) from None
+        if self.missing != "standing":
+            return found
+        return {name: Positions(p.turns, _kept(p.values), p.axes) for name, p in found.items()}
+
+
+class Unreadable(Exception):
+    """A conversation has no positions; the message says why. No mistake of anybody's, so no BadInput."""
+
+
+def is_vectors(transcript: Transcript) -> bool:
+    """Whether there are messages, and all of them are vectors."""
+    said = [message.content for message in transcript.messages if message.kind == MESSAGE]
+    return bool(said) and not any(isinstance(content, str) for content in said)
+
+
+def _kept(values: Array) -> Array:
+    """Gaps, NaN, filled with the value last stated; a gap at the beginning stays."""
+    filled = values.copy()
+    for t in range(1, len(filled)):
+        filled[t] = np.where(np.isnan(filled[t]), filled[t - 1], filled[t])
+    return filled
+
+
+def _vectors(transcript: Transcript) -> dict[str, Positions]:
+    said = [message for message in transcript.messages if message.kind == MESSAGE]
+    texts = [message for message in said if isinstance(message.content, str)]
+    if texts:
+        raise Unreadable(f"{len(texts)} of {len(said)} messages are text; expected vectors")
+    sizes = sorted({len(message.content) for message in said})
+    if len(sizes) > 1:
+        raise Unreadable(f"vectors of {' and '.join(map(str, sizes))} numbers; expected one length")
+    found: dict[str, tuple[list[int], list[Any]]] = {name: ([], []) for name in transcript.agents}
+    for message in said:
+        turns, rows = found.setdefault(message.sender, ([], []))
+        turns.append(message.turn)
+        rows.append(message.content)
+    dim = sizes[0] if sizes else 0
+    axes = tuple(f"axis {i + 1}" for i in range(dim))
+    return {
+        name: Positions(tuple(turns), np.array(rows, np.float64).reshape(-1, dim), axes)
+        for name, (turns, rows) in found.items()
+    }
