@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import load
 
@@ -22,8 +22,9 @@ class FunctionAgent:
     bid: a callable of the same kind that says how much the agent wants the turn, a finite number.
 
     The function returns text, a 1-D array (or list) of floats, or a whole Message; anything else fails the
-    conversation with BadAnswer. It should keep nothing between calls and draw its randomness from `message.seed`.
-    It runs inside the conversation worker: one that blocks for long should be `async`, or have `placement: actor`.
+    conversation with InvalidResponseError. It should keep nothing between calls and draw its randomness from
+    `message.seed`. It runs inside the conversation worker: one that blocks for long should be `async`, or have
+    `placement: actor`.
     """
 
     placement = "worker"
@@ -36,7 +37,7 @@ class FunctionAgent:
         bid: str | Callable[..., Any] | None = None,
     ) -> None:
         if takes not in TAKES:
-            raise BadInput("takes: " + unknown("argument", takes, TAKES))
+            raise ConfigurationError("takes: " + unknown("argument", takes, TAKES))
         self.name = name
         self.takes = takes
         self._function = _callable(function, "function")
@@ -81,7 +82,9 @@ class FunctionAgent:
 def _callable(function: str | Callable[..., Any], key: str) -> Callable[..., Any]:
     found: Any = load(function, key) if isinstance(function, str) else function
     if not callable(found):
-        raise BadInput(f"{key}: {function!r} is {type(found).__name__} {str(found)[:60]!r}; expected a callable")
+        raise ConfigurationError(
+            f"{key}: {function!r} is {type(found).__name__} {str(found)[:60]!r}; expected a callable"
+        )
     called: Callable[..., Any] = found
     return called
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from a2a_ray.core.errors import AgentError, BadInput
+from a2a_ray.core.errors import AgentError, ConfigurationError
 from a2a_ray.core.message import BID, EMPTY, Content, Message
 from a2a_ray.transcripts.jsonl import read_jsonl
 
@@ -43,7 +43,7 @@ class ReplayAgent:
         file: str | None = None,
     ) -> None:
         if (turns is None) == (file is None):
-            raise BadInput("turns, file: expected exactly one of them")
+            raise ConfigurationError("turns, file: expected exactly one of them")
         self.name = name
         self.file = file
         self._everywhere: _Records = {}
@@ -66,7 +66,7 @@ class ReplayAgent:
         return agents
 
     def check(self) -> None:
-        """Raises BadInput where the file cannot be read, or this agent says nothing in it."""
+        """Raises ConfigurationError where the file cannot be read, or this agent says nothing in it."""
         self._recorded()
 
     def step(self, message: Message) -> Message:
@@ -102,7 +102,9 @@ class ReplayAgent:
         found = {t.id: _records(t.turns, self.name) for t in transcripts}
         if not any(found.values()):
             speakers = dict.fromkeys(name for t in transcripts for name in t.agents)
-            raise BadInput(f"file: {self.file}; {self.name!r} says nothing in it; speakers there: {_few(speakers)}")
+            raise ConfigurationError(
+                f"file: {self.file}; {self.name!r} says nothing in it; speakers there: {_few(speakers)}"
+            )
         self._by_conversation = {id: records for id, records in found.items() if records}
         return self._by_conversation
 
@@ -121,7 +123,7 @@ def _content(value: Any, turn: int) -> Content:
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise BadInput(f"turns.{turn}: {str(value)[:60]!r}; expected text or a list of floats") from None
+        raise ConfigurationError(f"turns.{turn}: {str(value)[:60]!r}; expected text or a list of floats") from None
 
 
 def _few(values: Iterable[Any] | None) -> str:

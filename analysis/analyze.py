@@ -52,7 +52,8 @@ class AnalysisSettings:
     detector_embeds: bool = True
 
     def load(self, cache: Any = None) -> Embedder | None:
-        """The embedder. cache: Parquet file that keeps vectors from one analysis to the next. Raises BadInput.
+        """The embedder. cache: Parquet file that keeps vectors from one analysis to the next. Raises
+        ConfigurationError.
 
         The detector's vectors are float32, as they are live. The paper's rule alone takes what this machine is quick
         with; its findings name it.

@@ -1,4 +1,5 @@
-"""Checks of arguments that theory, inference and populations share: each gives float64 back or raises BadInput.
+"""Checks of arguments that theory, inference and populations share: each gives float64 back or raises
+ConfigurationError.
 
 A message names the argument, its value or shape, and what was expected.
 """
@@ -11,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -20,20 +21,20 @@ def check_array(value: Any, name: str, shape: Sequence[int | str]) -> Array:
     """A float64 copy of `value`, finite, of that shape.
 
     shape: a whole number is an exact size, a letter any size of at least 1 (the same letter, the same size); "..." in
-    front allows further leading axes. Raises BadInput.
+    front allows further leading axes. Raises ConfigurationError.
     """
     expected = f"({', '.join(str(size) for size in shape)}{',' * (len(shape) == 1)})"
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise BadInput(f"{name}: {str(value)[:60]}; expected numbers in the shape {expected}") from None
+        raise ConfigurationError(f"{name}: {str(value)[:60]}; expected numbers in the shape {expected}") from None
     leading = bool(shape) and shape[0] == "..."
     sizes = shape[1:] if leading else shape
     if array.size == 0 or not _fits(array.shape[array.ndim - len(sizes) :] if leading else array.shape, sizes):
-        raise BadInput(f"{name}: shape {array.shape}; expected {expected}")
+        raise ConfigurationError(f"{name}: shape {array.shape}; expected {expected}")
     wrong = np.argwhere(~np.isfinite(array))
     if len(wrong):
-        raise BadInput(f"{name}{_place(wrong[0])}: {array[tuple(wrong[0])]}; expected finite numbers")
+        raise ConfigurationError(f"{name}{_place(wrong[0])}: {array[tuple(wrong[0])]}; expected finite numbers")
     return array
 
 
@@ -42,7 +43,7 @@ def check_covariance(value: Any, name: str = "covariance", shape: Sequence[int |
 
     shape: as in `check_array`; ("...", "d", "d") allows leading axes. Symmetry and the sign of the eigenvalues are
     judged to the square root of the machine precision of the value's own dtype, relative to the largest entry and to
-    the largest eigenvalue. Raises BadInput; of many matrices it names the first wrong one.
+    the largest eigenvalue. Raises ConfigurationError; of many matrices it names the first wrong one.
     """
     array = check_array(value, name, shape)
     given = getattr(value, "dtype", None)
@@ -54,13 +55,13 @@ def check_covariance(value: Any, name: str = "covariance", shape: Sequence[int |
     if len(wrong):
         *at, i, j = (int(k) for k in wrong[0])
         pair = f"entries [{i}, {j}] and [{j}, {i}] are {array[(*at, i, j)]:.6g} and {array[(*at, j, i)]:.6g}"
-        raise BadInput(f"{name}{_place(at)}: not symmetric: {pair}; expected a symmetric matrix")
+        raise ConfigurationError(f"{name}{_place(at)}: not symmetric: {pair}; expected a symmetric matrix")
     symmetric = np.asarray((array + transposed) / 2)
     eigenvalues = np.linalg.eigvalsh(symmetric)
     wrong = np.argwhere(eigenvalues[..., 0] < -tolerance * np.abs(eigenvalues).max(axis=-1))
     if len(wrong):
         least = eigenvalues[(*wrong[0], 0)]
-        raise BadInput(
+        raise ConfigurationError(
             f"{name}{_place(wrong[0])}: smallest eigenvalue {least:.6g}; expected a positive semi-definite matrix"
         )
     return symmetric
@@ -69,12 +70,13 @@ def check_covariance(value: Any, name: str = "covariance", shape: Sequence[int |
 def check_noise(value: Any, name: str, agents: int, dim: int) -> Array:
     """Covariances of the noise in each agent's turn, (agents, dim, dim), positive semi-definite.
 
-    value: that, or one (dim, dim) for all, or a number of at least 0: the variance on each axis. Raises BadInput.
+    value: that, or one (dim, dim) for all, or a number of at least 0: the variance on each axis. Raises
+    ConfigurationError.
     """
     if np.ndim(value) == 0:
         variance = float(check_array(value, name, ()))
         if variance < 0:
-            raise BadInput(f"{name}: {variance:.6g}; expected a variance of at least 0")
+            raise ConfigurationError(f"{name}: {variance:.6g}; expected a variance of at least 0")
         return np.tile(variance * np.eye(dim), (agents, 1, 1))
     shape = (dim, dim) if np.ndim(value) == 2 else (agents, dim, dim)
     return np.array(np.broadcast_to(check_covariance(value, name, shape), (agents, dim, dim)))
@@ -94,13 +96,14 @@ def step_bound(covariance: Array) -> Array:
 def check_steps(value: Any, covariances: Array, name: str = "step_sizes") -> Array:
     """Step sizes above 0, each below the `step_bound` of its own covariance; one number stands for all.
 
-    covariances: (..., d, d), as `check_covariance` gives them. Gives the shape of their leading axes. Raises BadInput.
+    covariances: (..., d, d), as `check_covariance` gives them. Gives the shape of their leading axes. Raises
+    ConfigurationError.
     """
     steps, bounds = check_positive(value, name, covariances.shape[:-2]), step_bound(covariances)
     wrong = np.argwhere(steps >= bounds)
     if len(wrong):
         at = tuple(wrong[0])
-        raise BadInput(
+        raise ConfigurationError(
             f"{name}{_place(wrong[0])}: {steps[at]:.6g}; expected less than {bounds[at]:.6g}, which is 2 / lambda_max"
             " of its covariance: below it every step contracts"
         )
@@ -108,27 +111,27 @@ def check_steps(value: Any, covariances: Array, name: str = "step_sizes") -> Arr
 
 
 def check_positive(value: Any, name: str, shape: tuple[int, ...] = ()) -> Array:
-    """Finite numbers above 0 in that shape; one number stands for all. Raises BadInput."""
+    """Finite numbers above 0 in that shape; one number stands for all. Raises ConfigurationError."""
     array = check_array(value, name, () if np.ndim(value) == 0 else shape)
     wrong = np.argwhere(array <= 0)
     if len(wrong):
-        raise BadInput(f"{name}{_place(wrong[0])}: {array[tuple(wrong[0])]:.6g}; expected a number above 0")
+        raise ConfigurationError(f"{name}{_place(wrong[0])}: {array[tuple(wrong[0])]:.6g}; expected a number above 0")
     return np.array(np.broadcast_to(array, shape))
 
 
 def check_count(value: Any, name: str, least: int = 1, most: float = math.inf) -> int:
-    """A whole number from `least` to `most`, both allowed. Raises BadInput."""
+    """A whole number from `least` to `most`, both allowed. Raises ConfigurationError."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
         upper = "" if most == math.inf else f" and at most {most:.0f}"
-        raise BadInput(f"{name}: {value!r}; expected a whole number of at least {least}{upper}")
+        raise ConfigurationError(f"{name}: {value!r}; expected a whole number of at least {least}{upper}")
     return int(value)
 
 
 def check_probabilities(value: Any, name: str, size: int) -> Array:
-    """`size` numbers of at least 0 that sum to 1 (to 1e-9; scaled to sum to 1). Raises BadInput."""
+    """`size` numbers of at least 0 that sum to 1 (to 1e-9; scaled to sum to 1). Raises ConfigurationError."""
     array = check_array(value, name, (size,))
     if array.min() < 0 or abs(array.sum() - 1) > 1e-9:
-        raise BadInput(f"{name}: {array.tolist()}; expected numbers of at least 0 that sum to 1")
+        raise ConfigurationError(f"{name}: {array.tolist()}; expected numbers of at least 0 that sum to 1")
     return np.asarray(array / array.sum())
 
 

@@ -29,7 +29,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-from a2a_ray import Conversation, FunctionAgent, open_run, run_many
+from a2a_ray import Conversation, FunctionAgent, open_run, run_experiment
 from a2a_ray.analysis.loops import LoopDetector, first_loop
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
@@ -63,10 +63,10 @@ def make_run(folder: Path, conversations: int, **more: Any) -> str:
         "agents": [{"name": name, "kind": "benchmarks.analysis:babble"} for name in ("ann", "bob")],
         "openings": ["Hello."],
         "repeats": conversations,
-        "turns": TURNS,
+        "max_turns": TURNS,
         **more,
     }
-    return str(run_many(spec, storage=folder, progress=False).path)
+    return str(run_experiment(spec, storage=folder, progress=False).path)
 
 
 # --- agreement
@@ -154,7 +154,7 @@ def live_on_file(path: Path) -> dict[str, Answer]:
         names = transcript.agents or ("nobody",)
         agents = [FunctionAgent(f"a{i}", str) for i in range(len(names))]
         observer = LoopDetector()
-        Conversation(agents, transcript=transcript, observers=[observer], turns=10**6)
+        Conversation(agents, transcript=transcript, observers=[observer], max_turns=10**6)
         said[transcript.id] = answer(first_loop(observer.findings(transcript.id)))
     return said
 

@@ -6,7 +6,7 @@ Both with the garbage collector as a worker sets it, since that is where convers
 async_share_of_ideal: a run of 512 conversations, all in flight in one worker, with an asynchronous agent of 50 ms
 a call, every turn committed: turns/s over 512 / 0.05 s. async_share_remote: the same agent in an actor, at most 64 in a
 call, from one process without a store.
-x_two_workers: `run_many`'s runtime with light agents that use 200 us of CPU a turn, two workers against one.
+x_two_workers: `run_experiment`'s runtime with light agents that use 200 us of CPU a turn, two workers against one.
 queue_memory_growth: MB by which the driver grows over idle while 100 000 conversations are queued, over the same for
 10 000.
 commit_share: seconds of commits over seconds of a run of echo agents at full speed, 20 000 conversations of 25 turns.
@@ -43,7 +43,7 @@ from a2a_ray.runtime.agents.pool import remote
 from a2a_ray.runtime.cluster import connect
 from a2a_ray.runtime.driver import Session
 from a2a_ray.runtime.plan import Plan
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.runtime.worker import COLLECTIONS
 from a2a_ray.store.run import create_run, open_run
 
@@ -96,7 +96,7 @@ class Busy:
 
 async def held(agent: Any, conversations: int, turns: int) -> float:
     """Turns/s of conversations that the agent holds with itself."""
-    talks = [Conversation([agent], opening=OPENING, turns=turns, id=str(i)) for i in range(conversations)]
+    talks = [Conversation([agent], opening=OPENING, max_turns=turns, id=str(i)) for i in range(conversations)]
     started = time.perf_counter()
     await asyncio.gather(*(talk.run_async() for talk in talks))
     return conversations * turns / (time.perf_counter() - started)
@@ -146,7 +146,7 @@ def async_share(repetitions: int) -> dict[str, float]:
 def run_seconds(kind: str, conversations: int, turns: int, workers: int) -> tuple[float, float]:
     """Seconds until all is said and committed, and seconds of commits in them."""
     agents = [{"name": name, "kind": kind} for name in ("ann", "bob")]
-    value = {"agents": agents, "turns": turns, "openings": [OPENING], "repeats": conversations}
+    value = {"agents": agents, "max_turns": turns, "openings": [OPENING], "repeats": conversations}
     experiment = Experiment.parse(value)
     with tempfile.TemporaryDirectory() as storage:
         run = create_run(experiment, storage)
@@ -193,12 +193,12 @@ def queued(conversations: int) -> float:
 
     def spec(repeats: int, turns: int) -> dict[str, Any]:
         agents = [{"name": name, "kind": "benchmarks.cluster:Waiting"} for name in ("ann", "bob")]
-        return {"agents": agents, "turns": turns, "openings": [OPENING], "repeats": repeats}
+        return {"agents": agents, "max_turns": turns, "openings": [OPENING], "repeats": repeats}
 
     connect()
     process, peak = psutil.Process(), 0
     with tempfile.TemporaryDirectory() as storage:
-        run_many(spec(10, 2), storage=storage, progress=False)  # so that everything is imported
+        run_experiment(spec(10, 2), storage=storage, progress=False)  # so that everything is imported
         gc.collect()
         idle = process.memory_info().rss
         end = time.monotonic() + 10
@@ -210,7 +210,7 @@ def queued(conversations: int) -> float:
                 raise KeyboardInterrupt
 
         with contextlib.suppress(KeyboardInterrupt):
-            run_many(spec(conversations, 1000), storage=storage, progress=watch)
+            run_experiment(spec(conversations, 1000), storage=storage, progress=watch)
     ray.shutdown()
     return (peak - idle) / 2**20
 

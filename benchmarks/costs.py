@@ -41,7 +41,7 @@ def seconds(kind: str) -> float:
 def spent(agent: dict[str, Any], conversations: int, turns: int, workers: int) -> dict[str, float]:
     """Processor seconds of a run by part, from the first conversation to the last commit; bytes on disk."""
     agents = [{"name": name, **agent} for name in ("ann", "bob")]
-    value = {"agents": agents, "turns": turns, "openings": [OPENING], "repeats": conversations}
+    value = {"agents": agents, "max_turns": turns, "openings": [OPENING], "repeats": conversations}
     experiment = Experiment.parse(value)
     parts = ("Worker", "Recorder", "AgentHost")
     with tempfile.TemporaryDirectory() as storage:

@@ -3,7 +3,8 @@
 float32, d = 20, own geometry for each pair, 200 rounds; one update is one turn of one pair. Sides alternate within one
 run, and the median of the repetitions counts.
 
-x_numpy, x_numpy_noisy: `run_population` on two Ray workers (one thread each), without and with noise in every turn, all
+x_numpy, x_numpy_noisy: `run_pair_population` on two Ray workers (one thread each), without and with noise in every
+turn, all
     round ends handed to a consumer in the worker, chunk by chunk; against a NumPy loop over pairs on one core as one
     writes it first: x = M @ x + b, twice a round, in float32, the noise of a pair drawn in one block. Both sides find
     covariances, objectives and steps drawn beforehand (ours in .npy files), and drawing them is timed on neither. The
@@ -41,9 +42,9 @@ import ray
 import torch
 
 from a2a_ray.analysis.dynamics.pair_geometry import BLOCK, DrawnPairs, GivenPairs, Pairs
-from a2a_ray.analysis.dynamics.pair_population import Population, States, simulate
+from a2a_ray.analysis.dynamics.pair_population import PairPopulation, States, simulate_pairs
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.pair_shards import run_population
+from a2a_ray.runtime.pair_shards import run_pair_population
 
 DIM, ROUNDS, STEP, NOISE = 20, 200, 0.5, 0.01
 LOOP_PAIRS = 200
@@ -126,7 +127,7 @@ def throughput(pairs: int, repetitions: int, folder: Path) -> dict[str, float]:
         rows = slice(first, min(first + BLOCK, pairs))
         for file, value in zip(files, drawn.take(rows.start, rows.stop), strict=True):
             file[rows] = value
-    quiet = Population(GivenPairs(*paths), STEP, STEP)
+    quiet = PairPopulation(GivenPairs(*paths), STEP, STEP)
     noisy = replace(quiet, noise_w=NOISE, noise_u=NOISE)
     one_core = quiet.part(0, 4096)
     loop = Loop(drawn.take(0, LOOP_PAIRS))
@@ -142,12 +143,12 @@ def throughput(pairs: int, repetitions: int, folder: Path) -> dict[str, float]:
     found = rates(
         {
             "in place": (lambda: loop.in_place(False), LOOP_PAIRS),
-            "powers": (lambda: run_population(quiet, ROUNDS, **options), pairs),
+            "powers": (lambda: run_pair_population(quiet, ROUNDS, **options), pairs),
             "plain": (lambda: loop.plain(False), LOOP_PAIRS),
             "in place, noisy": (lambda: loop.in_place(True), LOOP_PAIRS),
-            "noisy": (lambda: run_population(noisy, ROUNDS, **options), pairs),
+            "noisy": (lambda: run_pair_population(noisy, ROUNDS, **options), pairs),
             "plain, noisy": (lambda: loop.plain(True), LOOP_PAIRS),
-            "turns": (lambda: simulate(one_core, ROUNDS, after="u", engine="turns", check=False), one_core.pairs),
+            "turns": (lambda: simulate_pairs(one_core, ROUNDS, after="u", engine="turns", check=False), one_core.pairs),
         },
         repetitions,
     )
@@ -173,11 +174,13 @@ def gpu(loop_rate: float, repetitions: int) -> tuple[float, float]:
     Moving the geometry to the GPU is inside the time, drawing it is not.
     """
     pairs = 2**17
-    population = Population(GivenPairs(*DrawnPairs(pairs, DIM, condition=10.0).take(0, pairs)), STEP, STEP)
+    population = PairPopulation(GivenPairs(*DrawnPairs(pairs, DIM, condition=10.0).take(0, pairs)), STEP, STEP)
 
     def work(engine: Any) -> Callable[[], None]:
         def run() -> None:
-            simulate(population, ROUNDS, every=1, after="u", device="cuda", engine=engine, reduce=last, check=False)
+            simulate_pairs(
+                population, ROUNDS, every=1, after="u", device="cuda", engine=engine, reduce=last, check=False
+            )
             torch.cuda.synchronize()
 
         return run
@@ -226,8 +229,8 @@ def memory(root: psutil.Process) -> int:
 
 def run(pairs: int) -> None:
     """What `peak_of` measures."""
-    population = Population(DrawnPairs(pairs, DIM, condition=10.0), STEP, STEP)
-    states = run_population(population, ROUNDS, workers=2, progress=False)
+    population = PairPopulation(DrawnPairs(pairs, DIM, condition=10.0), STEP, STEP)
+    states = run_pair_population(population, ROUNDS, workers=2, progress=False)
     assert states.after_w is not None
     assert states.after_w.shape == (pairs, 1, DIM)
     assert bool(torch.isfinite(states.residual_u).all())

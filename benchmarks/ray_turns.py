@@ -1,4 +1,4 @@
-"""Turns per second of `run_many` on this machine, and how many times that of one awaited actor call per turn.
+"""Turns per second of `run_experiment` on this machine, and how many times that of one awaited actor call per turn.
 
 20 000 conversations x 25 turns of two echo agents, 2 workers. Timed: from the first chunk handed to the workers until
 every turn is committed, and read back from the store with its count checked. Not timed: ray.init, actor start.
@@ -29,7 +29,7 @@ def turns_per_second(conversations: int, turns: int, workers: int, storage: str)
     """Turns/s of the runtime, commits and reading back included."""
     opening = "The old bridge was closed for repairs, so the traders took the longer road."
     agents = [{"name": name, "kind": "echo"} for name in ("ann", "bob")]
-    value = {"agents": agents, "turns": turns, "openings": [opening], "repeats": conversations}
+    value = {"agents": agents, "max_turns": turns, "openings": [opening], "repeats": conversations}
     experiment = Experiment.parse(value)
     run = create_run(experiment, storage)
     session = Session(run.path, experiment, lambda: Plan(experiment), workers)

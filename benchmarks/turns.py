@@ -32,7 +32,7 @@ TURNS = {"a2a_ray": 20_000, "langgraph": 500, "autogen": 500}
 
 def ours(turns: int) -> float:
     """Seconds for so many turns."""
-    conversation = Conversation([EchoAgent("ann"), EchoAgent("bob")], opening=OPENING, turns=turns)
+    conversation = Conversation([EchoAgent("ann"), EchoAgent("bob")], opening=OPENING, max_turns=turns)
     started = time.perf_counter()
     transcript = conversation.run()
     seconds = time.perf_counter() - started

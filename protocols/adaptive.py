@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from a2a_ray.core.contracts import Bids, Next, TurnProtocol, View
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.contracts import TurnProtocol
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.message import BID
 from a2a_ray.core.nudge import NudgeText
 from a2a_ray.core.registry import load
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.protocols.history_window import Show, window, with_nudges
+from a2a_ray.core.turns import BidRequest, Next, TurnContext
+from a2a_ray.protocols.history_window import Context, window, with_nudges
 
 
 class Adaptive(TurnProtocol):
@@ -21,7 +22,7 @@ class Adaptive(TurnProtocol):
         "bid": every agent is asked `bid(message)`, and its bid is recorded (an LSA agent bids its own residual);
         "score": `score(transcript, agent_name) -> float`, given as a function or as "module:attr";
         "observer": the `scores` of the newest verdict that has some; 0 where it names an agent not.
-    show: what each is shown, also when it is asked for its bid.
+    context: what each is shown, also when it is asked for its bid.
     repeat: whether the same agent may speak twice in a row.
     nudge: {text, sender}: what all are shown when an observer asks for a nudge.
     """
@@ -30,19 +31,21 @@ class Adaptive(TurnProtocol):
         self,
         by: Literal["bid", "score", "observer"] = "bid",
         score: Any = None,
-        show: Show = "last",
+        context: Context = "last",
         repeat: bool = True,
         nudge: dict[str, str] | None = None,
     ) -> None:
         if by not in ("bid", "score", "observer"):
-            raise BadInput(f"by: {by!r}; expected bid, score or observer")
+            raise ConfigurationError(f"by: {by!r}; expected bid, score or observer")
         if (by == "score") != (score is not None):
-            raise BadInput(f"by: {by!r} and score: {score!r}; 'score' is needed with by: score, and only there")
+            raise ConfigurationError(
+                f"by: {by!r} and score: {score!r}; 'score' is needed with by: score, and only there"
+            )
         self._by = by
         self._score = load(score, "score") if isinstance(score, str) else score
         if score is not None and not callable(self._score):
-            raise BadInput(f"score: {score!r}; expected a function score(transcript, agent_name) -> float")
-        self._window = window(show)
+            raise ConfigurationError(f"score: {score!r}; expected a function score(transcript, agent_name) -> float")
+        self._window = window(context)
         self.nudge_text = NudgeText.parse(nudge)
         self._repeat = repeat
 
@@ -55,18 +58,18 @@ class Adaptive(TurnProtocol):
             bids = _bids_since_message(transcript)
             missing = [a for a in candidates if a not in bids]
             if missing:
-                return Bids(missing)
+                return BidRequest(missing)
             scores = bids
         elif self._by == "score":
             scores = {a: float(self._score(transcript, a)) for a in candidates}
             if wrong := [a for a, s in scores.items() if not math.isfinite(s)]:
-                raise BadInput(f"score: {scores[wrong[0]]} for agent {wrong[0]!r}; expected finite numbers")
+                raise ConfigurationError(f"score: {scores[wrong[0]]} for agent {wrong[0]!r}; expected finite numbers")
         else:
             scores = next((dict(v.scores) for _, _, v in reversed(transcript.verdicts) if v.scores), {})
         last_turn = {m.sender: m.turn for m in messages}
         return max(candidates, key=lambda a: (scores.get(a, 0.0), -last_turn.get(a, 0)))
 
-    def view(self, transcript: Transcript, speaker: str) -> View:
+    def context(self, transcript: Transcript, speaker: str) -> TurnContext:
         said = transcript.messages
         view = self._window(transcript.opening, said)
         # Most records are messages: then there is nothing to look for, and turns stay cheap.

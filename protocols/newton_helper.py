@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from a2a_ray.core.contracts import TurnProtocol, View
-from a2a_ray.core.errors import BadInput
-from a2a_ray.core.linear_task import Prompt, helper_gain, make_prompt
+from a2a_ray.core.contracts import TurnProtocol
+from a2a_ray.core.errors import ConfigurationError
+from a2a_ray.core.linear_task import LinearTask, helper_gain, make_task
 from a2a_ray.core.registry import check_settings
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.turns import TurnContext
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 NO_MATTER = ("kind", "name", "placement", "dtype")
 
 
-class Helper(TurnProtocol):
+class NewtonHelper(TurnProtocol):
     """Two agents alternate, each shown the last output: the first is the helped, W, the second its helper, U.
 
     U's turns carry options {"objective": u}, u = x + (eta_U S_U)^+ S_W^+ (-damping grad L_W(x)) at the iterate x that U
@@ -34,36 +35,38 @@ class Helper(TurnProtocol):
 
     def __init__(self, helped: dict[str, Any], helper: dict[str, Any], damping: float = 1.0) -> None:
         if not 0 < damping < 2:
-            raise BadInput(f"damping: {damping}; expected a number above 0 and below 2")
+            raise ConfigurationError(f"damping: {damping}; expected a number above 0 and below 2")
         if "objective" not in helped:
-            raise BadInput(f"helped: key 'objective' is missing; there is: {', '.join(helped) or 'nothing'}")
+            raise ConfigurationError(f"helped: key 'objective' is missing; there is: {', '.join(helped) or 'nothing'}")
         self._helped = _prompt(helped, "helped")
         self._helper = _prompt({"dim": len(self._helped.objective), **_without_objective(helper)}, "helper")
         self._damping = damping
 
     def check(self, agents: Sequence[str]) -> None:
         if len(agents) != 2:
-            raise BadInput(f"protocol helper: {len(agents)} agents; expected 2: the helped, then its helper")
+            raise ConfigurationError(f"protocol helper: {len(agents)} agents; expected 2: the helped, then its helper")
 
     def speakers(self, transcript: Transcript) -> str:
         if len(transcript.agents) != 2:
-            raise BadInput(f"protocol helper: {len(transcript.agents)} agents; expected 2: the helped, then its helper")
+            raise ConfigurationError(
+                f"protocol helper: {len(transcript.agents)} agents; expected 2: the helped, then its helper"
+            )
         return transcript.agents[len(transcript.messages) % 2]
 
-    def view(self, transcript: Transcript, speaker: str) -> View:
+    def context(self, transcript: Transcript, speaker: str) -> TurnContext:
         last = transcript.last
         if speaker == transcript.agents[0]:
-            return View(last.sender, last.content)
-        return View(last.sender, last.content, (), {"objective": self.objective_at(last.content)})
+            return TurnContext(last.sender, last.content)
+        return TurnContext(last.sender, last.content, (), {"objective": self.objective_at(last.content)})
 
     def objective_at(self, x: Any) -> np.ndarray[Any, Any]:
-        """The helper's objective where it is shown the iterate x, both of shape (d,). Raises BadInput."""
+        """The helper's objective where it is shown the iterate x, both of shape (d,). Raises ConfigurationError."""
         import numpy as np
 
         wanted = self._helped.objective
         if isinstance(x, str) or np.shape(x) != wanted.shape:
             got = f"the text {x[:40]!r}" if isinstance(x, str) else f"an array of shape {np.shape(x)}"
-            raise BadInput(f"protocol helper: the helper would be shown {got}; expected shape {wanted.shape}")
+            raise ConfigurationError(f"protocol helper: the helper would be shown {got}; expected shape {wanted.shape}")
         return np.asarray(x - self._damping * (self._gain @ (x - wanted)))
 
     @cached_property
@@ -75,10 +78,10 @@ def _without_objective(settings: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k != "objective"}
 
 
-def _prompt(settings: dict[str, Any], where: str) -> Prompt:
+def _prompt(settings: dict[str, Any], where: str) -> LinearTask:
     known = {k: v for k, v in settings.items() if k not in NO_MATTER}
     try:
-        return make_prompt(**check_settings(make_prompt, known, where, set()))
-    except BadInput as error:
+        return make_task(**check_settings(make_task, known, where, set()))
+    except ConfigurationError as error:
         sentence = str(error)
-        raise BadInput(sentence if sentence.startswith(where) else f"{where}: {sentence}") from None
+        raise ConfigurationError(sentence if sentence.startswith(where) else f"{where}: {sentence}") from None

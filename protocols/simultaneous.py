@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from a2a_ray.core.contracts import Next, Say, TurnProtocol, View
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.contracts import TurnProtocol
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.message import COMBINE, NUDGE, Message
 from a2a_ray.core.nudge import NudgeText
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.protocols.history_window import Show, window, with_nudges
+from a2a_ray.core.turns import Next, ProtocolMessage, TurnContext
+from a2a_ray.protocols.history_window import Context, window, with_nudges
 
 
 class Simultaneous(TurnProtocol):
@@ -18,20 +19,20 @@ class Simultaneous(TurnProtocol):
     combine: "mean" (vectors: the average is what all are shown next), "join" (texts: all of them, each with its
     speaker's name), or None: each agent is shown what the agent before it (in a ring) said in the round before, so two
     agents run two interleaved chains.
-    show: as for `alternating`; with a combination it is taken over the combined messages, without over the chain.
+    context: as for `alternating`; with a combination it is taken over the combined messages, without over the chain.
     nudge: {text, sender}: what all are shown when an observer asks for a nudge.
     """
 
     def __init__(
         self,
         combine: Literal["mean", "join"] | None = None,
-        show: Show = "last",
+        context: Context = "last",
         nudge: dict[str, str] | None = None,
     ) -> None:
         if combine not in ("mean", "join", None):
-            raise BadInput(f"combine: {combine!r}; expected mean, join or None")
+            raise ConfigurationError(f"combine: {combine!r}; expected mean, join or None")
         self._combine = combine
-        self._window = window(show)
+        self._window = window(context)
         self.nudge_text = NudgeText.parse(nudge)
 
     def speakers(self, transcript: Transcript) -> Next:
@@ -40,9 +41,9 @@ class Simultaneous(TurnProtocol):
         newest = next((m.kind for m in reversed(transcript.turns) if m.kind != NUDGE), "")
         if done or not said or self._combine is None or newest == COMBINE:
             return transcript.agents[done:]  # the rest of a round that was cut off, or a whole one
-        return Say("all", _combined(transcript.messages[-size:], self._combine))
+        return ProtocolMessage("all", _combined(transcript.messages[-size:], self._combine))
 
-    def view(self, transcript: Transcript, speaker: str) -> View:
+    def context(self, transcript: Transcript, speaker: str) -> TurnContext:
         size = len(transcript.agents)
         earlier = len(transcript.messages) // size
         if self._combine is not None:
@@ -57,12 +58,12 @@ def _combined(messages: list[Message], how: str) -> Any:
     texts = [isinstance(m.content, str) for m in messages]
     if how == "join":
         if not all(texts):
-            raise BadInput("combine: join is for texts, and an agent said a vector; use mean or none")
+            raise ConfigurationError("combine: join is for texts, and an agent said a vector; use mean or none")
         return "\n".join(f"{m.sender}: {m.content}" for m in messages)
     import numpy as np
 
     shapes = [np.shape(m.content) for m in messages]
     if any(texts) or len(set(shapes)) > 1:
         said = ", ".join(f"{m.sender}: {'text' if t else s}" for m, t, s in zip(messages, texts, shapes, strict=True))
-        raise BadInput(f"combine: mean is for vectors of one shape; said was {said}; use join for texts")
+        raise ConfigurationError(f"combine: mean is for vectors of one shape; said was {said}; use join for texts")
     return np.mean(np.stack([np.asarray(m.content) for m in messages]), axis=0)

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import a2a_ray
-from a2a_ray.agents.lsa.lsa_agent import trained_weights
 from a2a_ray.agents.lsa.lsa_module import LSAModule
-from a2a_ray.core.errors import BadInput
+from a2a_ray.agents.lsa.trained_weights import trained_weights
+from a2a_ray.core.errors import ConfigurationError
 
 DIMS = [2, 5, 10, 20]
 STEP_SIZE = 0.1
@@ -266,7 +266,7 @@ def main() -> None:
     elif args.check:
         try:
             text, good = card(args.dims, args.seed)
-        except BadInput as error:
+        except ConfigurationError as error:
             parser.error(str(error))
         print(text[text.index("## ") :], end="")
         sys.exit(not good)

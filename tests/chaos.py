@@ -65,7 +65,7 @@ def specification(options: argparse.Namespace, calls: Path) -> dict[str, Any]:
     }
     agents = [{"name": "ann", **agent}, {"name": "bob", **agent, "price": {"input": 1.0}}]
     opening = "The old bridge was closed."
-    return {"agents": agents, "turns": options.turns, "openings": [opening], "repeats": options.conversations}
+    return {"agents": agents, "max_turns": options.turns, "openings": [opening], "repeats": options.conversations}
 
 
 def drive(spec: str, storage: str, address: str) -> None:
@@ -74,9 +74,9 @@ def drive(spec: str, storage: str, address: str) -> None:
 
     names = run_names(storage)
     if names:
-        a2a_ray.resume(names[0], workers=3, address=address, progress=False)
+        a2a_ray.resume_run(names[0], workers=3, address=address, progress=False)
     else:
-        a2a_ray.run_many(json.loads(spec), storage=storage, workers=3, address=address, progress=False)
+        a2a_ray.run_experiment(json.loads(spec), storage=storage, workers=3, address=address, progress=False)
 
 
 class Arena:
@@ -164,7 +164,7 @@ def expected(spec: dict[str, Any]) -> dict[str, list[tuple[int, str, str, int]]]
     experiment = Experiment.parse(spec)
     out = {}
     for task in experiment.tasks():
-        talk = Conversation(agents, opening=spec["openings"][0], turns=spec["turns"], seed=task.seed, id=task.id)
+        talk = Conversation(agents, opening=spec["openings"][0], max_turns=spec["turns"], seed=task.seed, id=task.id)
         out[task.id] = [(m.turn, m.sender, str(m.content), m.seed) for m in talk.run().turns]
     return out
 

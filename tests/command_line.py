@@ -65,5 +65,7 @@ def write_spec(folder: Path, **spec: Any) -> Path:
     """A specification as a file; two echo agents where nothing else is said."""
     agents = [{"name": "ann", "kind": "echo"}, {"name": "bob", "kind": "echo", "prefix": "so "}]
     path = folder / "spec.yaml"
-    path.write_text(yaml.safe_dump({"agents": agents, "openings": ["one", "two"], "rounds": 3} | spec, sort_keys=False))
+    path.write_text(
+        yaml.safe_dump({"agents": agents, "openings": ["one", "two"], "max_rounds": 3} | spec, sort_keys=False)
+    )
     return path

@@ -161,7 +161,7 @@ tied_scores = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.5]) | st.floats(0,
 @st.composite
 def calibrations(draw: st.DrawFn) -> Any:
     """Calibrations with every part that they can have."""
-    from a2a_ray.analysis.loops.calibration import Calibration, Rate
+    from a2a_ray.analysis.loops.calibration import AlarmRate, Calibration
 
     runs = draw(st.integers(1, 999))
     return Calibration(
@@ -172,7 +172,7 @@ def calibrations(draw: st.DrawFn) -> Any:
         shorter=draw(st.integers(0, runs)),
         confidence=draw(st.none() | st.just(0.95)),
         clusters=draw(st.none() | st.integers(1, runs)),
-        achieved=draw(st.none() | st.integers(0, runs).map(lambda alarms: Rate.of(alarms, runs))),
+        achieved=draw(st.none() | st.integers(0, runs).map(lambda alarms: AlarmRate.of(alarms, runs))),
         score=draw(texts),
     )
 
@@ -198,10 +198,10 @@ def settling_rounds(draw: st.DrawFn, dims: tuple[int, int] = (1, 5), fastest: fl
 def populations(draw: st.DrawFn, pairs: int = 3, **settings: Any) -> Any:
     """Populations of drawn or given pairs with any steps below 2 / lambda_max and one to three inner steps.
 
-    Given geometries have any rank from 1 on. settings: of the Population, in place of those that are drawn.
+    Given geometries have any rank from 1 on. settings: of the PairPopulation, in place of those that are drawn.
     """
     from a2a_ray.analysis.dynamics.pair_geometry import DrawnPairs, GivenPairs
-    from a2a_ray.analysis.dynamics.pair_population import Population
+    from a2a_ray.analysis.dynamics.pair_population import PairPopulation
 
     d, rng = draw(st.integers(2, 8)), np.random.default_rng(draw(st.integers(0, 10**6)))
     source: Any
@@ -224,7 +224,7 @@ def populations(draw: st.DrawFn, pairs: int = 3, **settings: Any) -> Any:
         "inner_steps_u": draw(st.integers(1, 3)),
         "start": draw(st.sampled_from([None, rng.normal(size=d), rng.normal(size=(pairs, d))])),
     }
-    return Population(source, **{**drawn, **settings})
+    return PairPopulation(source, **{**drawn, **settings})
 
 
 # --- loops

@@ -14,15 +14,16 @@ import pytest
 
 from a2a_ray.agents.echo import EchoAgent
 from a2a_ray.analysis.loops import LoopDetector
-from a2a_ray.core.contracts import Say, Verdict
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.turns import ProtocolMessage
+from a2a_ray.core.verdict import ObserverVerdict
 from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.report.stopped import stopped_talk
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.store.run import Run
 from tests.command_line import ROOT, call, write_spec
 from tests.test_bad_input import one_sentence
@@ -50,7 +51,7 @@ def players(**more: Any) -> list[Any]:
 
 
 def test_stop_gives_the_reason_and_the_last_turn_before_the_onset() -> None:
-    talk = Conversation(players(), rounds=25, observers=[LoopDetector(action="stop")]).run()
+    talk = Conversation(players(), max_rounds=25, observers=[LoopDetector(action="stop")]).run()
     assert talk.status == "done"
     assert len(talk) in range(13, 20)  # the refrain is new in turns 11 and 12
     turn, name, verdict = talk.verdicts[-1]
@@ -62,35 +63,35 @@ def test_stop_gives_the_reason_and_the_last_turn_before_the_onset() -> None:
 
 
 def test_a_talk_goes_on_from_the_last_turn_before_the_loop() -> None:
-    talk = Conversation(players(), rounds=25, id="play", seed=3, observers=[LoopDetector(action="stop")]).run()
+    talk = Conversation(players(), max_rounds=25, id="play", seed=3, observers=[LoopDetector(action="stop")]).run()
     start = talk.until(talk.verdicts[-1][2].evidence["onset_turn"] - 1)
     assert (start.status, start.verdicts, start.id, start.seed) == ("running", [], "play", 3)
     kept = len(start)
     others = [Reads(name, HEALTHY * 3, []) for name in ("ann", "bob")]
-    again = Conversation(others, turns=20, transcript=start, observers=[LoopDetector(action="stop")]).run()
+    again = Conversation(others, max_turns=20, transcript=start, observers=[LoopDetector(action="stop")]).run()
     assert again.turns[:kept] == talk.turns[:kept]
     assert len(again) == 20 or again.verdicts
     assert len(talk.until(0)) == 0
     for turn in (-1, len(talk) + 1):
-        with pytest.raises(BadInput, match=f"turn: {turn}; expected 0 to {len(talk)}"):
+        with pytest.raises(ConfigurationError, match=f"turn: {turn}; expected 0 to {len(talk)}"):
             talk.until(turn)
 
 
 class Moderated(Alternating):
     """A moderator says its one sentence where a nudge is called for; nobody is moved by it."""
 
-    def nudge(self, transcript: Transcript, verdict: Verdict) -> Say | None:
-        return Say("moderator", "Please talk about something else now, you have said all of this before.")
+    def nudge(self, transcript: Transcript, verdict: ObserverVerdict) -> ProtocolMessage | None:
+        return ProtocolMessage("moderator", "Please talk about something else now, you have said all of this before.")
 
 
 def test_nudges_come_again_and_are_no_repetition_themselves() -> None:
     detector = LoopDetector(action="nudge", cooldown=6)
-    talk = Conversation(players(), Moderated(), rounds=25, observers=[detector]).run()
+    talk = Conversation(players(), Moderated(), max_rounds=25, observers=[detector]).run()
     nudges = [m.seq for m in talk.turns if m.kind == "nudge"]
     assert len(nudges) >= 3
     assert all(6 <= b - a <= 8 for a, b in pairwise(nudges))
     assert talk.reason == "turn limit 50"
-    silent = Conversation(players(), rounds=25, observers=[LoopDetector()]).run()
+    silent = Conversation(players(), max_rounds=25, observers=[LoopDetector()]).run()
 
     def first_loop(transcript: Transcript) -> int:
         return next(turn for turn, _, verdict in transcript.verdicts if verdict.status == "loop")
@@ -101,9 +102,9 @@ def test_nudges_come_again_and_are_no_repetition_themselves() -> None:
 
 
 def test_a_resumed_talk_that_loops_already_stops_with_its_next_turn() -> None:
-    whole = Conversation(players(), turns=24).run()
+    whole = Conversation(players(), max_turns=24).run()
     whole.status, whole.reason = "running", ""
-    resumed = Conversation(players(), turns=50, transcript=whole, observers=[LoopDetector(action="stop")]).run()
+    resumed = Conversation(players(), max_turns=50, transcript=whole, observers=[LoopDetector(action="stop")]).run()
     assert resumed.reason.startswith("LoopDetector: ")
     assert len(resumed) <= 25
 
@@ -158,9 +159,9 @@ def looping(*observers: dict[str, Any], **more: Any) -> dict[str, Any]:
     model = {"kind": "hf", "model": "tiny-llama", "temperature": 0.0, "max_new_tokens": TOKENS}
     return {
         "agents": [{"name": "lou", **model}, {"name": "neo", **model}],
-        "protocol": {"kind": "alternating", "show": {"characters": 400}},
+        "protocol": {"kind": "alternating", "context": {"characters": 400}},
         "openings": {"first": OPENINGS},
-        "rounds": ROUNDS,
+        "max_rounds": ROUNDS,
         "observers": list(observers),
         **more,
     }
@@ -171,7 +172,7 @@ def acted(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Each talk twice: watched only, and stopped."""
     sweep = {"observers.0.action": ["record", "stop"]}
     storage = tmp_path_factory.mktemp("acted")
-    return run_many(looping({"kind": "loops"}, sweep=sweep), storage=storage, progress=False)
+    return run_experiment(looping({"kind": "loops"}, sweep=sweep), storage=storage, progress=False)
 
 
 @pytest.mark.slow
@@ -240,8 +241,8 @@ def test_the_observer_and_an_analysis_of_the_file_find_the_same(
 @pytest.mark.slow
 @needs_model
 def test_a_worker_watches_with_an_embedder(ray_cluster: None, tmp_path: Path) -> None:
-    value = looping({"kind": "loops", "embedder": "default", "action": "stop"}, openings={"first": 2}, rounds=8)
-    run = run_many(value, storage=tmp_path, progress=False)
+    value = looping({"kind": "loops", "embedder": "default", "action": "stop"}, openings={"first": 2}, max_rounds=8)
+    run = run_experiment(value, storage=tmp_path, progress=False)
     assert run.summary()["done"] == 2
     assert any(t.stopped_by == "loops" for t in run.transcripts())
 
@@ -303,6 +304,6 @@ def test_the_model_is_loaded_once_for_all_conversations(monkeypatch: pytest.Monk
     for id in ("first", "second", "third"):
         agents = [EchoAgent("ann"), EchoAgent("bob")]
         observers = [LoopDetector("default", action="stop")]
-        talk = Conversation(agents, opening=f"{id}: {HEALTHY[0]}", rounds=20, id=id, observers=observers).run()
+        talk = Conversation(agents, opening=f"{id}: {HEALTHY[0]}", max_rounds=20, id=id, observers=observers).run()
         assert talk.reason.startswith("LoopDetector: ")
     assert len(loaded) <= 1

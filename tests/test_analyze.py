@@ -15,14 +15,14 @@ from deltalake import DeltaTable
 from a2a_ray.analysis.analyze import AnalysisSettings, analyze
 from a2a_ray.analysis.loops import LoopDetector
 from a2a_ray.analysis.text.embedding import DEFAULT_MODEL
-from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.errors import StorageError
 from a2a_ray.core.findings import Finding, to_arrow
 from a2a_ray.core.message import Message
+from a2a_ray.core.verdict import NOTHING, ObserverVerdict
 from a2a_ray.report.results import analyze_opened
 from a2a_ray.runtime import analyze_run as of_runs
 from a2a_ray.runtime.analyze_run import analyze_run
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.store.findings_table import FindingsTable
 from a2a_ray.store.run import Run, open_run
 from tests.command_line import call
@@ -56,21 +56,21 @@ class Counts:
     def __init__(self) -> None:
         self.seen = 0
 
-    def update(self, message: Message) -> Verdict:
+    def update(self, message: Message) -> ObserverVerdict:
         self.seen += message.kind == "message"
         if self.seen < 3:
             return NOTHING
-        return Verdict("loop", reason="three messages", evidence={"onset_turn": 2, "why": "three"})
+        return ObserverVerdict("loop", reason="three messages", evidence={"onset_turn": 2, "why": "three"})
 
 
 def value(**more: Any) -> dict[str, Any]:
     agents = [{"name": name, "kind": Play} for name in ("ann", "bob")]
-    return {"agents": agents, "openings": ["Hello.", "Well?", "So?", "Now."], "turns": 14, **more}
+    return {"agents": agents, "openings": ["Hello.", "Well?", "So?", "Now."], "max_turns": 14, **more}
 
 
 @pytest.fixture
 def run(ray_cluster: None, tmp_path: Path) -> Run:
-    return run_many(value(), storage=tmp_path, progress=False)
+    return run_experiment(value(), storage=tmp_path, progress=False)
 
 
 def commits(run: Run) -> int:
@@ -165,7 +165,7 @@ def test_a_table_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 def test_ray_tasks_find_what_this_process_finds(ray_cluster: None, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(of_runs, "TASK_RECORDS", 40)
     spec = value(repeats=3)
-    here, there = (run_many(spec, storage=tmp_path / name, progress=False) for name in ("here", "there"))
+    here, there = (run_experiment(spec, storage=tmp_path / name, progress=False) for name in ("here", "there"))
     analyze_run(here)
     told: list[tuple[int, int]] = []
     analyze_run(there, workers=2, told=lambda *n: told.append(n))
@@ -177,7 +177,7 @@ def test_ray_tasks_find_what_this_process_finds(ray_cluster: None, tmp_path: Pat
 @pytest.mark.slow
 @needs_model
 def test_with_an_embedder_actors_on_ray_find_what_this_process_finds(ray_cluster: None, tmp_path: Path) -> None:
-    here, there = (run_many(value(), storage=tmp_path / name, progress=False) for name in ("here", "there"))
+    here, there = (run_experiment(value(), storage=tmp_path / name, progress=False) for name in ("here", "there"))
     settings = AnalysisSettings(DEFAULT_MODEL)
     analyze_run(here, settings)
     analyze_run(there, settings, workers=2)
@@ -201,10 +201,10 @@ def test_an_error_in_a_task_is_told_as_it_is(run: Run, monkeypatch: pytest.Monke
 
 def test_observers_store_what_an_analysis_finds(ray_cluster: None, tmp_path: Path) -> None:
     observers = [{"kind": "loops"}, {"kind": "loops", "threshold": 3.0, "name": "strict"}, {"kind": "exact_repetition"}]
-    live = run_many(value(observers=observers), storage=tmp_path / "live", progress=False)
+    live = run_experiment(value(observers=observers), storage=tmp_path / "live", progress=False)
     found = list(live.findings())
     assert {f.analyzer for f in found} == {"loops", "exact_repetition"}
-    silent = run_many(value(), storage=tmp_path / "silent", progress=False)
+    silent = run_experiment(value(), storage=tmp_path / "silent", progress=False)
     for settings in (AnalysisSettings(), AnalysisSettings(threshold=3.0)):
         analyze_run(silent, settings)
     assert found == [f for f in silent.findings() if f.analyzer in ("loops", "exact_repetition")]
@@ -216,7 +216,7 @@ def test_observers_store_what_an_analysis_finds(ray_cluster: None, tmp_path: Pat
 
 def test_an_observer_that_knows_nothing_of_findings_has_some(ray_cluster: None, tmp_path: Path) -> None:
     observers = [{"kind": Counts, "name": "counts"}]
-    run = run_many(value(observers=observers), storage=tmp_path, progress=False)
+    run = run_experiment(value(observers=observers), storage=tmp_path, progress=False)
     found = list(run.findings())
     assert [f.conversation_id for f in found] == ["0-0-0", "0-1-0", "0-2-0", "0-3-0"]
     assert {(f.analyzer, f.status, f.onset_turn, f.alarm_turn, f.reason) for f in found} == {
@@ -241,7 +241,7 @@ def test_a_run_of_code_that_is_not_here_can_be_read(
 
 
 def test_a_resumed_run_has_each_finding_once(ray_cluster: None, tmp_path: Path) -> None:
-    from a2a_ray.runtime.run_experiment import resume
+    from a2a_ray.runtime.run_experiment import resume_run
 
     def stop(progress: Any) -> None:
         if progress.messages:
@@ -249,8 +249,8 @@ def test_a_resumed_run_has_each_finding_once(ray_cluster: None, tmp_path: Path) 
 
     spec = value(observers=[{"kind": "loops"}], repeats=20)
     with pytest.raises(KeyboardInterrupt) as stopped:
-        run_many(spec, storage=tmp_path, progress=stop)
-    run = resume(str(stopped.value), progress=False, experiment=spec)
+        run_experiment(spec, storage=tmp_path, progress=stop)
+    run = resume_run(str(stopped.value), progress=False, experiment=spec)
     found = list(run.findings())
     assert len(found) == 80
     assert len({f.key for f in found}) == 80
@@ -296,9 +296,9 @@ def test_all_commands_give_one_answer(
 def test_turns_are_numbered_by_messages_where_there_are_bids(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = run_many(value(), storage=tmp_path / "plain", progress=False)
+    plain = run_experiment(value(), storage=tmp_path / "plain", progress=False)
     protocol = {"kind": "adaptive", "by": "bid"}
-    bidding = run_many(value(protocol=protocol), storage=tmp_path / "bids", progress=False)
+    bidding = run_experiment(value(protocol=protocol), storage=tmp_path / "bids", progress=False)
     assert len(bidding.transcript("0-1-0").turns) > 14
     for each in (plain, bidding):
         analyze_run(each)

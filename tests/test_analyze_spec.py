@@ -12,7 +12,7 @@ import pytest
 
 from a2a_ray.analysis.dynamics.two_agents import asymmetric_examples, two_agent_equilibrium
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.registry import protocols
 from a2a_ray.core.transcript import Transcript
@@ -20,7 +20,7 @@ from a2a_ray.experiment.agent_spec import AgentSpec
 from a2a_ray.experiment.closed_form import equilibrium_analyzer
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.report.agent_pairs import pairs_of
-from a2a_ray.runtime.run_experiment import resume, run_many
+from a2a_ray.runtime.run_experiment import resume_run, run_experiment
 
 DIM = 3
 W = {"name": "w", "kind": "lsa", "dim": DIM, "step_size": 0.5, "objective": {"angle": 0.0}}
@@ -31,7 +31,7 @@ ECHOES = {"agents": [{"name": "ann", "kind": "echo"}, {"name": "bob", "kind": "e
 
 
 def spec(*agents: dict[str, Any], **more: Any) -> Experiment:
-    value = {"agents": list(agents), "openings": {"zeros": DIM}, "rounds": 80, **more}
+    value = {"agents": list(agents), "openings": {"zeros": DIM}, "max_rounds": 80, **more}
     return Experiment.parse(value)
 
 
@@ -39,7 +39,7 @@ def found(cell: Experiment) -> tuple[Transcript, Finding]:
     """One conversation of a cell, held without Ray, and its finding, after a way through JSON."""
     protocol = protocols.build(cell.protocol, "protocol")
     agents = [agent.build() for agent in cell.agents]
-    transcript = Conversation(agents, protocol, opening=cell.opening_contents[0], rounds=cell.rounds).run()
+    transcript = Conversation(agents, protocol, opening=cell.opening_contents[0], max_rounds=cell.rounds).run()
     (finding,) = equilibrium_analyzer(cell).findings(transcript)
     return transcript, Finding.from_dict(json.loads(json.dumps(finding.to_dict(), allow_nan=False)))
 
@@ -57,7 +57,7 @@ def found(cell: Experiment) -> tuple[Transcript, Finding]:
     ],
 )
 def test_three_lsa_agents_settle_where_the_closed_form_puts_them(protocol: dict[str, Any]) -> None:
-    _, finding = found(spec(W, U, V, protocol=protocol, rounds=200))
+    _, finding = found(spec(W, U, V, protocol=protocol, max_rounds=200))
     assert finding.status == "biased"
     for of in finding.evidence["agents"].values():
         assert of["predicted"] > 0.1
@@ -117,8 +117,8 @@ def test_pairs_have_the_numbers_of_the_conversation() -> None:
     w, u = spec(W, U).agents[0].build(), spec(W, U).agents[1].build()
     attacker = {k: v for k, v in U.items() if k != "geometry"}
     attacker["examples"] = asymmetric_examples(w.covariance, u.objective - w.objective, 0.5).tolist()
-    helper = {"kind": "helper", "helped": _prompt(W), "helper": _prompt(U)}
-    cells = {"pair": spec(W, U), "adversary": spec(W, attacker, rounds=200), "helper": spec(W, U, protocol=helper)}
+    helper = {"kind": "newton_helper", "helped": _prompt(W), "helper": _prompt(U)}
+    cells = {"pair": spec(W, U), "adversary": spec(W, attacker, max_rounds=200), "helper": spec(W, U, protocol=helper)}
     for kind, cell in cells.items():
         transcript, finding = found(cell)
         (pair,) = pairs_of([finding], {transcript.id: kind})
@@ -174,14 +174,14 @@ def _prompt(settings: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_a_specification_that_is_wrong(analyze: Any, words: str) -> None:
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(ConfigurationError) as error:
         Experiment.parse({**ECHOES, "analyze": analyze})
     assert words in str(error.value)
 
 
 def test_objectives_that_do_not_go_with_those_of_other_agents() -> None:
     echo = {"name": "bob", "kind": "echo"}
-    with pytest.raises(BadInput, match=r"analyze.objectives: lengths w: 3, bob: 1; expected one length"):
+    with pytest.raises(ConfigurationError, match=r"analyze.objectives: lengths w: 3, bob: 1; expected one length"):
         spec(W, echo, analyze={"objectives": {"bob": 1}}).check()
 
 
@@ -195,10 +195,10 @@ def test_a_cell_of_a_sweep_may_change_it() -> None:
 
 
 def test_it_stays_in_the_manifest_and_resume_ignores_it(tmp_path: Path) -> None:
-    given = {**ECHOES, "rounds": 2, "analyze": {"objectives": {"ann": 80}, "margin": 2}}
-    run = run_many(given, storage=tmp_path, progress=False, workers=1)
+    given = {**ECHOES, "max_rounds": 2, "analyze": {"objectives": {"ann": 80}, "margin": 2}}
+    run = run_experiment(given, storage=tmp_path, progress=False, workers=1)
     assert run.experiment.analyze == Experiment.parse(given).analyze
     for analyze in (None, {"margin": 3}):
-        assert resume(run, experiment={**given, "analyze": analyze}, progress=False).summary()["done"] == 1
-    with pytest.raises(BadInput, match="another specification"):
-        resume(run, experiment={**given, "rounds": 3}, progress=False)
+        assert resume_run(run, experiment={**given, "analyze": analyze}, progress=False).summary()["done"] == 1
+    with pytest.raises(ConfigurationError, match="another specification"):
+        resume_run(run, experiment={**given, "max_rounds": 3}, progress=False)

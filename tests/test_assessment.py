@@ -18,7 +18,7 @@ from a2a_ray.analysis.equilibria import assessment
 from a2a_ray.analysis.equilibria.assessment import AgentEquilibrium, EquilibriumFinding, assess_equilibrium
 from a2a_ray.analysis.equilibria.trajectory_fit import fit, positions_by_agent
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -210,7 +210,7 @@ def test_the_gap_is_one_axis_for_each_agent() -> None:
 
 
 def talk(w: LSAAgent, u: LSAAgent, rounds: int = 60) -> EquilibriumFinding:
-    transcript = Conversation([w, u], opening=np.zeros(2), rounds=rounds).run()
+    transcript = Conversation([w, u], opening=np.zeros(2), max_rounds=rounds).run()
     return assess_equilibrium(positions_by_agent(transcript), {"w": w.objective, "u": u.objective}, 0.01)
 
 
@@ -254,7 +254,7 @@ def test_real_pairs() -> None:
     ],
 )
 def test_bad_input_raises_and_names_the_key(positions: Any, objectives: Any, margin: Any, words: str) -> None:
-    with pytest.raises(BadInput, match=words):
+    with pytest.raises(ConfigurationError, match=words):
         assess_equilibrium(positions, objectives, margin)
 
 
@@ -268,7 +268,7 @@ def test_bad_input_raises_and_names_the_key(positions: Any, objectives: Any, mar
     ],
 )
 def test_bad_options_raise(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(BadInput, match=words):
+    with pytest.raises(ConfigurationError, match=words):
         assess_equilibrium({"ann": swings(0.5)}, {"ann": np.int64(1)}, 0.1, **options)
 
 
@@ -314,7 +314,7 @@ anything = (
 def test_any_input_gives_a_finding_or_one_sentence(positions: Any, objective: Any, margin: Any, axes: Any) -> None:
     try:
         found = assess_equilibrium({"ann": positions}, {"ann": objective}, margin, axes=axes, draws=19)
-    except BadInput:  # what its sentences say is tested above
+    except ConfigurationError:  # what its sentences say is tested above
         return
     assert found.reason
     json.dumps(found.to_dict(), allow_nan=False)

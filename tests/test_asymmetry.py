@@ -16,7 +16,7 @@ from a2a_ray.analysis.dynamics.asymmetry import Adversary, adversary, asymmetric
 from a2a_ray.analysis.dynamics.rounds import alternating
 from a2a_ray.analysis.dynamics.two_agents import asymmetric_geometry
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from tests.strategies import linear_teams, random_covariance
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -145,7 +145,7 @@ def test_it_wins_a_real_conversation(k_w: int, k_u: int, bound: float) -> None:
     found = adversary(w.covariance, target, 0.8, 0.5, inner_steps_w=k_w, inner_steps_u=k_u, bound=bound)
     u = LSAAgent("u", target.tolist(), examples=found.examples.tolist(), step_size=0.5, inner_steps=k_u)
     rounds = 10 + math.ceil(45 * alternating(agents_of([w, u])).half_life)
-    talk = Conversation([w, u], opening=np.full(d, 3.0), rounds=rounds).run()
+    talk = Conversation([w, u], opening=np.full(d, 3.0), max_rounds=rounds).run()
     after_w, after_u = (np.asarray(m.content) for m in talk.messages[-2:])
     np.testing.assert_allclose(after_w, found.residual_w, atol=1e-10)
     np.testing.assert_allclose(after_u - target, found.residual_u, atol=1e-10)
@@ -185,16 +185,16 @@ def test_seen_directions_are_enough_for_an_attacker_who_does_not_know_w() -> Non
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
     good: dict[str, Any] = {"covariance_w": np.eye(2), "gap": [1, 0], "step_w": 0.5, "step_u": 0.5}
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(ConfigurationError, match=message):
         adversary(**(good | change))
 
 
 def test_bad_pairs_are_named() -> None:
-    with pytest.raises(BadInput, match="agents: 3; expected 2"):
+    with pytest.raises(ConfigurationError, match="agents: 3; expected 2"):
         asymmetric_condition(linear_agents([np.eye(1)] * 3, np.ones((3, 1)), 0.5))
-    with pytest.raises(BadInput, match="both have the same objective"):
+    with pytest.raises(ConfigurationError, match="both have the same objective"):
         asymmetric_condition(linear_agents([np.eye(1)] * 2, np.ones((2, 1)), 0.5))
-    with pytest.raises(BadInput, match="winner: 2; expected"):
+    with pytest.raises(ConfigurationError, match="winner: 2; expected"):
         asymmetric_condition(linear_agents([np.eye(1)] * 2, [[0.0], [1]], 0.5), winner=2)
-    with pytest.raises(BadInput, match="span: all rows are 0"):
+    with pytest.raises(ConfigurationError, match="span: all rows are 0"):
         projecting_examples(np.zeros((2, 3)), 0.5)

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.store.run import Run, open_run, run_names
 from tests.command_line import Done, call, finish, start, write_spec
 
@@ -119,19 +119,19 @@ def said(run: Run | str | Path) -> dict[str, Any]:
         ({"agents": [OPENAI]}, "agents.0: api_key_env: 'OPENAI_API_KEY'; this environment variable is not set"),
         ({"agents": [{**OPENAI, "base_url": "localhost:1"}]}, "base_url: 'localhost:1'; expected an address such as"),
         ({"roundz": 3}, "unknown key 'roundz'. Did you mean 'rounds'?"),
-        ({"rounds": "three"}, "rounds: 'three'; expected a whole number"),
-        ({"rounds": 0}, "rounds: 0; expected at least 1"),
-        ({"rounds": None, "turns": 0}, "turns: 0; expected at least 1"),
-        ({"turns": 4}, "rounds: 3 and turns: 4; give one of them"),
+        ({"max_rounds": "three"}, "max_rounds: 'three'; expected a whole number"),
+        ({"max_rounds": 0}, "max_rounds: 0; expected at least 1"),
+        ({"max_rounds": None, "max_turns": 0}, "max_turns: 0; expected at least 1"),
+        ({"max_turns": 4}, "max_rounds: 3 and max_turns: 4; give one of them"),
         ({"name": "my run"}, "name: 'my run'; expected letters"),
         ({"protocol": "round_robin"}, "unknown protocol kind 'round_robin'. There is: adaptive, alternating"),
-        ({"protocol": {"kind": "alternating", "show": "lst"}}, "show: 'lst'; expected last, all"),
+        ({"protocol": {"kind": "alternating", "context": "lst"}}, "context: 'lst'; expected last, all"),
         ({"openings": []}, "openings: []; expected at least one"),
         ({"openings": [1]}, "openings.0: 1; expected text or a list"),
         ({"openings": "defualt"}, "openings: 'defualt'; expected a list or 'default'"),
         ({"openings": {"file": "none.txt"}}, "none.txt: No such file or directory"),
         ({"observers": ["loop"]}, "unknown detector kind 'loop'. Did you mean 'loops'?"),
-        ({"stop": ["say"]}, "unknown stop kind 'say'. Did you mean 'says'?"),
+        ({"termination": ["max_turn"]}, "unknown termination kind 'max_turn'. Did you mean 'max_turns'?"),
         ({"sweep": {"agents.*.prefx": ["x"]}}, "unknown key 'prefx'. Did you mean 'prefix'?"),
     ],
 )
@@ -159,7 +159,7 @@ def test_a_wrong_specification_is_told_in_one_sentence(
         ("agents: [{name: a\n  b: ]\n", "spec.yaml, line 2, column 4: not YAML: expected ',' or '}', but got ':'"),
         ("agents:\n\t- x\n", "line 2, column 1: not YAML: found character '\\t'"),
         (b"\xff\xfe\x00", "spec.yaml: not YAML: "),
-        ("", "spec.yaml: empty; expected keys such as agents and rounds (a2a-ray new writes an example)"),
+        ("", "spec.yaml: empty; expected keys such as agents and rounds (a2a-ray init writes an example)"),
         ("just text\n", "str 'just text'; expected keys such as agents"),
         ("rounds: 3\n", "key 'agents' is missing"),
     ],
@@ -249,7 +249,7 @@ def test_a_wrong_command_is_told_in_one_sentence(
 def test_an_unknown_conversation_of_a_run(
     ray_cluster: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    run = run_many({"agents": [ECHO], "openings": ["x", "y"], "rounds": 2}, storage=tmp_path, progress=False)
+    run = run_experiment({"agents": [ECHO], "openings": ["x", "y"], "max_rounds": 2}, storage=tmp_path, progress=False)
     assert "unknown conversation '9'. There is: 0-0-0, 0-1-0." in one_sentence(call(capsys, "show", run.path, "9"))
     assert f"There is: {run.path}." in one_sentence(call(capsys, "report", tmp_path, "-o", tmp_path / "r.html"))
 
@@ -319,12 +319,12 @@ def test_faults_are_listed_and_the_conversations_kept(
         {"label": "server", "agents": [{"name": "ann", "kind": STEADY}, {"name": "bob", **server, **quick}]},
         {"label": "context", "agents": [{"name": "ann", "kind": STEADY, "size": 2000}, {**HF, "name": "bob"}]},
     ]
-    spec = write_spec(tmp_path, openings=["x"], rounds=2, sweep=cells)
+    spec = write_spec(tmp_path, openings=["x"], max_rounds=2, sweep=cells)
     done = call(capsys, "run", spec, "--storage", tmp_path / "runs", "--json")
     assert done.status == 1
     assert done.err.count("Traceback") == 1, "of the first that failed"
     assert "a2a_ray/" not in done.err, "our own frames are left out"
-    paid = {"ledger": {"calls": 1, "answered": 0, "perhaps_paid_twice": 0, "unanswered": 1}, "usage": {}}
+    paid = {"ledger": {"calls": 1, "answered": 0, "possibly_duplicated": 0, "unanswered": 1}, "usage": {}}
     counts = {"conversations": 7, "done": 1, "failed": 6, "turns": 4 + 6}
     assert {**done.json, "run": ""} == {"run": "", **counts, **paid}
     errors = {
@@ -353,11 +353,11 @@ def test_faults_are_listed_and_the_conversations_kept(
 
 def slow(folder: Path, wait: float, talks: int, turns: int, **more: Any) -> Path:
     agents = [{"name": "ann", "kind": STEADY, "wait": wait, **more}, {"name": "bob", "kind": STEADY, **more}]
-    return write_spec(folder, name="slow", agents=agents, openings={"first": talks}, rounds=None, turns=turns)
+    return write_spec(folder, name="slow", agents=agents, openings={"first": talks}, max_rounds=None, max_turns=turns)
 
 
 def undisturbed(spec: Path, storage: Path) -> dict[str, Any]:
-    return said(run_many(spec, storage=storage, progress=False))
+    return said(run_experiment(spec, storage=storage, progress=False))
 
 
 def wait_for_turns(storage: Path, least: int) -> str:
@@ -494,7 +494,7 @@ def test_a_planted_key_is_nowhere_on_disk(server: tuple[str, list[str]], tmp_pat
     url, seen = server
     agent = {"kind": "openai", "model": "m", "base_url": url, "api_key_env": "PLANTED_KEY", "max_attempts": 2}
     agents = [{"name": "ann", **agent}, {"name": "bob", **agent, "price": {"input": 1.0}}]
-    write_spec(tmp_path, agents=agents, openings=["Good day.", "Please complain."], rounds=2)
+    write_spec(tmp_path, agents=agents, openings=["Good day.", "Please complain."], max_rounds=2)
     sessions = Path(tempfile.mkdtemp(prefix="a2a-", dir="/tmp"))  # short: sockets have paths of at most 107 bytes
     try:
         environment = {"PLANTED_KEY": SECRET, "RAY_TMPDIR": str(sessions)}

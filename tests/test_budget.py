@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2a_ray.runtime.limits import budget as rules
-from a2a_ray.runtime.limits.budget import Budget, Limits, Need, Reply, Report, Spent, Totals, Window
+from a2a_ray.runtime.limits.budget import Budget, BudgetReply, Limits, Need, Report, Spent, Totals, Window
 from a2a_ray.runtime.limits.gate import Gate, Halted, Line, Waiting
 from tests.strategies import PlannedCall, planned_calls
 
@@ -52,7 +52,7 @@ class Simulated:
             if self.line.enter(waiting):
                 self.begin(now, call)
 
-    def exchange(self, name: str, budget: Budget, clock: list[float], delay: float) -> Reply:
+    def exchange(self, name: str, budget: Budget, clock: list[float], delay: float) -> BudgetReply:
         told = self.line.report(clock[0])
         clock[0] += delay
         reply = budget.exchange(name, self.spent, {"e": told})
@@ -233,7 +233,7 @@ def test_a_report_that_did_not_arrive_is_told_again() -> None:
 async def test_many_calls_cost_few_exchanges() -> None:
     budget, asked = Budget({"e": Limits(requests_per_minute=1e9)}), 0
 
-    async def ask(worker: str, spent: Spent, told: Any) -> Reply:
+    async def ask(worker: str, spent: Spent, told: Any) -> BudgetReply:
         nonlocal asked
         asked += 1
         await asyncio.sleep(0.001)
@@ -257,7 +257,7 @@ async def test_many_calls_cost_few_exchanges() -> None:
 async def test_halting_lets_a_group_that_has_begun_end() -> None:
     budget = Budget({"e": Limits(max_concurrency=1)})
 
-    async def ask(worker: str, spent: Spent, told: Any) -> Reply:
+    async def ask(worker: str, spent: Spent, told: Any) -> BudgetReply:
         return budget.exchange(worker, spent, told)
 
     gate = Gate("w", ask)
@@ -279,7 +279,7 @@ async def test_halting_lets_a_group_that_has_begun_end() -> None:
 async def test_a_keeper_that_fails_is_asked_again() -> None:
     budget, failing = Budget({"e": Limits(max_concurrency=1)}), [True]
 
-    async def ask(worker: str, spent: Spent, told: Any) -> Reply:
+    async def ask(worker: str, spent: Spent, told: Any) -> BudgetReply:
         if failing.pop() if failing else False:
             raise ConnectionError("away")
         return budget.exchange(worker, spent, told)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a2a_ray.analysis.loops import MOST, LoopDetector, scan_many
-from a2a_ray.analysis.loops.calibration import LEAST, Calibration, Rate, fit, score_name, shipped
-from a2a_ray.core.errors import BadInput
+from a2a_ray.analysis.loops.calibration import LEAST, AlarmRate, Calibration, fit, score_name, shipped
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.message import BID, Message
 from a2a_ray.core.transcript import Transcript
 from tests.strategies import calibrations, rates, tied_scores
@@ -58,7 +58,7 @@ def test_the_threshold_is_the_order_statistic(runs: int, rate: float, confidence
 def test_as_many_runs_as_the_sentence_says(rate: float, runs: int, confidence: float | None) -> None:
     lacks = (1 - rate) ** runs > 1 - confidence + 1e-12 if confidence else runs < 1 / rate - 1 - 1e-9
     if lacks:
-        with pytest.raises(BadInput, match=f"normal_runs: {runs} runs; expected at least") as caught:
+        with pytest.raises(ConfigurationError, match=f"normal_runs: {runs} runs; expected at least") as caught:
             fit(runs_of(range(runs)), rate, 1, confidence=confidence)
         runs = int(re.search(r"at least (\d+)", str(caught.value))[1])  # type: ignore[index]
     fit(runs_of(range(runs)), rate, 1, confidence=confidence)
@@ -126,7 +126,7 @@ def test_with_confidence_and_clusters_one_run_of_each_is_drawn() -> None:
     drawn = {fit(scores, 0.05, 1, confidence=0.95, clusters=labels, seed=seed).threshold for seed in range(20)}
     assert min(drawn) >= 1000
     assert len(drawn) > 10
-    with pytest.raises(BadInput, match="normal_runs: 58 clusters; expected at least 59"):
+    with pytest.raises(ConfigurationError, match="normal_runs: 58 clusters; expected at least 59"):
         fit(scores[:58] * 2, 0.05, 1, confidence=0.95, clusters=labels[:58] * 2)
 
 
@@ -173,7 +173,7 @@ def test_check_counts_alarms_strictly_above() -> None:
     calibration = fit(runs_of([*range(19)]), 0.05, 2)
     assert calibration.threshold == 18
     others = [[18.0], [18.5], [0.0, 19.0], [0.0, 18.0, 99.0]]  # the last one rises beyond the horizon
-    assert calibration.check(others) == Rate.of(2, 4)
+    assert calibration.check(others) == AlarmRate.of(2, 4)
 
 
 @pytest.mark.parametrize(("alarms", "runs"), [(0, 1), (1, 1), (0, 60), (3, 97), (59, 60), (60, 60)])
@@ -181,7 +181,7 @@ def test_interval_of_a_rate(alarms: int, runs: int) -> None:
     from scipy.stats import binomtest
 
     exact = binomtest(alarms, runs).proportion_ci(0.95, "exact")
-    rate = Rate.of(alarms, runs)
+    rate = AlarmRate.of(alarms, runs)
     assert (rate.low, rate.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
 
 
@@ -209,7 +209,7 @@ def test_interval_of_a_rate(alarms: int, runs: int) -> None:
 )  # fmt: skip
 def test_refusals(arguments: dict[str, Any], sentence: str) -> None:
     given: dict[str, Any] = {"normal_runs": runs_of(range(30)), "false_alarm_rate": 0.05, "horizon": 1, **arguments}
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         fit(**given)
     assert str(caught.value).startswith(sentence)
 
@@ -227,9 +227,9 @@ def test_save_and_load(tmp_path: Path) -> None:
     calibration.save(tmp_path / "mine.json")
     assert Calibration.load(tmp_path / "mine.json") == calibration
     (tmp_path / "other.json").write_text('{"threshold": 3}')
-    with pytest.raises(BadInput, match=r"expected what Calibration\.to_dict gives"):
+    with pytest.raises(ConfigurationError, match=r"expected what Calibration\.to_dict gives"):
         Calibration.load(tmp_path / "other.json")
-    with pytest.raises(BadInput, match=r"expected a file that Calibration\.save wrote"):
+    with pytest.raises(ConfigurationError, match=r"expected a file that Calibration\.save wrote"):
         Calibration.load(tmp_path / "none.json")
 
 
@@ -303,6 +303,6 @@ def test_the_shipped_defaults_belong_to_the_shipped_score(grade: str) -> None:
 
 def test_there_are_two_grades() -> None:
     with pytest.raises(
-        BadInput, match=r"unknown grade 'lexica'\. Did you mean 'lexical'\? There is: lexical, semantic"
+        ConfigurationError, match=r"unknown grade 'lexica'\. Did you mean 'lexical'\? There is: lexical, semantic"
     ):
         shipped("lexica")

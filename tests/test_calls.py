@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from a2a_ray.core.contracts import Agent
-from a2a_ray.core.errors import BadInput, LostCall, MissingExtra
+from a2a_ray.core.errors import ConfigurationError, LostCall, MissingDependencyError
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.experiment.spec import AgentSpec, Experiment
@@ -26,9 +26,9 @@ from a2a_ray.runtime import driver as session
 from a2a_ray.runtime.driver import Progress
 from a2a_ray.runtime.limits.budget import Limits, Need, Spent
 from a2a_ray.runtime.limits.gate import Gate
-from a2a_ray.runtime.limits.metered import Called, Calling, Calls, endpoints, spent_before
+from a2a_ray.runtime.limits.metered import Called, Calling, MeteredCalls, endpoints, spent_before
 from a2a_ray.runtime.progress import summary
-from a2a_ray.runtime.run_experiment import resume, run_many
+from a2a_ray.runtime.run_experiment import resume_run, run_experiment
 from a2a_ray.runtime.telemetry import logs, tracing
 from a2a_ray.runtime.telemetry.metrics import Meter
 from a2a_ray.store.run import Run
@@ -64,11 +64,11 @@ class Payable:
 def spec(file: Path, placement: str = "actor", conversations: int = 4, turns: int = 5, **more: Any) -> dict[str, Any]:
     agent = {"kind": Payable, "file": str(file), "placement": placement, **more}
     agents = [{"name": name, **agent} for name in ("ann", "bob")]
-    return {"agents": agents, "turns": turns, "openings": ["x"], "repeats": conversations}
+    return {"agents": agents, "max_turns": turns, "openings": ["x"], "repeats": conversations}
 
 
 def held(value: dict[str, Any], storage: Path, **more: Any) -> Run:
-    return run_many(value, storage=storage, progress=False, **more)
+    return run_experiment(value, storage=storage, progress=False, **more)
 
 
 def received(file: Path) -> Counter[tuple[str, int]]:
@@ -119,7 +119,7 @@ def test_a_call_that_failed_is_counted_on_when_it_is_made_again(ray_cluster: Non
     value = spec(tmp_path / "calls", "worker", 1, 2, price=PRICE) | {"openings": ["fail", "fine"]}
     run = held(value, tmp_path)
     assert run.summary()["failed"] == 1
-    again = resume(run, progress=False, retry_failed=True)
+    again = resume_run(run, progress=False, retry_failed=True)
     rows = [r for r in ledger(again) if r["conversation_id"] == "0-0-0"]
     assert [(r["seq"], r["turn"]) for r in rows] == [(1, None), (1, None)]
     assert len({r["writer"] for r in rows}) == 2
@@ -151,7 +151,7 @@ class Dying:
 
 
 def called(agent: Any, recording: Any, **more: Any) -> Any:
-    calls = Calls(Calling("run"), recording)
+    calls = MeteredCalls(Calling("run"), recording)
     return calls.wrapped(agent, AgentSpec(name="ann", kind="echo", price=PRICE, **more), "key")
 
 
@@ -182,7 +182,7 @@ async def test_no_call_is_made_while_the_ledger_is_not_committed() -> None:
 
 
 def test_only_what_is_paid_limited_or_watched_is_wrapped() -> None:
-    agent, calls = object(), Calls(Calling("run"), None)
+    agent, calls = object(), MeteredCalls(Calling("run"), None)
     assert calls.wrapped(agent, AgentSpec(name="ann", kind="echo"), "key") is agent
     assert calls.wrapped(agent, AgentSpec(name="ann", kind="echo", placement="actor"), "key") is agent
 
@@ -199,12 +199,12 @@ def test_a_spent_budget_ends_a_run_cleanly_and_more_goes_on(ray_cluster: None, t
     assert run.stopped.startswith("budget of 7 requests spent (7); go on with more: a2a-ray resume ")
     assert len(run.turns) == sum(received(tmp_path / "calls").values()) == 7
     assert run.summary()["failed"] == 0
-    assert resume(run, progress=False).stopped.startswith("budget of 7 requests spent (7)")
+    assert resume_run(run, progress=False).stopped.startswith("budget of 7 requests spent (7)")
     assert sum(received(tmp_path / "calls").values()) == 7
-    more = resume(run, progress=False, budget={"requests": 12})
+    more = resume_run(run, progress=False, budget={"requests": 12})
     assert "budget of 12 requests spent (12)" in more.stopped
     assert sum(received(tmp_path / "calls").values()) == 12
-    done = resume(run, progress=False, budget={"requests": 20})
+    done = resume_run(run, progress=False, budget={"requests": 20})
     assert done.stopped == ""
     said = [[(m.turn, m.content, m.seed) for t in r.transcripts() for m in t] for r in (done, calm)]
     assert said[0] == said[1]
@@ -224,7 +224,7 @@ def test_a_budget_on_the_command_line(ray_cluster: None, capsys: pytest.CaptureF
     """Each call costs 0.01, and may cost 0.5 as far as is known before."""
     value = spec(tmp_path / "calls", "worker", 1, 8, price=PRICE)
     agents = [{**agent, "kind": "tests.test_calls:Payable"} for agent in value["agents"]]
-    path = write_spec(tmp_path, rounds=None, **{**value, "agents": agents})
+    path = write_spec(tmp_path, max_rounds=None, **{**value, "agents": agents})
     none = call(capsys, "run", path, "--storage", tmp_path / "runs", "--budget", "0")
     assert none.status == 2
     assert "budget.cost: 0.0; expected greater than 0" in none.err
@@ -232,7 +232,7 @@ def test_a_budget_on_the_command_line(ray_cluster: None, capsys: pytest.CaptureF
     assert spent.status == 1
     assert spent.json["stopped"].startswith("budget of 0.53 spent (0.0")
     assert 0 < spent.json["turns"] < 8
-    done = call(capsys, "resume", spent.json["run"], "--budget", "5", "--steal", "--json")
+    done = call(capsys, "resume", spent.json["run"], "--budget", "5", "--takeover", "--json")
     assert (done.status, done.json["turns"], done.json["ledger"]["calls"]) == (0, 8, 8)
 
 
@@ -253,7 +253,7 @@ def test_limits_hold_for_all_workers_together(ray_cluster: None, tmp_path: Path)
     for agent in value["agents"]:
         agent["told"] = False
     seen: list[Progress] = []
-    run = run_many({**value, "budget": {"requests": 12}}, storage=tmp_path, workers=2, progress=seen.append)
+    run = run_experiment({**value, "budget": {"requests": 12}}, storage=tmp_path, workers=2, progress=seen.append)
     times = sorted(float(line.split()[0]) for line in (tmp_path / "calls").read_text().splitlines())
     assert len(times) == 12
     assert len(run.turns) == 12
@@ -283,7 +283,7 @@ def test_a_keeper_that_dies_is_started_again(
 
     monkeypatch.setattr(session, "keep_budget", kept)
     value = spec(tmp_path / "calls", "worker", 4, 12, limits={"max_concurrency": 2}, wait=0.1)
-    run = run_many({**value, "budget": {"requests": 30}}, storage=tmp_path, progress=watch)
+    run = run_experiment({**value, "budget": {"requests": 30}}, storage=tmp_path, progress=watch)
     assert not keepers, "one was killed"
     assert run.stopped.startswith("budget of 30 requests spent (30)")
     assert len(run.turns) == sum(received(tmp_path / "calls").values()) == 30
@@ -322,7 +322,7 @@ def test_endpoints_and_their_limits() -> None:
     ],
 )
 def test_limits_that_make_no_sense(value: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         Experiment.parse({"agents": [{"name": "a", "kind": "echo"}], **value})
 
 
@@ -367,7 +367,7 @@ OWN = {
 def test_an_agent_gets_settings_of_any_name(ray_cluster: None, tmp_path: Path, placement: str) -> None:
     agent = {"name": "ann", "kind": Greedy, "placement": placement, **OWN}
     agent |= {"resources": {"replicas": 2, "num_cpus": 0}, "limits": {"max_concurrency": 5}}
-    value = {"agents": [agent], "openings": ["x"], "rounds": 1, "sweep": {"agents.ann.replicas": [9, 8]}}
+    value = {"agents": [agent], "openings": ["x"], "max_rounds": 1, "sweep": {"agents.ann.replicas": [9, 8]}}
     first, second = held(value, tmp_path).transcripts()
     assert first.messages[0].content == repr(list(OWN.values()))
     assert second.messages[0].content == repr([*list(OWN.values())[:3], 8, *list(OWN.values())[4:]])
@@ -389,9 +389,9 @@ def test_an_agent_gets_settings_of_any_name(ray_cluster: None, tmp_path: Path, p
     ],
 )
 def test_keys_that_moved_are_told_where(old: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         Experiment.parse({"agents": [{**ECHO, **old}]}).check()
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         Experiment.parse({"agents": [ECHO], "sweep": {f"agents.a.{k}": [v] for k, v in old.items()}}).check()
 
 
@@ -403,9 +403,11 @@ def test_limits_that_an_agent_keeps_by_itself_go_to_it() -> None:
     (spec,) = Experiment.parse({"agents": [{**openai, "timeout": 5, "max_concurrency": 3}]}).agents
     assert (spec.build().timeout, spec.build().max_concurrency, spec.limits.max_concurrency) == (5, 3, None)
     both = Experiment.parse({"agents": [{**openai, "timeout": 5, "limits": {"timeout": 6}}]})
-    with pytest.raises(BadInput, match=r"agents.0.timeout: given here and as limits.timeout; expected it once"):
+    with pytest.raises(
+        ConfigurationError, match=r"agents.0.timeout: given here and as limits.timeout; expected it once"
+    ):
         both.check()
-    with pytest.raises(BadInput, match=r"agents.0.concurrency: .*put it under limits: as max_concurrency"):
+    with pytest.raises(ConfigurationError, match=r"agents.0.concurrency: .*put it under limits: as max_concurrency"):
         Experiment.parse({"agents": [{**openai, "concurrency": 3}]}).check()
 
 
@@ -443,7 +445,7 @@ def test_a_dry_run_reckons_with_what_custom_agents_say(capsys: pytest.CaptureFix
         {"name": "open", "kind": "tests.test_calls:Terse", "most": None},
         {"name": "free", "kind": "tests.test_calls:Payable", "file": "f"},
     ]
-    spec = write_spec(tmp_path, agents=agents, openings=["x" * 400], rounds=1)
+    spec = write_spec(tmp_path, agents=agents, openings=["x" * 400], max_rounds=1)
     done = call(capsys, "run", spec, "--dry-run", "--json")
     assert done.json["output_tokens"] == 20 + 500 + 500
     assert done.json["input_tokens"] == 100 + 500 + 500  # the opening, then answers as long as any
@@ -479,7 +481,7 @@ def test_progress_summary() -> None:
 def test_progress_tells_what_is_under_way_and_what_it_costs(ray_cluster: None, tmp_path: Path) -> None:
     seen: list[Progress] = []
     value = spec(tmp_path / "calls", "worker", 6, 6, price=PRICE, wait=0.3)
-    run_many(value, storage=tmp_path, progress=seen.append)
+    run_experiment(value, storage=tmp_path, progress=seen.append)
     assert max(now.in_flight for now in seen) == 6
     assert seen[-1][:5] == (6, 6, 0, 36, 36)
     assert seen[-1].tokens == 360
@@ -488,9 +490,9 @@ def test_progress_tells_what_is_under_way_and_what_it_costs(ray_cluster: None, t
 
 
 NOTEBOOK = """
-from a2a_ray import run_many
+from a2a_ray import run_experiment
 agents = [{"name": n, "kind": "tests.test_calls:Payable", "file": FILE, "wait": 0.4} for n in ("ann", "bob")]
-run = run_many({"agents": agents, "turns": 4, "openings": ["x"]}, storage=STORAGE)
+run = run_experiment({"agents": agents, "turns": 4, "openings": ["x"]}, storage=STORAGE)
 """
 
 
@@ -571,7 +573,7 @@ def test_no_spans_where_nobody_asks_for_them(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_exporter_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(tracing.EXPORTER, "no_such")
-    with pytest.raises(MissingExtra, match=r"OTEL_TRACES_EXPORTER: 'no_such'.*pip install opentelemetry-sdk"):
+    with pytest.raises(MissingDependencyError, match=r"OTEL_TRACES_EXPORTER: 'no_such'.*pip install opentelemetry-sdk"):
         held(spec(tmp_path / "calls"), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 

@@ -20,7 +20,7 @@ from a2a_ray.analysis.checks import (
     check_steps,
     step_bound,
 )
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from tests.strategies import random_covariance
 
 
@@ -48,7 +48,7 @@ def test_below_the_bound_every_step_contracts(d: int, seed: int) -> None:
             np.testing.assert_array_equal(check_steps(eta, s), eta)
         else:
             with pytest.raises(
-                BadInput, match=r"step_sizes\[0\]: 20.02; expected less than 20, which is 2 / lambda_max"
+                ConfigurationError, match=r"step_sizes\[0\]: 20.02; expected less than 20, which is 2 / lambda_max"
             ):
                 check_steps(eta, s)
     np.testing.assert_array_equal(check_steps(0.1, s), [0.1, 0.1, 0.1])
@@ -83,7 +83,7 @@ def test_below_the_bound_every_step_contracts(d: int, seed: int) -> None:
     ],
 )
 def test_bad_input_is_named(call: Any, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(ConfigurationError, match=message):
         call()
 
 

@@ -50,12 +50,12 @@ def test_the_new_specification_can_be_run(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    status, out, err = call(capsys, "new")
+    status, out, err = call(capsys, "init")
     assert (status, out) == (0, "")
     assert err == "Wrote experiment.yaml. Try: a2a-ray run experiment.yaml --dry-run\n"
     assert call(capsys, "run", "experiment.yaml", "--dry-run").status == 0
-    assert call(capsys, "new").status == 2
-    assert call(capsys, "new", "--force").status == 0
+    assert call(capsys, "init").status == 2
+    assert call(capsys, "init", "--force").status == 0
     assert [p.name for p in tmp_path.iterdir()] == ["experiment.yaml"]
 
 
@@ -72,10 +72,10 @@ PAID = {
         },
         {"name": "bob", "kind": "openai", "model": "m", "api_key_env": None},
     ],
-    "protocol": {"kind": "alternating", "show": {"last": 2}},
+    "protocol": {"kind": "alternating", "context": {"last": 2}},
     "openings": ["x" * 40],
-    "rounds": None,
-    "turns": 4,
+    "max_rounds": None,
+    "max_turns": 4,
     "repeats": 3,
 }
 # By hand, in tokens of four characters: the opening has 10, the instructions 5; an answer is taken at most as long as
@@ -113,7 +113,7 @@ def test_a_dry_run_counts_bids_as_calls(capsys: pytest.CaptureFixture[str], tmp_
         agents=agents,
         protocol={"kind": "adaptive", "by": "bid"},
         openings={"zeros": 3},
-        rounds=5,
+        max_rounds=5,
         repeats=2,
         sweep=sweep,
     )
@@ -193,7 +193,19 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert a2a_ray.__version__ in call(capsys, "--version").out
     status, out, err = call(capsys, "--help")
     assert (status, err) == (0, "")
-    for command in ("demo", "new", "run", "resume", "ls", "show", "analyze", "report", "export", "detect", "reproduce"):
+    for command in (
+        "demo",
+        "init",
+        "run",
+        "resume",
+        "ls",
+        "show",
+        "analyze",
+        "report",
+        "export",
+        "detect",
+        "reproduce",
+    ):
         assert re.search(rf"^  {command} ", out, re.M)
         assert call(capsys, command, "--help").status == 0
     status, out, err = call(capsys)

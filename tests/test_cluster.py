@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import yaml
 
-from a2a_ray.core.errors import A2AError, BadInput, PlacementError
+from a2a_ray.core.errors import A2AError, ConfigurationError, PlacementError
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.run_experiment import resume, run_many
+from a2a_ray.runtime.run_experiment import resume_run, run_experiment
 from a2a_ray.store.run import run_names
 from tests.command_line import ROOT, finish, start, write_spec
 
@@ -327,7 +327,9 @@ def test_a_driver_outside_needs_storage_that_the_cluster_sees(monkeypatch: pytes
     from a2a_ray.runtime import cluster
 
     monkeypatch.setattr(cluster, "by_client", lambda: True)
-    with pytest.raises(BadInput, match=r"storage: 'runs/x'; a folder of this machine.*`shared_storage: true`"):
+    with pytest.raises(
+        ConfigurationError, match=r"storage: 'runs/x'; a folder of this machine.*`shared_storage: true`"
+    ):
         cluster.storage_place("runs/x")
     assert cluster.storage_place("runs/x", shared=True) is None
     assert cluster.storage_place("gs://bucket/x") is None
@@ -418,8 +420,8 @@ def test_what_ray_would_refuse_is_bad_input_and_leaves_no_run(
     if placement == "worker" and "kind" not in change:
         pytest.skip("these keys are of agents in actors")
     agent = {"name": "ann", "kind": "echo", "placement": placement} | change
-    with pytest.raises(BadInput) as error:
-        run_many({"agents": [agent], "openings": ["x"], "rounds": 1}, storage=tmp_path, progress=False)
+    with pytest.raises(ConfigurationError) as error:
+        run_experiment({"agents": [agent], "openings": ["x"], "max_rounds": 1}, storage=tmp_path, progress=False)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
     assert run_names(tmp_path) == []
@@ -428,13 +430,13 @@ def test_what_ray_would_refuse_is_bad_input_and_leaves_no_run(
 def test_an_error_that_cannot_be_sent_fails_its_talks_by_name(ray_cluster: None, tmp_path: Path) -> None:
     for placement in ("worker", "actor"):
         agent = {"name": "ann", "kind": Steady, "placement": placement, "fault": "step"}
-        value = {"agents": [agent], "openings": ["x", "y"], "rounds": 1}
-        run = run_many(value, storage=tmp_path / placement, progress=False)
+        value = {"agents": [agent], "openings": ["x", "y"], "max_rounds": 1}
+        run = run_experiment(value, storage=tmp_path / placement, progress=False)
         sentence = "agent 'ann' failed at turn 1: Unsendable: 1 and 2"
         assert [t.error for t in run.transcripts()] == [sentence] * 2
     setup = {**agent, "fault": "setup"}
     with pytest.raises(A2AError, match="an agent could not be set up: Unsendable: 1 and 2"):
-        run_many({**value, "agents": [setup]}, storage=tmp_path / "setup", progress=False)
+        run_experiment({**value, "agents": [setup]}, storage=tmp_path / "setup", progress=False)
     assert run_names(tmp_path / "setup") == []
 
 
@@ -443,18 +445,20 @@ def test_code_that_the_workers_lack_is_told(ray_cluster: None, tmp_path: Path, m
     (tmp_path / "only_here_of_test_cluster.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     kind = "only_here_of_test_cluster:Agent"
-    value = {"agents": [{"name": "ann", "kind": kind, "placement": "actor"}], "openings": ["x"], "rounds": 1}
+    value = {"agents": [{"name": "ann", "kind": kind, "placement": "actor"}], "openings": ["x"], "max_rounds": 1}
     with pytest.raises(PlacementError, match=r"cannot import .only_here_of_test_cluster.*installed on every node"):
-        run_many(value, storage=tmp_path / "actor", progress=False)
+        run_experiment(value, storage=tmp_path / "actor", progress=False)
     assert run_names(tmp_path / "actor") == []
 
 
 def test_a_run_goes_on_when_a_package_was_installed_on_the_workers(ray_cluster: None, tmp_path: Path) -> None:
     agent = {"name": "ann", "kind": Needing, "folder": str(tmp_path)}
-    run = run_many({"agents": [agent], "openings": ["x"], "rounds": 1}, storage=tmp_path / "runs", progress=False)
+    run = run_experiment(
+        {"agents": [agent], "openings": ["x"], "max_rounds": 1}, storage=tmp_path / "runs", progress=False
+    )
     assert "No module named 'needed_by_test_cluster'" in next(run.transcripts()).error
     (tmp_path / "needed_by_test_cluster.py").touch()
-    assert resume(run, retry_failed=True, progress=False).summary()["done"] == 1
+    assert resume_run(run, retry_failed=True, progress=False).summary()["done"] == 1
 
 
 class Needing(Steady):
@@ -477,6 +481,6 @@ def test_a_runtime_env_that_cannot_be_built_is_told(ray_cluster: None, tmp_path:
         "resources": {"runtime_env": {"pip": ["a2a-no-such-package==9"]}},
     }
     with pytest.raises(PlacementError, match="agent 'ann': its runtime_env cannot be built: ") as error:
-        run_many({"agents": [agent], "openings": ["x"], "rounds": 1}, storage=tmp_path, progress=False)
+        run_experiment({"agents": [agent], "openings": ["x"], "max_rounds": 1}, storage=tmp_path, progress=False)
     assert "\n" not in str(error.value)
     assert run_names(tmp_path) == []

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2a_ray.agents.function import FunctionAgent
-from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import AgentError, BadInput
+from a2a_ray.core.errors import AgentError, ConfigurationError
 from a2a_ray.core.message import ASIDE, Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.verdict import ObserverVerdict
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.simultaneous import Simultaneous
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.store import run as store
 from a2a_ray.store.dataset import snapshot, table_uri, turns_of
 from a2a_ray.store.run import Run, create_run, open_run
@@ -53,9 +53,9 @@ class Notes:
     def __init__(self, most: int = 1000) -> None:
         self.most, self.seen = most, 0
 
-    def update(self, message: Message) -> Verdict:
+    def update(self, message: Message) -> ObserverVerdict:
         self.seen += 1
-        return Verdict("noted", "stop" if self.seen >= self.most else "record", f"{self.seen} records")
+        return ObserverVerdict("noted", "stop" if self.seen >= self.most else "record", f"{self.seen} records")
 
 
 # --- one numbering
@@ -63,7 +63,7 @@ class Notes:
 
 def test_bids_have_no_turn_and_messages_are_numbered_from_1() -> None:
     agents = [Bidder("ann"), Bidder("bob")]
-    transcript = Conversation(agents, Adaptive(), turns=4, observers=[Notes()]).run()
+    transcript = Conversation(agents, Adaptive(), max_turns=4, observers=[Notes()]).run()
     assert [m.seq for m in transcript] == list(range(1, 13))
     assert [m.turn for m in transcript] == [None, None, 1, None, None, 2, None, None, 3, None, None, 4]
     assert [m.turn for m in transcript.messages] == sorted(n for a in agents for n in a.asked) == [1, 2, 3, 4]
@@ -71,19 +71,19 @@ def test_bids_have_no_turn_and_messages_are_numbered_from_1() -> None:
     assert [turn for turn, _, _ in transcript.verdicts] == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
     part = transcript.until(2)
     assert [m.kind for m in part] == ["bid", "bid", "message"] * 2
-    with pytest.raises(BadInput, match="turn: 5; expected 0 to 4"):
+    with pytest.raises(ConfigurationError, match="turn: 5; expected 0 to 4"):
         transcript.until(5)
 
 
 def test_simultaneous_answers_and_combinations_are_numbered_alike() -> None:
     agents = [Bidder(name) for name in ("ann", "bob", "cy")]
-    transcript = Conversation(agents, Simultaneous("join"), rounds=2).run()
+    transcript = Conversation(agents, Simultaneous("join"), max_rounds=2).run()
     assert [(m.seq, m.turn) for m in transcript] == [(1, 1), (2, 2), (3, 3), (4, None), (5, 4), (6, 5), (7, 6)]
     assert [a.asked for a in agents] == [[1, 4], [2, 5], [3, 6]]
 
 
 def test_errors_name_the_message_not_the_record() -> None:
-    conversation = Conversation([Bidder("ann", 3), Bidder("bob", 3)], Adaptive(), turns=4)
+    conversation = Conversation([Bidder("ann", 3), Bidder("bob", 3)], Adaptive(), max_turns=4)
     with pytest.raises(AgentError, match="failed at turn 3: OSError: the wire was cut"):
         conversation.run()
     assert len(conversation.transcript) == 8
@@ -94,7 +94,7 @@ def test_a_message_made_by_hand_gets_the_turn_it_has_in_the_conversation() -> No
         FunctionAgent(n, lambda m, n=n: Message(m.conversation, m.seq, n, "Hi."), takes="message", bid=lambda m: 1.0)
         for n in ("ann", "bob")
     ]
-    transcript = Conversation(agents, Adaptive(), turns=2).run()
+    transcript = Conversation(agents, Adaptive(), max_turns=2).run()
     assert [m.turn for m in transcript.messages] == [1, 2]
     copied = Transcript("c", ("ann", "bob"))
     for m in transcript:
@@ -151,7 +151,7 @@ def _sorted_usage(said: list[Message], back: list[Message]) -> list[dict[str, An
 
 
 def test_an_end_is_a_row_of_its_own_kind() -> None:
-    transcript = Conversation([Bidder("ann")], turns=9, observers={"mine": Notes(2)}).run()
+    transcript = Conversation([Bidder("ann")], max_turns=9, observers={"mine": Notes(2)}).run()
     assert (transcript.stopped_by, transcript.reason) == ("mine", "mine: 2 records")
     row = to_batch([opening_row(transcript), end_row(transcript, 1.0)]).to_pylist()[1]
     told = {name: row[name] for name in ("seq", "turn", "kind", "sender", "text", "attempt", "writer")}
@@ -164,7 +164,7 @@ def test_an_end_is_a_row_of_its_own_kind() -> None:
         "attempt": 0,
         "writer": "",
     }
-    assert Conversation([Bidder("ann")], turns=2, observers=[Notes(9)]).run().stopped_by == ""
+    assert Conversation([Bidder("ann")], max_turns=2, observers=[Notes(9)]).run().stopped_by == ""
 
 
 # --- runs
@@ -173,7 +173,7 @@ def test_an_end_is_a_row_of_its_own_kind() -> None:
 def written(tmp_path: Path, talks: int, turns: int, files: int = 1) -> Run:
     """A run of echoes; conversations in order of id, a file for each group of them."""
     agents = [{"name": "ann", "kind": "echo"}, {"name": "bob", "kind": "echo"}]
-    experiment = Experiment.parse({"agents": agents, "openings": ["x"], "repeats": talks, "turns": turns})
+    experiment = Experiment.parse({"agents": agents, "openings": ["x"], "repeats": talks, "max_turns": turns})
     run = create_run(experiment, tmp_path)
     writer = Writer(table_uri(run.path))
     ids = [task.id for task in experiment.tasks()]
@@ -242,14 +242,16 @@ def test_observers_are_named_by_kind_or_by_their_own_name() -> None:
     assert list(named) == ["loops", "loops-2", "mine", "exact-2"]
     assert [settings["kind"] for settings in named.values()] == ["loops", "loops", "exact", "exact"]
     for wrong in ("loops", "", 3):
-        with pytest.raises(BadInput, match=r"observers.1.name: .* expected a name that no other observer has"):
+        with pytest.raises(
+            ConfigurationError, match=r"observers.1.name: .* expected a name that no other observer has"
+        ):
             Experiment.parse({**base, "observers": ["loops", {"kind": "loops", "name": wrong}]}).check()
 
 
 def test_who_stopped_a_conversation_of_a_run_is_stored(ray_cluster: None, tmp_path: Path) -> None:
     observers = [{"kind": Notes}, {"kind": Notes, "most": 3, "name": "third"}]
-    value = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "turns": 9, "observers": observers}
-    run = run_many(value, storage=tmp_path, progress=False)
+    value = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_turns": 9, "observers": observers}
+    run = run_experiment(value, storage=tmp_path, progress=False)
     (transcript,) = open_run(run.path).transcripts()
     assert (transcript.stopped_by, transcript.reason, len(transcript)) == ("third", "third: 3 records", 3)
     row = run.rows.to_pylist()[-1]
@@ -259,8 +261,8 @@ def test_who_stopped_a_conversation_of_a_run_is_stored(ray_cluster: None, tmp_pa
 
 def test_bids_are_null_in_the_column_of_turns(ray_cluster: None, tmp_path: Path) -> None:
     agents = [{"name": name, "kind": Bidder} for name in ("ann", "bob")]
-    value = {"agents": agents, "protocol": "adaptive", "openings": ["x"], "turns": 3}
-    run = run_many(value, storage=tmp_path, progress=False)
+    value = {"agents": agents, "protocol": "adaptive", "openings": ["x"], "max_turns": 3}
+    run = run_experiment(value, storage=tmp_path, progress=False)
     assert run.rows.column("seq").to_pylist() == [*range(11)]
     assert run.rows.column("turn").to_pylist() == [0, None, None, 1, None, None, 2, None, None, 3, None]
     (transcript,) = run.transcripts()
@@ -272,11 +274,11 @@ def test_bids_are_null_in_the_column_of_turns(ray_cluster: None, tmp_path: Path)
 
 
 def test_going_on_from_a_transcript_leaves_it_as_it_was() -> None:
-    first = Conversation([Bidder("ann")], turns=3, observers=[Notes()]).run()
+    first = Conversation([Bidder("ann")], max_turns=3, observers=[Notes()]).run()
     first.status, first.reason = "running", ""
     before = (len(first), list(first.verdicts), first.status)
     for _ in range(2):
-        longer = Conversation([Bidder("ann")], turns=5, observers=[Notes()], transcript=first).run()
+        longer = Conversation([Bidder("ann")], max_turns=5, observers=[Notes()], transcript=first).run()
         assert [turn for turn, _, _ in longer.verdicts] == [1, 2, 3, 4, 5]
         assert (len(longer), longer.status) == (5, "done")
         assert (len(first), first.verdicts, first.status) == before

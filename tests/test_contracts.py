@@ -22,15 +22,16 @@ from a2a_ray.agents.replay import ReplayAgent
 from a2a_ray.analysis.loops import LoopDetector
 from a2a_ray.analysis.text.exact_repetition import ExactRepetitionRule
 from a2a_ray.core import registry
-from a2a_ray.core.contracts import Bids, Next, Say, Stop, Verdict, View
 from a2a_ray.core.errors import AgentError
 from a2a_ray.core.message import Content, Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.turns import BidRequest, Next, ProtocolMessage, Stop, TurnContext
+from a2a_ray.core.verdict import ObserverVerdict
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.alternating import Alternating
-from a2a_ray.protocols.newton_helper import Helper
+from a2a_ray.protocols.newton_helper import NewtonHelper
 from a2a_ray.protocols.simultaneous import Simultaneous
-from a2a_ray.testing import check_agent, check_detector, check_protocol
+from a2a_ray.testing import check_agent, check_observer, check_protocol
 from tests.rounding_server import gradient_step
 
 LSA = {"objective": {"angle": 40, "seed": 3}, "dim": 4, "geometry": {"condition": 10}, "step_size": 0.5}
@@ -128,17 +129,17 @@ PROTOCOLS: list[tuple[str, Any, Content]] = [
     ("simultaneous", Simultaneous("mean", "all"), W),
     ("simultaneous", Simultaneous("join"), "Hello."),
     ("adaptive", Adaptive(), "Hello."),
-    ("adaptive", Adaptive(repeat=False, show="all"), W),
+    ("adaptive", Adaptive(repeat=False, context="all"), W),
     ("adaptive", Adaptive("score", lambda transcript, name: len(name) * len(transcript) % 3), "Hello."),
     ("adaptive", Adaptive("observer"), "Hello."),
-    ("helper", Helper(LSA, {"geometry": {"condition": 5, "seed": 2}}), W),
+    ("newton_helper", NewtonHelper(LSA, {"geometry": {"condition": 5, "seed": 2}}), W),
 ]
 
 
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize(("kind", "protocol", "opening"), PROTOCOLS, ids=lambda v: v if isinstance(v, str) else "")
 def test_protocols(kind: str, protocol: Any, opening: Content, number: int) -> None:
-    if kind == "helper" and number != 2:
+    if kind == "newton_helper" and number != 2:
         pytest.skip("the helper is for two")
     check_protocol(protocol, ("ann", "bob", "cid")[:number], opening)
 
@@ -154,7 +155,7 @@ DETECTORS: list[tuple[str, Callable[[], Any]]] = [
 
 @pytest.mark.parametrize(("kind", "factory"), DETECTORS)
 def test_detectors(kind: str, factory: Callable[[], Any]) -> None:
-    check_detector(factory)
+    check_observer(factory)
 
 
 @pytest.mark.parametrize(
@@ -241,17 +242,17 @@ class Wrong(Alternating):
         if how == "stranger":
             return "eve"
         if how == "bids" or (how == "late" and len(transcript)):
-            return Bids(transcript.agents)
+            return BidRequest(transcript.agents)
         if how == "nobody":
             return ()
         if how == "stops":
             return Stop("no wish to talk")
         if how == "says" and len(transcript) % 3 == 2:
-            return Say("all", f"{next(self.calls)}")
+            return ProtocolMessage("all", f"{next(self.calls)}")
         return super().speakers(transcript)
 
-    def view(self, transcript: Transcript, speaker: str) -> View:
-        view = super().view(transcript, speaker)
+    def context(self, transcript: Transcript, speaker: str) -> TurnContext:
+        view = super().context(transcript, speaker)
         return view._replace(options={"calls": next(self.calls)}) if self.how == "shows" else view
 
 
@@ -281,20 +282,20 @@ class Careless:
     def __init__(self, how: str) -> None:
         self.how = how
 
-    def update(self, message: Message) -> Verdict:
+    def update(self, message: Message) -> ObserverVerdict:
         if self.how == "shares":
             key = f"{message.conversation}{message.turn}"
             self.shared.add(key)
-            return Verdict("warning", evidence={"seen": len(self.shared)})
+            return ObserverVerdict("warning", evidence={"seen": len(self.shared)})
         if self.how == "names":
-            return Verdict("warning" if message.sender == "ann" else "none")
+            return ObserverVerdict("warning" if message.sender == "ann" else "none")
         if self.how == "clock":
-            return Verdict("warning" if message.created_at else "none")
+            return ObserverVerdict("warning" if message.created_at else "none")
         if self.how == "reason":
-            return Verdict("loop", "stop")
+            return ObserverVerdict("loop", "stop")
         if self.how == "action":
-            return Verdict("loop", "shout")
-        return Verdict(evidence={"vector": W})
+            return ObserverVerdict("loop", "shout")
+        return ObserverVerdict(evidence={"vector": W})
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ class Careless:
 )
 def test_a_broken_detector_is_found(how: str, sentence: str) -> None:
     with pytest.raises(AssertionError, match=sentence):
-        check_detector(lambda: Careless(how))
+        check_observer(lambda: Careless(how))
 
 
 class Wordy:

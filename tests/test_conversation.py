@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from a2a_ray.agents.echo import EchoAgent
 from a2a_ray.agents.function import FunctionAgent
-from a2a_ray.core.contracts import Observer, Verdict
+from a2a_ray.core.contracts import Observer
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import AgentError, BadAnswer, BadInput
+from a2a_ray.core.errors import AgentError, ConfigurationError, InvalidResponseError
 from a2a_ray.core.message import BID, Content, Message
 from a2a_ray.core.seeds import turn_seed
-from a2a_ray.core.termination import MaxTurns, Says
+from a2a_ray.core.termination import MaxTurns, TextMention
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
+from a2a_ray.core.verdict import ObserverVerdict
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.protocols.simultaneous import Simultaneous
@@ -48,7 +49,7 @@ def said(transcript: Transcript) -> list[tuple[Any, ...]]:
 
 @given(agent_names, contents, st.integers(1, 9), seeds)
 def test_agents_alternate(names: tuple[str, ...], opening: Content, turns: int, seed: int) -> None:
-    transcript = Conversation([EchoAgent(n) for n in names], opening=opening, turns=turns, seed=seed).run()
+    transcript = Conversation([EchoAgent(n) for n in names], opening=opening, max_turns=turns, seed=seed).run()
     assert [m.sender for m in transcript.turns] == [names[i % len(names)] for i in range(turns)]
     assert [m.turn for m in transcript.turns] == list(range(1, turns + 1))
     assert [m.seed for m in transcript.turns] == [turn_seed(seed, t) for t in range(1, turns + 1)]
@@ -66,7 +67,7 @@ def test_each_is_shown_what_the_protocol_says() -> None:
             return f"{len(seen)}"
 
         agents = [FunctionAgent(n, listen, "history") for n in ("ann", "bob")]
-        Conversation(agents, Alternating(show), "0", turns=4).run()
+        Conversation(agents, Alternating(show), "0", max_turns=4).run()
         return seen
 
     assert show("last") == [["0"], ["1"], ["2"], ["3"]]
@@ -87,24 +88,24 @@ def test_options_reach_the_agent_and_the_protocols_own_go_first() -> None:
         return "Hi."
 
     class Cooling(Alternating):
-        def view(self, transcript: Transcript, speaker: str) -> Any:
-            return super().view(transcript, speaker)._replace(options={"temperature": 0.1})
+        def context(self, transcript: Transcript, speaker: str) -> Any:
+            return super().context(transcript, speaker)._replace(options={"temperature": 0.1})
 
     agents = [FunctionAgent("ann", listen, "message")]
-    Conversation(agents, Cooling(), turns=1, options={"ann": {"temperature": 0.9, "top_p": 0.5}}).run()
+    Conversation(agents, Cooling(), max_turns=1, options={"ann": {"temperature": 0.9, "top_p": 0.5}}).run()
     assert seen == [{"temperature": 0.1, "top_p": 0.5}]
 
 
 FAILURES: list[tuple[Any, Content, type[AgentError], str]] = [
     (lambda _: 1 / 0, "Hello.", AgentError, "agent 'bob' failed at turn 2: ZeroDivisionError: division by zero"),
-    (lambda _: None, "Hello.", BadAnswer, "agent 'bob' returned None at turn 2; expected a Message"),
-    (lambda _: 3, "Hello.", BadAnswer, "agent 'bob' returned int '3' at turn 2; expected a Message"),
-    (lambda w: w[:1], np.ones(2), BadAnswer, r"shape \(1,\); expected \(2,\)"),
-    (lambda w: np.stack([w, w]), np.ones(2), BadAnswer, r"shape \(2, 2\); expected a 1-D array"),
-    (lambda w: w * np.nan, np.ones(2), BadAnswer, r"NaN or infinite values \(2 of 2\)"),
-    (lambda w: w / 0.0, np.ones(2), BadAnswer, "NaN or infinite"),
-    (lambda w: [str(x) for x in w], np.ones(2), BadAnswer, "expected text or a 1-D array of floats"),
-    (lambda w: [[1.0], [1.0, 2.0]], np.ones(2), BadAnswer, "neither text nor an array"),
+    (lambda _: None, "Hello.", InvalidResponseError, "agent 'bob' returned None at turn 2; expected a Message"),
+    (lambda _: 3, "Hello.", InvalidResponseError, "agent 'bob' returned int '3' at turn 2; expected a Message"),
+    (lambda w: w[:1], np.ones(2), InvalidResponseError, r"shape \(1,\); expected \(2,\)"),
+    (lambda w: np.stack([w, w]), np.ones(2), InvalidResponseError, r"shape \(2, 2\); expected a 1-D array"),
+    (lambda w: w * np.nan, np.ones(2), InvalidResponseError, r"NaN or infinite values \(2 of 2\)"),
+    (lambda w: w / 0.0, np.ones(2), InvalidResponseError, "NaN or infinite"),
+    (lambda w: [str(x) for x in w], np.ones(2), InvalidResponseError, "expected text or a 1-D array of floats"),
+    (lambda w: [[1.0], [1.0, 2.0]], np.ones(2), InvalidResponseError, "neither text nor an array"),
 ]
 
 
@@ -127,7 +128,7 @@ def test_an_answer_for_another_is_refused() -> None:
         def step(self, message: Message) -> Message:
             return message.reply("Hi.", "bob")
 
-    with pytest.raises(BadAnswer, match="signed 'bob'"):
+    with pytest.raises(InvalidResponseError, match="signed 'bob'"):
         Conversation([Liar("ann")]).run()
 
 
@@ -135,12 +136,12 @@ def test_whole_numbers_become_floats() -> None:
     def halve(w: Any) -> list[int]:
         return [int(x) for x in w]
 
-    transcript = Conversation([FunctionAgent("ann", halve)], opening=np.array([1.0, 2.0]), turns=1).run()
+    transcript = Conversation([FunctionAgent("ann", halve)], opening=np.array([1.0, 2.0]), max_turns=1).run()
     assert np.asarray(transcript.last.content).dtype == np.float64
 
 
 def test_the_turn_goes_to_the_highest_bid() -> None:
-    transcript = Conversation([Voice("ann"), Voice("bob"), Voice("cid")], Adaptive(), "Hello.", turns=6).run()
+    transcript = Conversation([Voice("ann"), Voice("bob"), Voice("cid")], Adaptive(), "Hello.", max_turns=6).run()
     records = transcript.turns
     assert len(transcript.messages) == 6
     for start in range(0, len(records), 4):
@@ -152,7 +153,7 @@ def test_the_turn_goes_to_the_highest_bid() -> None:
 @pytest.mark.parametrize(("value", "sentence"), [(float("nan"), "bid nan"), ("much", "bid 'much'"), (None, "bid None")])
 def test_a_bid_must_be_a_number(value: Any, sentence: str) -> None:
     agent = FunctionAgent("ann", str, bid=lambda _: value)
-    with pytest.raises(BadAnswer, match=sentence):
+    with pytest.raises(InvalidResponseError, match=sentence):
         Conversation([agent], Adaptive()).run()
 
 
@@ -167,9 +168,9 @@ class Watcher:
     def __init__(self, most: int) -> None:
         self.most, self.seen = most, 0
 
-    def update(self, message: Message) -> Verdict:
+    def update(self, message: Message) -> ObserverVerdict:
         self.seen += 1
-        return Verdict("loop", "stop", f"{self.seen} seen") if self.seen == self.most else Verdict()
+        return ObserverVerdict("loop", "stop", f"{self.seen} seen") if self.seen == self.most else ObserverVerdict()
 
 
 def test_an_observer_can_stop_the_talk() -> None:
@@ -182,16 +183,18 @@ def test_an_observer_can_stop_the_talk() -> None:
 
 def test_a_stop_condition_ends_the_talk() -> None:
     agents = [FunctionAgent("ann", lambda text: text + "!")]
-    transcript = Conversation(agents, opening="Stop", stop=Says("!!!") | MaxTurns(9)).run()
+    transcript = Conversation(agents, opening="Stop", termination=TextMention("!!!") | MaxTurns(9)).run()
     assert (len(transcript), transcript.reason) == (3, "'!!!' was said")
 
 
-@pytest.mark.parametrize("protocol", [Alternating("all"), Simultaneous(), Simultaneous("join"), Adaptive(show="all")])
+@pytest.mark.parametrize(
+    "protocol", [Alternating("all"), Simultaneous(), Simultaneous("join"), Adaptive(context="all")]
+)
 @given(cut=st.integers(0, 24))
 def test_a_resumed_talk_equals_the_undisturbed_one(protocol: Any, cut: int) -> None:
     def conversation(transcript: Transcript | None = None) -> Conversation:
         voices = [Voice("ann"), Voice("bob")]
-        return Conversation(voices, protocol, "Hello.", rounds=5, seed=3, transcript=transcript)
+        return Conversation(voices, protocol, "Hello.", max_rounds=5, seed=3, transcript=transcript)
 
     whole = conversation().run()
     assume(cut < len(whole))
@@ -213,13 +216,13 @@ def test_a_resumed_talk_shows_its_observers_what_went_before() -> None:
 
 
 async def test_run_works_inside_a_running_loop() -> None:
-    transcript = Conversation([Voice("ann"), Voice("bob")], opening="Hello.", rounds=2).run()
-    again = await Conversation([Voice("ann"), Voice("bob")], opening="Hello.", rounds=2).run_async()
+    transcript = Conversation([Voice("ann"), Voice("bob")], opening="Hello.", max_rounds=2).run()
+    again = await Conversation([Voice("ann"), Voice("bob")], opening="Hello.", max_rounds=2).run_async()
     assert said(transcript) == said(again)
 
 
 async def test_turns_come_as_they_are_said() -> None:
-    conversation = Conversation([Voice("ann"), Voice("bob")], opening="Hello.", rounds=2)
+    conversation = Conversation([Voice("ann"), Voice("bob")], opening="Hello.", max_rounds=2)
     seen = [(turn.turn, turn.sender) async for turn in conversation]
     assert seen == [(1, "ann"), (2, "bob"), (3, "ann"), (4, "bob")]
 
@@ -230,14 +233,14 @@ async def test_turns_come_as_they_are_said() -> None:
         ([], {}, "agents: none given"),
         (["ann", "ann"], {}, "'ann' is given twice"),
         (["a b"], {}, "'a b'; expected a Python identifier"),
-        (["ann"], {"rounds": 0}, "rounds: 0; expected at least 1"),
-        (["ann"], {"turns": 0}, "turns: 0; expected at least 1"),
-        (["ann"], {"turns": 1, "rounds": 1}, "give one of them"),
+        (["ann"], {"max_rounds": 0}, "max_rounds: 0; expected at least 1"),
+        (["ann"], {"max_turns": 0}, "max_turns: 0; expected at least 1"),
+        (["ann"], {"max_turns": 1, "max_rounds": 1}, "give one of them"),
         (["ann"], {"protocol": "alternate"}, r"Did you mean 'alternating'\?"),
     ],
 )
 def test_what_cannot_be_started_is_refused(names: list[str], settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         Conversation([EchoAgent(n) for n in names], **settings)
 
 
@@ -280,36 +283,41 @@ class Odd:
         (None, {"observers": {"w": greet}}, "observers.w: the function greet; .*with update"),
         (None, {"observers": {"w": object()}}, "observers.w: object .* has no update; expected an observer"),
         (None, {"observers": Watcher(4)}, "observers: Watcher; expected a list"),
-        (None, {"stop": greet}, r"stop: the function greet; .*wrap it: StopCondition\(greet\)"),
-        (None, {"stop": MaxTurns}, "stop: the class MaxTurns; expected a stop condition"),
-        (None, {"stop": "TERMINATE"}, "stop: str 'TERMINATE' has no check"),
+        (None, {"termination": greet}, r"termination: the function greet; .*wrap it: TerminationCondition\(greet\)"),
+        (None, {"termination": MaxTurns}, "termination: the class MaxTurns; expected a termination condition"),
+        (None, {"termination": "TERMINATE"}, "termination: str 'TERMINATE' has no check"),
         (None, {"protocol": Alternating}, "protocol: the class Alternating; expected a protocol"),
         (None, {"protocol": greet}, "protocol: the function greet; .*subclass of TurnProtocol"),
         (None, {"protocol": 5}, "protocol: int '5' has no speakers and no view"),
     ],
 )
 def test_what_is_no_part_is_named_with_the_remedy(agents: Any, settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         Conversation([EchoAgent("ann")] if agents is None else agents, **settings)
 
 
 @pytest.mark.parametrize("value", [None, True, "loop", 3, {"action": "stop"}])
 def test_an_observer_must_return_a_verdict(value: Any) -> None:
     conversation = Conversation([EchoAgent("ann")], observers={"mine": Odd(value)}, opening="x")
-    with pytest.raises(BadAnswer, match=r"observer 'mine' returned .* at turn 1; expected a Verdict \(return NOTHING"):
+    with pytest.raises(
+        InvalidResponseError,
+        match=r"observer 'mine' returned .* at turn 1; expected a ObserverVerdict \(return NOTHING",
+    ):
         conversation.run()
     assert (conversation.transcript.status, len(conversation.transcript)) == (FAILED, 1)
 
 
 def test_a_verdict_must_ask_for_something_known() -> None:
-    with pytest.raises(BadAnswer, match="observer 'Odd' returned action 'halt' at turn 1; expected one of record,"):
-        Conversation([EchoAgent("ann")], observers=[Odd(Verdict("loop", "halt", "x"))]).run()
+    with pytest.raises(
+        InvalidResponseError, match="observer 'Odd' returned action 'halt' at turn 1; expected one of record,"
+    ):
+        Conversation([EchoAgent("ann")], observers=[Odd(ObserverVerdict("loop", "halt", "x"))]).run()
 
 
 def test_a_failing_observer_is_named_and_what_was_said_is_given_out() -> None:
     class Fails:
-        def update(self, message: Message) -> Verdict:
-            return Verdict() if message.turn < 2 else 1 / 0  # type: ignore[return-value]
+        def update(self, message: Message) -> ObserverVerdict:
+            return ObserverVerdict() if message.turn < 2 else 1 / 0  # type: ignore[return-value]
 
     conversation = Conversation([EchoAgent("ann")], observers=[Fails()])
 
@@ -326,15 +334,22 @@ def test_a_failing_observer_is_named_and_what_was_said_is_given_out() -> None:
 
 @pytest.mark.parametrize("value", [None, 5, True, {"ann"}, ["ann", 5], {"ann": 1}])
 def test_a_protocol_must_say_who_speaks(value: Any) -> None:
-    with pytest.raises(BadAnswer, match=r"protocol Odd returned .* from speakers\(\) at turn 1; expected a name"):
+    with pytest.raises(
+        InvalidResponseError, match=r"protocol Odd returned .* from speakers\(\) at turn 1; expected a name"
+    ):
         Conversation([EchoAgent("ann")], Odd(value)).run()  # type: ignore[arg-type]
 
 
-def test_a_protocol_must_show_a_view() -> None:
-    with pytest.raises(BadAnswer, match=r"protocol Odd returned str 'ann' from view\(\) at turn 1; expected a View"):
+def test_a_protocol_must_show_a_context() -> None:
+    with pytest.raises(
+        InvalidResponseError,
+        match=r"protocol Odd returned str 'ann' from context\(\) at turn 1; expected a TurnContext",
+    ):
         Conversation([EchoAgent("ann")], Odd("ann")).run()  # type: ignore[arg-type]
 
 
 def test_a_stop_condition_must_give_a_reason() -> None:
-    with pytest.raises(BadAnswer, match="stop condition Odd returned bool 'True'; expected the reason as text"):
-        Conversation([EchoAgent("ann")], stop=Odd(True)).run()  # type: ignore[arg-type]
+    with pytest.raises(
+        InvalidResponseError, match="termination condition Odd returned bool 'True'; expected the reason as text"
+    ):
+        Conversation([EchoAgent("ann")], termination=Odd(True)).run()  # type: ignore[arg-type]

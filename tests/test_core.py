@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from a2a_ray.agents.echo import EchoAgent
 from a2a_ray.core import errors, registry
-from a2a_ray.core.errors import A2AError, BadInput
+from a2a_ray.core.errors import A2AError, ConfigurationError
 from a2a_ray.core.message import BID, COMBINE, EMPTY, Content, Message
 from a2a_ray.core.seeds import conversation_seed, turn_seed
-from a2a_ray.core.termination import MaxTokens, MaxTurns, Says, Settled, StopCondition
+from a2a_ray.core.termination import Converged, MaxTokens, MaxTurns, TerminationCondition, TextMention
 from a2a_ray.core.transcript import DONE, Transcript
 from a2a_ray.transcripts.jsonl import read_jsonl, write_jsonl
 from tests.strategies import exchange_objects, messages, seeds, texts, transcripts
@@ -151,7 +151,7 @@ def test_bids_and_combinations_are_not_exported() -> None:
     ],
 )
 def test_what_is_not_in_the_format_is_named(value: object, sentence: str) -> None:
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         Transcript.from_exchange(value)
 
 
@@ -172,11 +172,11 @@ def test_a_damaged_line_is_told_and_the_rest_is_read(tmp_path: Path) -> None:
 def test_a_file_without_a_conversation_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "talks.jsonl"
     path.write_text(text)
-    with pytest.raises(BadInput, match="no conversation in it"):
+    with pytest.raises(ConfigurationError, match="no conversation in it"):
         read_jsonl(path)
-    with pytest.raises(BadInput, match="No such file"):
+    with pytest.raises(ConfigurationError, match="No such file"):
         read_jsonl(tmp_path / "other.jsonl")
-    with pytest.raises(BadInput, match="choose another"):
+    with pytest.raises(ConfigurationError, match="choose another"):
         write_jsonl([], tmp_path / "no" / "folder.jsonl")
 
 
@@ -203,25 +203,25 @@ def talk(*contents: Content, agents: tuple[str, ...] = ("ann", "bob"), tokens: i
 def test_stop_conditions_give_their_reason() -> None:
     assert MaxTurns(2).check(talk("a")) is None
     assert MaxTurns(2).check(talk("a", "b")) == "turn limit 2"
-    assert Says("over").check(talk("it is over now")) == "'over' was said"
-    assert Says("Opening").check(talk()) is None
+    assert TextMention("over").check(talk("it is over now")) == "'over' was said"
+    assert TextMention("Opening").check(talk()) is None
     assert MaxTokens(10).check(talk("a", "b", tokens=5)) == "token limit 10"
     assert MaxTokens(11).check(talk("a", "b", tokens=5)) is None
 
 
 def test_stop_conditions_combine() -> None:
-    both, either = MaxTurns(2) & Says("b"), MaxTurns(2) | Says("b")
+    both, either = MaxTurns(2) & TextMention("b"), MaxTurns(2) | TextMention("b")
     assert both.check(talk("b")) is None
     assert both.check(talk("a", "b")) == "turn limit 2 and 'b' was said"
     assert either.check(talk("b")) == "'b' was said"
-    assert (both | StopCondition(lambda _: "always")).check(talk()) == "always"
+    assert (both | TerminationCondition(lambda _: "always")).check(talk()) == "always"
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=4))
 def test_stop_conditions_combine_as_their_truth_does(truths: list[bool]) -> None:
-    any_, all_ = (StopCondition(lambda _, t=truths[0]: "0" if t else None) for _ in range(2))
+    any_, all_ = (TerminationCondition(lambda _, t=truths[0]: "0" if t else None) for _ in range(2))
     for number, truth in enumerate(truths[1:], 1):
-        one = StopCondition(lambda _, n=number, t=truth: str(n) if t else None)
+        one = TerminationCondition(lambda _, n=number, t=truth: str(n) if t else None)
         any_, all_ = any_ | one, all_ & one
     assert bool(any_.check(talk())) is any(truths)
     assert bool(all_.check(talk())) is all(truths)
@@ -229,20 +229,28 @@ def test_stop_conditions_combine_as_their_truth_does(truths: list[bool]) -> None
 
 def test_settled_needs_quiet_rounds() -> None:
     still, moved = np.array([1.0, 2.0]), np.array([1.0, 2.5])
-    assert Settled().check(talk(still, moved)) is None
-    assert Settled().check(talk(still, moved, still, moved)) == "settled: no agent moved by more than 1e-12 in a round"
-    assert Settled(rounds=2).check(talk(still, moved, still, moved)) is None
-    assert Settled(0.1).check(talk(still, moved, still, still)) is None
-    assert Settled(0.6).check(talk(still, moved, still, still))
-    assert Settled().check(talk("a", "b", "a", "b")) is None
+    assert Converged().check(talk(still, moved)) is None
+    assert (
+        Converged().check(talk(still, moved, still, moved)) == "settled: no agent moved by more than 1e-12 in a round"
+    )
+    assert Converged(rounds=2).check(talk(still, moved, still, moved)) is None
+    assert Converged(0.1).check(talk(still, moved, still, still)) is None
+    assert Converged(0.6).check(talk(still, moved, still, still))
+    assert Converged().check(talk("a", "b", "a", "b")) is None
 
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: MaxTurns(0), lambda: MaxTokens(0), lambda: Says(""), lambda: Settled(-1), lambda: Settled(rounds=0)],
+    [
+        lambda: MaxTurns(0),
+        lambda: MaxTokens(0),
+        lambda: TextMention(""),
+        lambda: Converged(-1),
+        lambda: Converged(rounds=0),
+    ],
 )
 def test_impossible_stop_conditions_are_refused(make: Any) -> None:
-    with pytest.raises(BadInput, match="expected"):
+    with pytest.raises(ConfigurationError, match="expected"):
         make()
 
 
@@ -266,7 +274,7 @@ def test_impossible_stop_conditions_are_refused(make: Any) -> None:
     ],
 )
 def test_what_the_registry_cannot_build_is_named(config: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         registry.agents.build(config, "where")
 
 
@@ -282,7 +290,7 @@ def test_the_registry_builds_by_name_path_and_class() -> None:
 def test_a_broken_plug_in_takes_nothing_else_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_part.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(BadInput, match="importing 'broken_part' failed: ZeroDivisionError"):
+    with pytest.raises(ConfigurationError, match="importing 'broken_part' failed: ZeroDivisionError"):
         registry.agents.build({"kind": "broken_part:Agent", "name": "a"}, "agent")
 
 

@@ -23,7 +23,7 @@ from a2a_ray.analysis.loops.calibration import fit, score_name
 from a2a_ray.analysis.text import embedding
 from a2a_ray.analysis.text.embedding import DEFAULT_MODEL, OFFLINE_PACKAGE, Embedder, load_embedder
 from a2a_ray.runtime import progress
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.transcripts.jsonl import read_jsonl
 from tests.command_line import Done, call, finish, start
 from tests.test_bad_input import LINES, one_sentence
@@ -193,9 +193,9 @@ def test_a_run_alarms_at_the_turn_of_its_export(
     ray_cluster: None, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     agents = [{"name": name, "kind": Again} for name in ("ann", "bob")]
-    protocol = {"kind": "adaptive", "by": "bid", "show": "all"}
-    value = {"agents": agents, "protocol": protocol, "openings": ["Hello.", "Well?"], "rounds": 8}
-    run = run_many(value, storage=tmp_path, progress=False)
+    protocol = {"kind": "adaptive", "by": "bid", "context": "all"}
+    value = {"agents": agents, "protocol": protocol, "openings": ["Hello.", "Well?"], "max_rounds": 8}
+    run = run_experiment(value, storage=tmp_path, progress=False)
     exported, of_run, of_file = (tmp_path / f"{name}.jsonl" for name in ("export", "run", "file"))
     assert call(capsys, "export", run.path, "-o", exported).status == 0
     assert lexical(capsys, run.path, "--alarms", of_run).status == 0
@@ -281,7 +281,7 @@ def test_embeddings_of_a_run_are_kept_in_the_run(
     ray_cluster: None, capsys: pytest.CaptureFixture[str], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agents = [{"name": name, "kind": Again} for name in ("ann", "bob")]
-    run = run_many({"agents": agents, "openings": ["Hello."], "rounds": 6}, storage=tmp_path, progress=False)
+    run = run_experiment({"agents": agents, "openings": ["Hello."], "max_rounds": 6}, storage=tmp_path, progress=False)
     assert call(capsys, "detect", run.path, *EMBEDDED).status == 0
     assert (Path(run.path) / "embeddings.parquet").is_file()
     assert not cache.exists()

@@ -60,7 +60,7 @@ def test_the_specification_of_the_page_on_extending(tmp_path: Path, monkeypatch:
     assert len(list(experiment.tasks())) == 3
     ((_, points),) = blocks(page, "toml")
     for group, entries in tomllib.loads(points)["project"]["entry-points"].items():
-        assert group in ("a2a_ray.agents", "a2a_ray.protocols", "a2a_ray.detectors")
+        assert group in ("a2a_ray.agents", "a2a_ray.protocols", "a2a_ray.observers")
         assert all(callable(load(path, group)) for path in entries.values())
 
 

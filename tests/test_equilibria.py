@@ -19,9 +19,9 @@ from a2a_ray.analysis.dynamics.two_agents import (
     two_agent_equilibrium,
 )
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.linear_task import make_prompt
+from a2a_ray.core.linear_task import make_task
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.protocols.newton_helper import Helper
+from a2a_ray.protocols.newton_helper import NewtonHelper
 
 seeds = st.integers(0, 10**6)
 dims = st.integers(1, 8)
@@ -173,7 +173,7 @@ def test_conversations_of_agents_settle_where_the_closed_form_says(angle: int) -
     w, u = agent_pair(angle)
     equilibrium = predicted(w, u)
     rounds = math.ceil(45 * equilibrium.half_life)
-    transcript = Conversation([w, u], opening=np.zeros(10), rounds=rounds).run()
+    transcript = Conversation([w, u], opening=np.zeros(10), max_rounds=rounds).run()
     measured = residuals(transcript, w, u)
     bound = 1e-9 * equilibrium.gap_norm if angle else 1e-12
     assert np.linalg.norm(measured[0] - equilibrium.residual_w) <= bound
@@ -197,7 +197,7 @@ def test_an_adversary_of_one_example_wins_a_real_conversation(seed: int, d: int)
     examples = asymmetric_examples(w.covariance, target - w.objective, 0.5)
     u = LSAAgent("u", target.tolist(), examples=examples.tolist(), step_size=0.5)
     rounds = math.ceil(45 * predicted(w, u).half_life)
-    e_w, e_u = residuals(Conversation([w, u], opening=np.zeros(d), rounds=rounds).run(), w, u)
+    e_w, e_u = residuals(Conversation([w, u], opening=np.zeros(d), max_rounds=rounds).run(), w, u)
     gap = target - w.objective
     assert np.linalg.norm(e_u) <= 1e-9 * np.linalg.norm(gap)
     assert np.linalg.norm(e_w - (gap - 0.9 * w.covariance @ gap)) <= 1e-9 * np.linalg.norm(gap)
@@ -244,16 +244,16 @@ def helper_settings(agent: LSAAgent) -> dict[str, Any]:
 def test_with_a_helper_the_helped_is_there_after_one_round(angle: float, inner: int) -> None:
     w, u = agent_pair(angle)
     u.inner_steps = inner
-    protocol = Helper(helper_settings(w), helper_settings(u))
-    transcript = Conversation([w, u], protocol, opening=np.full(10, 3.0), rounds=1).run()
+    protocol = NewtonHelper(helper_settings(w), helper_settings(u))
+    transcript = Conversation([w, u], protocol, opening=np.full(10, 3.0), max_rounds=1).run()
     assert np.linalg.norm(np.asarray(transcript.last.content) - w.objective) <= 1e-12
-    damped = Helper(helper_settings(w), helper_settings(u), damping=0.25)
-    transcript = Conversation([w, u], damped, opening=np.full(10, 3.0), rounds=2).run()
+    damped = NewtonHelper(helper_settings(w), helper_settings(u), damping=0.25)
+    transcript = Conversation([w, u], damped, opening=np.full(10, 3.0), max_rounds=2).run()
     round_map = 0.75 * (np.eye(10) - w.step_size * w.covariance)
     expected = np.linalg.matrix_power(round_map, 2) @ (np.full(10, 3.0) - w.objective)
     np.testing.assert_allclose(np.asarray(transcript.last.content) - w.objective, expected, atol=1e-12)
 
 
 def test_the_pull_of_small_steps_keeps_its_digits() -> None:
-    prompt = make_prompt(dim=3, step_size=1e-12, inner_steps=4)
+    prompt = make_task(dim=3, step_size=1e-12, inner_steps=4)
     np.testing.assert_allclose(prompt.pull, 4e-12 * np.eye(3), rtol=1e-9, atol=1e-26)

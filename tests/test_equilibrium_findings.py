@@ -19,7 +19,7 @@ from a2a_ray.analysis.equilibria.own_turns import own_turns
 from a2a_ray.analysis.equilibria.position_settings import PositionSettings
 from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding, from_arrow, to_arrow
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
@@ -40,7 +40,7 @@ def gradient_agents(count: int, **settings: Any) -> list[LSAAgent]:
 
 
 def held(agents: Sequence[LSAAgent], rounds: int = 60, protocol: TurnProtocol | None = None) -> Transcript:
-    return Conversation(list(agents), protocol or Alternating(), opening=np.zeros(DIM), rounds=rounds).run()
+    return Conversation(list(agents), protocol or Alternating(), opening=np.zeros(DIM), max_rounds=rounds).run()
 
 
 def analyzer(agents: Sequence[LSAAgent], **options: Any) -> EquilibriumAnalyzer:
@@ -259,7 +259,7 @@ def test_the_margin_follows_from_the_objectives_and_is_in_the_settings() -> None
     ],
 )
 def test_settings_that_are_wrong(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(BadInput, match=words):
+    with pytest.raises(ConfigurationError, match=words):
         EquilibriumAnalyzer(**options)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from a2a_ray.core.errors import StorageError
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.quarantine import ALONE_DEATHS, Suspects
-from a2a_ray.runtime.run_experiment import resume, run_many
+from a2a_ray.runtime.run_experiment import resume_run, run_experiment
 from a2a_ray.store.run import Run, run_names
 
 
@@ -41,7 +41,7 @@ class Deadly:
 def spec(openings: list[str], **agent: Any) -> dict[str, Any]:
     """Two agents of this kind."""
     agents = [{"name": name, "kind": "tests.test_failures:Deadly", **agent} for name in ("ann", "bob")]
-    return {"agents": agents, "openings": openings, "turns": 6, "name": "deadly"}
+    return {"agents": agents, "openings": openings, "max_turns": 6, "name": "deadly"}
 
 
 def said(run: Run) -> dict[str, list[tuple[int, str, str]]]:
@@ -54,7 +54,7 @@ def test_a_poison_conversation_is_set_aside_and_no_other(
     ray_cluster: None, tmp_path: Path, at: int, wait: float
 ) -> None:
     openings = [f"calm{i}" for i in range(12)] + ["poison"] + [f"calm{i}" for i in range(12, 20)]
-    run = run_many(spec(openings, at=at, wait=wait), storage=tmp_path, workers=2, progress=False)
+    run = run_experiment(spec(openings, at=at, wait=wait), storage=tmp_path, workers=2, progress=False)
     assert run.summary() == {"conversations": 21, "done": 20, "failed": 1, "turns": 20 * 6 + at - 1}
     (failed,) = [t for t in run.transcripts() if t.status == "failed"]
     assert failed.opening.content == "poison"
@@ -63,9 +63,9 @@ def test_a_poison_conversation_is_set_aside_and_no_other(
 
 def test_a_worker_that_dies_once_costs_nothing(ray_cluster: None, tmp_path: Path) -> None:
     openings = [f"calm{i}" for i in range(6)] + ["poison"]
-    calm = said(run_many(spec(openings, at=99), storage=tmp_path / "calm", workers=1, progress=False))
+    calm = said(run_experiment(spec(openings, at=99), storage=tmp_path / "calm", workers=1, progress=False))
     once = str(tmp_path / "died")
-    run = run_many(spec(openings, at=3, once=once), storage=tmp_path / "cut", workers=1, progress=False)
+    run = run_experiment(spec(openings, at=3, once=once), storage=tmp_path / "cut", workers=1, progress=False)
     assert Path(once).exists()
     assert said(run) == calm
     assert run.summary()["done"] == 7
@@ -75,9 +75,9 @@ def test_raise_ends_the_run_and_it_can_be_resumed(ray_cluster: None, tmp_path: P
     once = str(tmp_path / "died")
     value = spec(["calm", "poison"], at=3, once=once)
     with pytest.raises(StorageError, match=r"a worker process died: .*; resume the run"):
-        run_many(value, storage=tmp_path / "runs", progress=False, on_failure="raise")
+        run_experiment(value, storage=tmp_path / "runs", progress=False, on_failure="raise")
     (name,) = run_names(tmp_path / "runs")
-    assert resume(name, progress=False).summary() == {"conversations": 2, "done": 2, "failed": 0, "turns": 12}
+    assert resume_run(name, progress=False).summary() == {"conversations": 2, "done": 2, "failed": 0, "turns": 12}
 
 
 @given(st.integers(1, 300), st.data())
@@ -146,8 +146,8 @@ def test_an_agent_with_memory_goes_on_where_it_was(ray_cluster: None, tmp_path: 
         },
         {"name": "bob", "kind": "tests.test_failures:Deadly"},
     ]
-    value = {"agents": agents, "openings": [f"calm{i}" for i in range(5)], "turns": 11, "name": "memory"}
-    run = run_many(value, storage=tmp_path / "runs", progress=False)
+    value = {"agents": agents, "openings": [f"calm{i}" for i in range(5)], "max_turns": 11, "name": "memory"}
+    run = run_experiment(value, storage=tmp_path / "runs", progress=False)
     assert (tmp_path / "died").exists()
     for transcript in run.transcripts():
         assert [m.content for m in transcript.turns if m.sender == "ann"] == [f"asked {n} times" for n in range(1, 7)]

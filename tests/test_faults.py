@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 
 import a2a_ray
-from a2a_ray import BadInput, Conversation, EchoAgent, Message, PlacementError
+from a2a_ray import ConfigurationError, Conversation, EchoAgent, Message, PlacementError
 from a2a_ray.agents.openai.openai_agent import OpenAIAgent
-from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.errors import AuthenticationError
+from a2a_ray.core.verdict import ObserverVerdict
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.run_experiment import resume, run_many
+from a2a_ray.runtime.run_experiment import resume_run, run_experiment
 from a2a_ray.store.run import Run, open_run, run_names
 from tests.command_line import call, write_spec
 
@@ -70,7 +70,7 @@ class Waiting:
 
 def held(openings: list[str], storage: Path, placement: str = "worker", **more: Any) -> Run:
     agents = [{"name": "odd", "kind": Odd, "placement": placement, **more}, {"name": "bob", "kind": "echo"}]
-    return run_many({"agents": agents, "openings": openings, "rounds": 2}, storage=storage, progress=False)
+    return run_experiment({"agents": agents, "openings": openings, "max_rounds": 2}, storage=storage, progress=False)
 
 
 @pytest.mark.parametrize("placement", ["worker", "actor"])
@@ -109,30 +109,30 @@ def test_functions_of_one_name_are_two_agents(ray_cluster: None, tmp_path: Path)
     functions = [lambda text: "one", lambda text: "two"]
     for placement in ("worker", "actor"):
         agent = {"name": "ann", "kind": "function", "function": functions[0], "placement": placement}
-        value = {"agents": [agent], "openings": ["x"], "rounds": 1, "sweep": {"agents.ann.function": functions}}
-        run = run_many(value, storage=tmp_path / placement, progress=False)
+        value = {"agents": [agent], "openings": ["x"], "max_rounds": 1, "sweep": {"agents.ann.function": functions}}
+        run = run_experiment(value, storage=tmp_path / placement, progress=False)
         assert [t.messages[0].content for t in run.transcripts()] == ["one", "two"]
-        with pytest.raises(BadInput, match="experiment="):
-            resume(run, progress=False)
-        assert resume(run, experiment=value, progress=False).summary()["done"] == 2
+        with pytest.raises(ConfigurationError, match="experiment="):
+            resume_run(run, progress=False)
+        assert resume_run(run, experiment=value, progress=False).summary()["done"] == 2
 
 
 def test_a_remote_agent_survives_a_talk_that_is_cut_off(ray_cluster: None) -> None:
     agent = a2a_ray.remote(lambda: Waiting("slow", 1.0), num_cpus=0)
 
     async def cut() -> None:
-        await asyncio.wait_for(Conversation([agent], opening="x", rounds=3).run_async(), 0.2)
+        await asyncio.wait_for(Conversation([agent], opening="x", max_rounds=3).run_async(), 0.2)
 
     with pytest.raises(TimeoutError):
         asyncio.run(cut())
-    assert Conversation([agent], opening="x", rounds=1).run().last.content == "done"
+    assert Conversation([agent], opening="x", max_rounds=1).run().last.content == "done"
 
 
 def test_asynchronous_steps_overlap_in_an_actor(ray_cluster: None, tmp_path: Path) -> None:
     agents = [{"name": "slow", "kind": Waiting, "placement": "actor"}]
-    value = {"agents": agents, "openings": ["x"], "rounds": 2, "repeats": 40}
+    value = {"agents": agents, "openings": ["x"], "max_rounds": 2, "repeats": 40}
     seen: list[float] = []
-    run_many(value, storage=tmp_path, progress=lambda p: seen.append(p.seconds))
+    run_experiment(value, storage=tmp_path, progress=lambda p: seen.append(p.seconds))
     assert seen[-1] < 8, "one after another these 80 steps of 0.2 s take 16 s"
 
 
@@ -153,7 +153,7 @@ def test_a_cluster_that_does_not_answer_is_told_soon(tmp_path: Path) -> None:
     ("change", "sentence"),
     [
         ({"protocol": {"kind": "alternating", "order": ["ann", "carl"]}}, "protocol.order: unknown agent 'carl'"),
-        ({"protocol": {"kind": "helper", "helped": {"objective": [1.0]}, "helper": {}}}, "1 agents; expected 2"),
+        ({"protocol": {"kind": "newton_helper", "helped": {"objective": [1.0]}, "helper": {}}}, "1 agents; expected 2"),
         ({"openings": [[0.0, float("nan")]]}, "openings.0: content has NaN"),
         ({"openings": [[]]}, "openings.0: content has shape (0,)"),
         (
@@ -163,9 +163,9 @@ def test_a_cluster_that_does_not_answer_is_told_soon(tmp_path: Path) -> None:
     ],
 )
 def test_what_can_be_known_before_the_start_is(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
-    value = {"agents": [{"name": "ann", "kind": "echo"}], "rounds": 1, **change}
-    with pytest.raises(BadInput) as error:
-        run_many(value, storage=tmp_path / "runs", progress=False)
+    value = {"agents": [{"name": "ann", "kind": "echo"}], "max_rounds": 1, **change}
+    with pytest.raises(ConfigurationError) as error:
+        run_experiment(value, storage=tmp_path / "runs", progress=False)
     assert sentence in str(error.value)
     assert not (tmp_path / "runs").exists()
 
@@ -224,9 +224,9 @@ def test_a_wrong_key_stops_the_run_which_is_resumed_with_the_right_one(
         agent |= {"limits": {"max_concurrency": 4}}
         env.write_text("wrong")
         agents = [agent, {"name": "bob", "kind": "echo"}]
-        value = {"agents": agents, "openings": ["Hello."], "repeats": 200, "rounds": 2}
+        value = {"agents": agents, "openings": ["Hello."], "repeats": 200, "max_rounds": 2}
         with pytest.raises(AuthenticationError) as error:
-            run_many(value, storage=tmp_path, workers=2, progress=False)
+            run_experiment(value, storage=tmp_path, workers=2, progress=False)
         sentence = str(error.value)
         assert "agent 'ann'" in sentence
         assert "check the key in the environment variable A2A_TEST_KEY" in sentence
@@ -236,7 +236,7 @@ def test_a_wrong_key_stops_the_run_which_is_resumed_with_the_right_one(
         assert path in sentence
         assert open_run(path).summary() == {"conversations": 200, "done": 0, "failed": 0, "turns": 0}
         env.write_text("right")
-        done = resume(path, progress=False)
+        done = resume_run(path, progress=False)
         assert done.summary() == {"conversations": 200, "done": 200, "failed": 0, "turns": 800}
         assert seen.count("Bearer right") == 400
 
@@ -258,7 +258,7 @@ def test_the_command_line_tells_a_wrong_key_in_one_sentence(
     with served() as (openai, seen):
         (tmp_path / "key").write_text("wrong")
         agent = {"name": "ann", **openai, "kind": "tests.test_faults:Keyed", "file": str(tmp_path / "key")}
-        spec = write_spec(tmp_path, agents=[agent], openings=["x"], rounds=1)
+        spec = write_spec(tmp_path, agents=[agent], openings=["x"], max_rounds=1)
         done = call(capsys, "run", spec, "--storage", tmp_path / "runs")
         assert (done.status, done.out, len(seen)) == (1, "", 1)
         (line,) = [line for line in done.err.splitlines() if line.startswith("Error: ")]
@@ -273,8 +273,8 @@ def test_responses_without_an_answer_fail_no_conversation(ray_cluster: None, tmp
     with served(garbage=True) as (openai, seen):
         (tmp_path / "key").write_text("right")
         agent = {"name": "ann", **openai, "kind": Keyed, "file": str(tmp_path / "key")}
-        value = {"agents": [agent], "openings": ["x"], "rounds": 3, "repeats": 10}
-        run = run_many(value, storage=tmp_path, progress=False)
+        value = {"agents": [agent], "openings": ["x"], "max_rounds": 3, "repeats": 10}
+        run = run_experiment(value, storage=tmp_path, progress=False)
         assert run.summary() == {"conversations": 10, "done": 10, "failed": 0, "turns": 30}
         assert len(seen) > 30
         assert sum(m.usage.get("retries", 0) for t in run.transcripts() for m in t) == len(seen) - 30
@@ -283,39 +283,41 @@ def test_responses_without_an_answer_fail_no_conversation(ray_cluster: None, tmp
 # --- parts that are none ------------------------------------------------------------------------------------------
 
 
-class Says:
+class Talker:
     """An observer that returns something else from some turn on."""
 
     def __init__(self, value: Any = None, turn: int = 2) -> None:
         self.value, self.turn = value, turn
 
     def update(self, message: Message) -> Any:
-        return Verdict() if message.turn < self.turn else self.value
+        return ObserverVerdict() if message.turn < self.turn else self.value
 
 
 @pytest.mark.parametrize("value", [True, None, "loop"])
 def test_an_observer_that_returns_no_verdict_fails_its_talks_by_name(
     ray_cluster: None, tmp_path: Path, value: Any
 ) -> None:
-    spec = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "rounds": 3, "repeats": 3}
-    run = run_many({**spec, "observers": [{"kind": Says, "value": value}]}, storage=tmp_path, progress=False)
+    spec = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_rounds": 3, "repeats": 3}
+    run = run_experiment({**spec, "observers": [{"kind": Talker, "value": value}]}, storage=tmp_path, progress=False)
     for transcript in run.transcripts():
         assert transcript.status == "failed"
         assert "returned " in transcript.error
         assert str(value) in transcript.error
         assert len(transcript.messages) == 2, "what was said before is kept"
-        assert transcript.error.endswith("at turn 2; expected a Verdict (return NOTHING if there is nothing to report)")
+        assert transcript.error.endswith(
+            "at turn 2; expected a ObserverVerdict (return NOTHING if there is nothing to report)"
+        )
 
 
 def test_an_observer_that_fails_on_what_it_sees_again_fails_its_talk_once_more(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    spec = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "rounds": 3}
-    run = run_many({**spec, "observers": [{"kind": Says}]}, storage=tmp_path, progress=False)
-    again = resume(run, retry_failed=True, progress=False)
+    spec = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_rounds": 3}
+    run = run_experiment({**spec, "observers": [{"kind": Talker}]}, storage=tmp_path, progress=False)
+    again = resume_run(run, retry_failed=True, progress=False)
     (transcript,) = again.transcripts()
     assert (transcript.status, len(transcript.messages)) == ("failed", 2)
-    assert "expected a Verdict" in transcript.error
+    assert "expected a ObserverVerdict" in transcript.error
 
 
 def answer(text: str) -> str:
@@ -342,16 +344,19 @@ ANN = {"name": "ann", "kind": "echo"}
         ({"agents": [{**ANN, "kind": Speechless}]}, r"agents\.0: Speechless .* has no step; expected an agent"),
         ({"observers": [{"kind": Speechless}]}, r"observers\.0: Speechless .* has no update; expected an observer"),
         ({"observers": [answer]}, r"observers\.0: the value function .*; expected settings with a kind"),
-        ({"observers": [Says()]}, r"observers\.0: the value Says .*; expected settings with a kind"),
-        ({"stop": [{"kind": Speechless}]}, r"stop\.0: Speechless .* has no check; expected a stop condition"),
-        ({"protocol": {"kind": Speechless}}, r"protocol: Speechless .* has no speakers and no view"),
+        ({"observers": [Talker()]}, r"observers\.0: the value Talker .*; expected settings with a kind"),
+        (
+            {"termination": [{"kind": Speechless}]},
+            r"termination\.0: Speechless .* has no check; expected a termination condition",
+        ),
+        ({"protocol": {"kind": Speechless}}, r"protocol: Speechless .* has no speakers and no context"),
     ],
 )
 def test_a_run_names_what_is_no_part(value: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         Experiment.parse({"agents": [ANN], "openings": ["x"], **value}).check()
 
 
 def test_a_factory_must_make_an_agent(ray_cluster: None) -> None:
-    with pytest.raises(BadInput, match="what the factory makes: the class EchoAgent; expected an agent"):
+    with pytest.raises(ConfigurationError, match="what the factory makes: the class EchoAgent; expected an agent"):
         a2a_ray.remote(lambda: EchoAgent, num_cpus=0)

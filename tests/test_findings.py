@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding, canonical, from_arrow, schema, to_arrow
 from tests.strategies import findings
 
@@ -66,5 +66,5 @@ def test_what_is_not_finite_is_none() -> None:
     ],
 )
 def test_what_is_no_finding(value: dict[str, object], sentence: str) -> None:
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         Finding.from_dict(value)

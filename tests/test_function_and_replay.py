@@ -16,12 +16,13 @@ import pytest
 from a2a_ray.agents.echo import EchoAgent
 from a2a_ray.agents.function import FunctionAgent
 from a2a_ray.agents.replay import ReplayAgent
-from a2a_ray.core.contracts import Bids, Say, TurnProtocol, View
+from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import AgentError, BadAnswer, BadInput
+from a2a_ray.core.errors import AgentError, ConfigurationError, InvalidResponseError
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import agents
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.turns import BidRequest, ProtocolMessage, TurnContext
 from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.transcripts.jsonl import write_jsonl
 
@@ -47,7 +48,7 @@ class Counting:
 
 def one_turn(function: Any, opening: Any = "hello", **settings: Any) -> Message:
     agent = FunctionAgent("ann", function, **settings)
-    return Conversation([agent], opening=opening, turns=1).run().turns[0]
+    return Conversation([agent], opening=opening, max_turns=1).run().turns[0]
 
 
 # --- functions ----------------------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def test_content(function: Any) -> None:
 
 def test_history_and_message() -> None:
     agent = FunctionAgent("ann", Counting(), takes="history")
-    transcript = Conversation([agent, EchoAgent("bob")], Alternating(show="all"), "go", turns=3).run()
+    transcript = Conversation([agent, EchoAgent("bob")], Alternating(context="all"), "go", max_turns=3).run()
     assert [m.content for m in transcript] == ["1: go", "1: go", "3: 1: go"]
     answer = one_turn(Counting().later, takes="message")
     assert (str(answer.content).split("/")[0], answer.usage) == ("1", {"requests": 1})
@@ -94,7 +95,7 @@ def test_bad_answers_are_named_by_the_conversation(value: Any, said: str, later:
     async def function(x: Any) -> Any:
         return value
 
-    with pytest.raises(BadAnswer, match="agent 'ann'") as caught:
+    with pytest.raises(InvalidResponseError, match="agent 'ann'") as caught:
         one_turn(function if later else lambda x: value, np.zeros(2))
     assert said in str(caught.value)
 
@@ -117,12 +118,12 @@ def test_by_path_from_a_specification(tmp_path: Path, monkeypatch: pytest.Monkey
         ("my_functions", "expected module:attr"),
         ("my_functions:NUMBER", "expected a callable"),
     ):
-        with pytest.raises(BadInput, match=r"agents\.0: function") as caught:
+        with pytest.raises(ConfigurationError, match=r"agents\.0: function") as caught:
             agents.build({"kind": "function", "name": "ann", "function": path}, "agents.0")
         assert said in str(caught.value)
-    with pytest.raises(BadInput, match=r"agents\.0\.takes: 'contents'"):
+    with pytest.raises(ConfigurationError, match=r"agents\.0\.takes: 'contents'"):
         agents.build({"kind": "function", "name": "a", "function": shout, "takes": "contents"}, "agents.0")
-    with pytest.raises(BadInput, match="Did you mean 'content'"):
+    with pytest.raises(ConfigurationError, match="Did you mean 'content'"):
         FunctionAgent("a", shout, takes="contents")  # type: ignore[arg-type]
 
 
@@ -168,13 +169,13 @@ class Auction(TurnProtocol):
     def speakers(self, transcript: Transcript) -> Any:
         place = len(transcript.turns) % 4
         if place == 0:
-            return Bids(transcript.agents)
+            return BidRequest(transcript.agents)
         if place == 3:
-            return Say("all", transcript.messages[-1].content)
+            return ProtocolMessage("all", transcript.messages[-1].content)
         return max(transcript.turns[-2:], key=lambda m: float(str(m.content))).sender if place == 2 else ()
 
-    def view(self, transcript: Transcript, speaker: str) -> View:
-        return View("", transcript.opening.content)
+    def context(self, transcript: Transcript, speaker: str) -> TurnContext:
+        return TurnContext("", transcript.opening.content)
 
 
 def test_a_transcript_is_held_again_with_bids_and_combinations() -> None:
@@ -186,10 +187,10 @@ def test_a_transcript_is_held_again_with_bids_and_combinations() -> None:
             bid=lambda m: (m.seed ^ len(name)) % 1000,
         )
 
-    first = Conversation([bid("ann"), bid("bobby")], Auction(), "go", turns=6, seed=4).run()
+    first = Conversation([bid("ann"), bid("bobby")], Auction(), "go", max_turns=6, seed=4).run()
     assert {m.kind for m in first} == {"message", "bid", "combine"}
     assert {m.sender for m in first.messages} == {"ann", "bobby"}
-    again = Conversation(ReplayAgent.from_transcript(first), Auction(), "go", turns=6, seed=99, id="other").run()
+    again = Conversation(ReplayAgent.from_transcript(first), Auction(), "go", max_turns=6, seed=99, id="other").run()
     assert said(again) == said(first)
     ann, bobby = ReplayAgent.from_transcript(first)
     silent = ann if first.messages[0].sender == "bobby" else bobby
@@ -197,7 +198,7 @@ def test_a_transcript_is_held_again_with_bids_and_combinations() -> None:
     with pytest.raises(AgentError, match="at turn 1 of conversation 'c': no answer is recorded"):
         silent.step(Message("c", 3, "", "go", asides=2))  # a bid is no answer
     with pytest.raises(AgentError, match="no bid is recorded; there is one at turns: "):
-        Conversation(ReplayAgent.from_transcript(first), Auction(), "go", turns=7).run()
+        Conversation(ReplayAgent.from_transcript(first), Auction(), "go", max_turns=7).run()
 
 
 def test_vectors_kinds_and_metadata_but_no_usage() -> None:
@@ -206,7 +207,7 @@ def test_vectors_kinds_and_metadata_but_no_usage() -> None:
     transcript.append(Message("c", 1, "ann", "run tests", usage={"cost": 1.0}, metadata={"tool": "sh"}, kind="action"))
     transcript.append(Message("c", 2, "bob", vector))
     replayed = pickle.loads(pickle.dumps(ReplayAgent.from_transcript(transcript)))
-    again = Conversation(replayed, turns=2).run().turns
+    again = Conversation(replayed, max_turns=2).run().turns
     assert (again[0].kind, again[0].metadata, again[0].usage) == ("action", {"tool": "sh"}, {})
     content: Any = again[1].content
     np.testing.assert_array_equal(content, vector, strict=True)
@@ -215,7 +216,9 @@ def test_vectors_kinds_and_metadata_but_no_usage() -> None:
 def test_a_file_is_matched_by_conversation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "talks.jsonl"
     talks = [
-        Conversation([FunctionAgent(n, lambda x, n=n: [*x, 1][:2]) for n in ("ann", "bob")], opening=o, turns=4, id=i)
+        Conversation(
+            [FunctionAgent(n, lambda x, n=n: [*x, 1][:2]) for n in ("ann", "bob")], opening=o, max_turns=4, id=i
+        )
         for i, o in (("c1", np.array([0.0, 1 / 3])), ("c2", np.array([5.0, 6.0])))
     ]
     first = [talk.run() for talk in talks]
@@ -227,11 +230,11 @@ def test_a_file_is_matched_by_conversation(tmp_path: Path, caplog: pytest.LogCap
         agent.check()
     assert "line 3" in caplog.text
     for transcript in first:
-        again = Conversation(pair, opening=transcript.opening.content, turns=4, id=transcript.id).run()
+        again = Conversation(pair, opening=transcript.opening.content, max_turns=4, id=transcript.id).run()
         assert said(again) == said(transcript)
     with pytest.raises(AgentError, match=r"says nothing in that conversation in .*talks\.jsonl; there is: c1, c2"):
-        Conversation(pair, turns=4, id="c3").run()
-    too_long = Conversation(pair, opening=np.zeros(2), turns=6, id="c1")
+        Conversation(pair, max_turns=4, id="c3").run()
+    too_long = Conversation(pair, opening=np.zeros(2), max_turns=6, id="c1")
     with pytest.raises(AgentError, match=r"'ann' at turn 5 of conversation 'c1': no answer .* at turns: 1, 3$"):
         too_long.run()
     assert len(too_long.transcript) == 4
@@ -241,24 +244,24 @@ def test_scripts() -> None:
     ann = ReplayAgent("ann", ["One.", None, "Three."])
     numbered = json.loads('{"2": "Two."}')  # JSON knows no whole numbers as keys
     bob = agents.build({"kind": "replay", "name": "bob", "turns": numbered}, "agents.1")
-    transcript = Conversation([ann, bob], turns=3).run()
+    transcript = Conversation([ann, bob], max_turns=3).run()
     assert [m.content for m in transcript] == ["One.", "Two.", "Three."]
-    vector: Any = Conversation([ReplayAgent("ann", [[1, 2]])], turns=1).run().turns[0].content
+    vector: Any = Conversation([ReplayAgent("ann", [[1, 2]])], max_turns=1).run().turns[0].content
     assert vector.dtype == np.float64
-    silent = Conversation([ReplayAgent("ann", {})], turns=1)
+    silent = Conversation([ReplayAgent("ann", {})], max_turns=1)
     with pytest.raises(AgentError, match=r"at turn 1 of conversation 'conversation': no answer is recorded;.*: none"):
         silent.run()
 
 
 def test_bad_replays(tmp_path: Path) -> None:
     for settings in ({}, {"turns": [], "file": "x"}):
-        with pytest.raises(BadInput, match="exactly one"):
+        with pytest.raises(ConfigurationError, match="exactly one"):
             ReplayAgent("ann", **settings)
-    with pytest.raises(BadInput, match=r"turns\.2: .*expected text"):
+    with pytest.raises(ConfigurationError, match=r"turns\.2: .*expected text"):
         ReplayAgent("ann", {2: ["a"]})  # type: ignore[list-item]
-    with pytest.raises(BadInput, match="No such file"):
+    with pytest.raises(ConfigurationError, match="No such file"):
         ReplayAgent("ann", file=str(tmp_path / "none.jsonl")).check()
     file = tmp_path / "talk.jsonl"
     file.write_text('{"id": "c", "turns": [{"speaker": "eve", "text": "x"}]}')
-    with pytest.raises(BadInput, match="'ann' says nothing in it; speakers there: eve"):
+    with pytest.raises(ConfigurationError, match="'ann' says nothing in it; speakers there: eve"):
         ReplayAgent("ann", file=str(file)).check()

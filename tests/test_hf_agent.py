@@ -22,7 +22,7 @@ from a2a_ray.agents.chat_prompts import chat, running_text
 from a2a_ray.agents.hf.hf_agent import HFAgent
 from a2a_ray.agents.hf.hf_source import embedded, missing_weights
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import AgentError, BadInput, ContextTooSmall
+from a2a_ray.core.errors import AgentError, ConfigurationError, ContextLengthError
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import agents
 
@@ -251,11 +251,11 @@ def test_context_too_small_fails_its_row_alone(llama: Path) -> None:
     assert isinstance(first, Message)
     assert isinstance(last, Message)
     assert first.content == last.content == ann.step(good).content
-    assert isinstance(failed, ContextTooSmall)
+    assert isinstance(failed, ContextLengthError)
     assert "turn 7" in str(failed)
     assert f"has {CONTEXT}" in str(failed)
     assert "max_new_tokens 100" in str(pickle.loads(pickle.dumps(failed)))
-    with pytest.raises(ContextTooSmall):
+    with pytest.raises(ContextLengthError):
         ann.step(bad)
     assert isinstance(ann.step(ask(TEXT * 3, max_new_tokens=5, temperature=0.0, history=())), Message)
 
@@ -331,13 +331,13 @@ def test_template_without_a_system_role(chatty: Path) -> None:
 
 
 def test_chat_needs_a_template(llama: Path) -> None:
-    with pytest.raises(BadInput, match="no chat template; use mode: completion"):
+    with pytest.raises(ConfigurationError, match="no chat template; use mode: completion"):
         agent(llama, mode="chat").check()
 
 
 def test_check_names_what_is_wrong(llama: Path, tmp_path: Path) -> None:
     def wrong(model: object, sentence: str, **options: Any) -> None:
-        with pytest.raises(BadInput, match=sentence):
+        with pytest.raises(ConfigurationError, match=sentence):
             HFAgent("ann", str(model), **options).check()
 
     wrong(tmp_path / "nowhere", "no such folder")
@@ -374,14 +374,14 @@ def test_check_names_what_is_wrong(llama: Path, tmp_path: Path) -> None:
     ],
 )
 def test_constructor_checks(key: str, value: Any) -> None:
-    with pytest.raises(BadInput, match=f"^{key}: "):
+    with pytest.raises(ConfigurationError, match=f"^{key}: "):
         HFAgent("ann", "tiny-llama", **{key: value})
 
 
 def test_built_from_a_specification(llama: Path) -> None:
     built = agents.build({"kind": "hf", "model": str(llama), "temperature": 0, "max_new_tokens": 4}, "ann", name="ann")
     assert built.step(ask("Once")).usage["output_tokens"] == 4
-    with pytest.raises(BadInput, match=r"ann\.max_new_token: .*'max_new_tokens'"):
+    with pytest.raises(ConfigurationError, match=r"ann\.max_new_token: .*'max_new_tokens'"):
         agents.build({"kind": "hf", "model": "x/y", "max_new_token": 4}, "ann", name="ann")
 
 
@@ -507,7 +507,7 @@ def test_real_models_greedy_equals_generate(name: str) -> None:
 def test_two_real_models_talk() -> None:
     ann = HFAgent("ann", str(real("stories260K")), device="cpu")
     bob = HFAgent("bob", str(real("babyllama105")), device="cpu")
-    runs = [Conversation([ann, bob], opening="Once upon a time", rounds=2, seed=4).run() for _ in range(2)]
+    runs = [Conversation([ann, bob], opening="Once upon a time", max_rounds=2, seed=4).run() for _ in range(2)]
     first, second = ([turn.content for turn in run.turns] for run in runs)
     assert first == second
     assert len(first) == 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 
 
 def talks(**more: Any) -> dict[str, Any]:
@@ -15,17 +15,17 @@ def talks(**more: Any) -> dict[str, Any]:
     model = {"kind": "hf", "dtype": "float64", "max_new_tokens": 12, "threads": 1, **more}
     return {
         "agents": [{"name": "lou", "model": "tiny-llama", **model}, {"name": "neo", "model": "tiny-neox", **model}],
-        "protocol": {"kind": "alternating", "show": {"last": 2}},
+        "protocol": {"kind": "alternating", "context": {"last": 2}},
         "openings": {"first": 3},
         "repeats": 2,
-        "turns": 5,
+        "max_turns": 5,
         "seed": 7,
         "sweep": {"agents.*.temperature": [0.3, 1.0]},
     }
 
 
 def said(value: dict[str, Any], storage: Path, workers: int | None = None) -> dict[str, list[Any]]:
-    run = run_many(value, storage=storage, workers=workers, progress=False)
+    run = run_experiment(value, storage=storage, workers=workers, progress=False)
     assert run.summary() == {"conversations": 12, "done": 12, "failed": 0, "turns": 60}
     return {t.id: [(m.sender, m.content, m.seed, m.usage, m.metadata) for m in t] for t in run.transcripts()}
 

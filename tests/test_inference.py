@@ -18,7 +18,7 @@ from a2a_ray.analysis.equilibria import bootstrap
 from a2a_ray.analysis.equilibria.bootstrap import FixedPointTest
 from a2a_ray.analysis.equilibria.trajectory_fit import fit, positions_by_agent
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
 from tests.strategies import seeds, settling_rounds
@@ -292,15 +292,15 @@ def test_the_noise_of_many_rounds_is_drawn_in_parts(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_bad_input(positions: Any, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(BadInput, match=words):
+    with pytest.raises(ConfigurationError, match=words):
         fit(positions, **options)
 
 
 def test_bad_points() -> None:
     found = fit(plane(0.5, d=2))
-    with pytest.raises(BadInput, match=r"point: shape \(3,\); expected \(2,\)"):
+    with pytest.raises(ConfigurationError, match=r"point: shape \(3,\); expected \(2,\)"):
         found.p_value([1.0, 2.0, 3.0])
-    with pytest.raises(BadInput, match=r"point: shape \(2,\); expected \(\)"):
+    with pytest.raises(ConfigurationError, match=r"point: shape \(2,\); expected \(\)"):
         found.p_value([1.0, 2.0], axis=[1.0, 0.0])
 
 
@@ -316,7 +316,7 @@ def agents() -> list[LSAAgent]:
 
 def test_real_agents_settle_where_the_closed_form_says() -> None:
     w, u = agents()
-    transcript = Conversation([w, u], opening=np.zeros(2), turns=81).run()
+    transcript = Conversation([w, u], opening=np.zeros(2), max_turns=81).run()
     positions = positions_by_agent(transcript)
     assert [x.shape for x in positions.values()] == [(40, 2), (40, 2)]
     np.testing.assert_array_equal(positions["u"][3], transcript.messages[7].content)
@@ -328,8 +328,8 @@ def test_real_agents_settle_where_the_closed_form_says() -> None:
 
 
 def test_transcripts_that_have_no_positions() -> None:
-    talk = Conversation([FunctionAgent("ann", str.upper), FunctionAgent("bob", str.lower)], opening="Hi", rounds=2)
-    with pytest.raises(BadInput, match="turn 1 is text"):
+    talk = Conversation([FunctionAgent("ann", str.upper), FunctionAgent("bob", str.lower)], opening="Hi", max_rounds=2)
+    with pytest.raises(ConfigurationError, match="turn 1 is text"):
         positions_by_agent(talk.run())
 
     def said(*speakers: str, sizes: int = 2) -> Transcript:
@@ -338,10 +338,10 @@ def test_transcripts_that_have_no_positions() -> None:
             transcript.append(Message("t", number, name, np.zeros(2 if number < len(speakers) else sizes)))
         return transcript
 
-    with pytest.raises(BadInput, match="in round 2 speak bob, bob; expected each of ann, bob once"):
+    with pytest.raises(ConfigurationError, match="in round 2 speak bob, bob; expected each of ann, bob once"):
         positions_by_agent(said("ann", "bob", "bob", "bob"))
-    with pytest.raises(BadInput, match="1 messages of 2 agents; expected a whole round"):
+    with pytest.raises(ConfigurationError, match="1 messages of 2 agents; expected a whole round"):
         positions_by_agent(said("ann"))
-    with pytest.raises(BadInput, match="differing length"):
+    with pytest.raises(ConfigurationError, match="differing length"):
         positions_by_agent(said("ann", "bob", sizes=3))
     assert positions_by_agent(said("bob", "ann", "ann", "bob", "ann"))["ann"].shape == (2, 2)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.store import lease as module
 from a2a_ray.store.lease import Lease
 from tests.command_line import ROOT
@@ -38,12 +38,12 @@ def elsewhere(lease: Lease, **changes: Any) -> None:
 
 def test_a_second_driver_is_told_who_holds_the_run_and_what_to_do(tmp_path: Path) -> None:
     first = Lease.acquire(tmp_path)
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(ConfigurationError) as error:
         Lease.acquire(tmp_path)
     sentence = str(error.value)
     assert f"process {first._who['pid']} on {first._who['host']} drives this run since 20" in sentence
     assert "last sign of life 0 s ago" in sentence
-    assert sentence.endswith("wait until it ends, or take the run from it with --steal")
+    assert sentence.endswith("wait until it ends, or take the run from it with --takeover")
     assert not first.lost
     first.release()
     second = Lease.acquire(tmp_path)
@@ -55,7 +55,7 @@ def test_a_process_that_was_killed_here_is_followed_at_once(tmp_path: Path) -> N
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "1\n"
-    with pytest.raises(BadInput, match=f"process {process.pid} on"):
+    with pytest.raises(ConfigurationError, match=f"process {process.pid} on"):
         Lease.acquire(tmp_path)
     process.kill()
     process.wait()
@@ -78,13 +78,13 @@ def test_a_process_number_that_was_given_anew_is_not_the_holder(tmp_path: Path) 
 
 def test_stealing_is_noticed_by_the_holder_and_its_release_changes_nothing(tmp_path: Path) -> None:
     first = Lease.acquire(tmp_path)
-    second = Lease.acquire(tmp_path, steal=True)
+    second = Lease.acquire(tmp_path, takeover=True)
     assert second.epoch == 2
     assert not first.renew()
     assert first.lost
     first.release()
     assert second.renew()
-    with pytest.raises(BadInput):
+    with pytest.raises(ConfigurationError):
         Lease.acquire(tmp_path)
     second.release()
 
@@ -92,7 +92,7 @@ def test_stealing_is_noticed_by_the_holder_and_its_release_changes_nothing(tmp_p
 def test_a_silent_holder_elsewhere_is_followed_after_the_expiry_only(tmp_path: Path, quick: None) -> None:
     first = Lease.acquire(tmp_path)
     elsewhere(first)
-    with pytest.raises(BadInput, match="on node-7"):
+    with pytest.raises(ConfigurationError, match="on node-7"):
         Lease.acquire(tmp_path)
     time.sleep(0.7)
     started = time.monotonic()
@@ -120,7 +120,7 @@ def test_a_holder_whose_clock_is_late_keeps_its_run(
     late.start()
     time.sleep(0.3)
     try:
-        with pytest.raises(BadInput, match="last sign of life 60"):
+        with pytest.raises(ConfigurationError, match="last sign of life 60"):
             Lease.acquire(tmp_path)
         assert not first.lost
     finally:
@@ -134,7 +134,7 @@ def test_a_clock_that_is_ahead_lets_nobody_in(tmp_path: Path, quick: None, monke
     monkeypatch.setattr(module.time, "time", lambda: clock() + 300)
     elsewhere(first)
     monkeypatch.setattr(module.time, "time", clock)
-    with pytest.raises(BadInput, match="ahead of this machine's clock"):
+    with pytest.raises(ConfigurationError, match="ahead of this machine's clock"):
         Lease.acquire(tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_of_many_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
         barrier.wait()
         try:
             got.append(Lease.acquire(tmp_path))
-        except BadInput as error:
+        except ConfigurationError as error:
             refused.append(str(error))
 
     threads = [threading.Thread(target=come) for _ in range(8)]

@@ -13,11 +13,13 @@ import pytest
 from a2a_ray.agents.function import FunctionAgent
 from a2a_ray.agents.replay import ReplayAgent
 from a2a_ray.analysis.loops import LoopDetector, scan
-from a2a_ray.core.contracts import Say, Stop, TurnProtocol, Verdict, View
+from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import A2AError
 from a2a_ray.core.message import NUDGE, Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.turns import ProtocolMessage, Stop, TurnContext
+from a2a_ray.core.verdict import ObserverVerdict
 
 Turn = tuple[str, ...] | tuple[str, str, str, float]
 """Speaker, text, and where they matter: kind, and seconds since the beginning."""
@@ -33,10 +35,10 @@ class Script(TurnProtocol):
         if len(transcript.turns) == len(self.script):
             return Stop("the script is over")
         speaker, text, *rest = self.script[len(transcript.turns)]
-        return Say(speaker, text, NUDGE) if rest[:1] == [NUDGE] else speaker
+        return ProtocolMessage(speaker, text, NUDGE) if rest[:1] == [NUDGE] else speaker
 
-    def view(self, transcript: Transcript, speaker: str) -> View:
-        return View(transcript.last.sender, transcript.last.content)
+    def context(self, transcript: Transcript, speaker: str) -> TurnContext:
+        return TurnContext(transcript.last.sender, transcript.last.content)
 
 
 def run(script: list[Any], embedder: str | None = None, **settings: Any) -> Transcript:
@@ -50,14 +52,14 @@ def run(script: list[Any], embedder: str | None = None, **settings: Any) -> Tran
     names = list(dict.fromkeys(s[0] for s in script if NUDGE not in s))
     agents = [FunctionAgent(name, speak, "message") for name in names]
     observer = LoopDetector(embedder, **settings)
-    return Conversation(agents, Script(script), "Go.", turns=len(script), observers=[observer]).run()
+    return Conversation(agents, Script(script), "Go.", max_turns=len(script), observers=[observer]).run()
 
 
-def verdicts(script: list[Any], embedder: str | None = None) -> list[tuple[int, Verdict]]:
+def verdicts(script: list[Any], embedder: str | None = None) -> list[tuple[int, ObserverVerdict]]:
     return [(turn, verdict) for turn, _, verdict in run(script, embedder).verdicts]
 
 
-def loop(script: list[Any], embedder: str | None = None) -> Verdict:
+def loop(script: list[Any], embedder: str | None = None) -> ObserverVerdict:
     """The last verdict, which must be that of a loop."""
     found = verdicts(script, embedder)
     assert found, "no verdict at all"
@@ -395,7 +397,7 @@ def test_23_a_resumed_run_whose_history_holds_the_loop() -> None:
     earlier = run(talk(*["Please hold the line.", "I am still holding the line."] * 5))
     again = Conversation(
         [ReplayAgent(name, {11: "And what now?"}) for name in ("ann", "bob")],
-        turns=11,
+        max_turns=11,
         transcript=earlier.until(10),
         observers=[LoopDetector(action="stop")],
     )

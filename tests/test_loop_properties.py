@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2a_ray.analysis.loops import LoopDetector, scan
-from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.verdict import ObserverVerdict
 from tests.strategies import planted_cycles, random_talk, texts
 
 
@@ -27,7 +27,7 @@ def transcript(said: list[str], speakers: list[int] | None = None, names: str = 
 class Read(NamedTuple):
     """A scan in few words; the alarm as an index from 0."""
 
-    verdicts: list[Verdict]
+    verdicts: list[ObserverVerdict]
     scores: list[float]
     alarm: int | None
     finding: dict[str, Any] | None

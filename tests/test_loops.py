@@ -15,7 +15,7 @@ import pytest
 
 from a2a_ray.analysis.loops import MOST, VERSION, LoopDetector, scan
 from a2a_ray.analysis.loops.actions import canonical
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
@@ -37,7 +37,7 @@ from tests.talks import message, transcript
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(ConfigurationError) as error:
         LoopDetector(**settings)
     assert sentence in str(error.value)
 

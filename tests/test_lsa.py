@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import AgentError, BadInput
-from a2a_ray.core.linear_task import make_prompt, read_objective
+from a2a_ray.core.errors import AgentError, ConfigurationError
+from a2a_ray.core.linear_task import make_task, read_objective
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import agents
 
@@ -162,20 +162,20 @@ def test_objectives_by_angle_lie_in_one_plane(seed: int, angle: float, d: int, n
 @settings(max_examples=60, deadline=None)
 def test_examples_have_the_covariance_that_was_asked_for(seed: int, d: int, more: int, condition: float) -> None:
     geometry = {"examples": d + more, "condition": condition, "seed": seed}
-    prompt = make_prompt(dim=d, geometry=geometry)
+    prompt = make_task(dim=d, geometry=geometry)
     assert prompt.examples.shape == (d + more, d)
     found = np.linalg.eigvalsh(prompt.covariance)
     assert found == pytest.approx(np.geomspace(1 / condition, 1, d) if d > 1 else [1.0], abs=1e-13)
     spectrum = [0.0] * (d - 1) + [1.7]
-    singular = make_prompt(geometry={"examples": 1, "eigenvalues": spectrum, "seed": seed})
+    singular = make_task(geometry={"examples": 1, "eigenvalues": spectrum, "seed": seed})
     assert np.linalg.eigvalsh(singular.covariance) == pytest.approx(spectrum, abs=1e-13)
 
 
 def test_the_geometry_is_isotropic_by_default_and_follows_its_seed() -> None:
-    prompt = make_prompt(dim=6)
+    prompt = make_task(dim=6)
     assert prompt.examples.shape == (24, 6)
     np.testing.assert_allclose(prompt.covariance, np.eye(6), atol=1e-14)
-    one, other = (make_prompt(dim=6, geometry={"condition": 10, "seed": s}).covariance for s in (1, 2))
+    one, other = (make_task(dim=6, geometry={"condition": 10, "seed": s}).covariance for s in (1, 2))
     assert not np.allclose(one, other)
 
 
@@ -214,7 +214,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("config", "sentence"), BAD, ids=[s for _, s in BAD])
 def test_bad_settings_get_one_clear_sentence(config: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         LSAAgent("w", **config)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -223,11 +223,11 @@ def test_bad_settings_get_one_clear_sentence(config: dict[str, Any], sentence: s
 def test_the_registry_builds_it_and_checks_its_settings() -> None:
     agent = agents.build({"kind": "lsa", "name": "w", "objective": {"angle": 30}, "dim": 2}, "agents.0")
     assert agent.objective.shape == (2,)
-    with pytest.raises(BadInput, match=r"agents\.0\.step_sizes.*Did you mean 'step_size'"):
+    with pytest.raises(ConfigurationError, match=r"agents\.0\.step_sizes.*Did you mean 'step_size'"):
         agents.build({"kind": "lsa", "name": "w", "objective": [1.0], "step_sizes": 0.1}, "agents.0")
-    with pytest.raises(BadInput, match=r"agents\.0: step_size: 3;"):
+    with pytest.raises(ConfigurationError, match=r"agents\.0: step_size: 3;"):
         agents.build({"kind": "lsa", "name": "w", "objective": [1.0], "step_size": 3}, "agents.0")
-    with pytest.raises(BadInput, match=r"agents\.0\.objective: 'north'"):
+    with pytest.raises(ConfigurationError, match=r"agents\.0\.objective: 'north'"):
         agents.build({"kind": "lsa", "name": "w", "objective": "north"}, "agents.0")
 
 
@@ -250,10 +250,10 @@ def test_a_diverging_iterate_fails_the_conversation_by_name() -> None:
 def test_two_agents_talk_in_their_own_dtypes_and_survive_pickling() -> None:
     w = LSAAgent("w", {"angle": 0}, dim=4, step_size=0.5)
     u = LSAAgent("u", {"angle": 90}, dim=4, step_size=0.5, dtype="float32")
-    first = Conversation([w, u], opening=np.zeros(4), rounds=3).run()
+    first = Conversation([w, u], opening=np.zeros(4), max_rounds=3).run()
     assert [m.content.dtype for m in first.messages] == [np.float64, np.float32] * 3  # type: ignore[union-attr]
     clones = pickle.loads(pickle.dumps([w, u]))
-    again = Conversation(clones, opening=np.zeros(4), rounds=3).run()
+    again = Conversation(clones, opening=np.zeros(4), max_rounds=3).run()
     assert [m.content.tolist() for m in again] == [m.content.tolist() for m in first]  # type: ignore[union-attr]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from a2a_ray.runtime.limits.budget import Spent
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.runtime.telemetry.metrics import COUNTERS, Meter, exported
 from tests.test_calls import PRICE, spec
 
@@ -44,7 +44,7 @@ def read(run: str) -> dict[tuple[str, str], float]:
 def test_what_prometheus_reads_of_a_run(collected: None, tmp_path: Path) -> None:
     value = spec(tmp_path / "calls", "worker", 5, 4, price=PRICE, wait=0.01)
     value["agents"][0] |= {"placement": "actor"}
-    run = run_many(value, storage=tmp_path, progress=False)
+    run = run_experiment(value, storage=tmp_path, progress=False)
     name = Path(run.path).name
     deadline = time.monotonic() + 40
     found: dict[tuple[str, str], float] = {}

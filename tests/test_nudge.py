@@ -12,17 +12,19 @@ import pytest
 from a2a_ray.agents.echo import EchoAgent
 from a2a_ray.agents.function import FunctionAgent
 from a2a_ray.analysis.loops import LoopDetector
-from a2a_ray.core.contracts import Next, Say, TurnProtocol, Verdict, View
+from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.message import NUDGE, Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.turns import Next, ProtocolMessage, TurnContext
+from a2a_ray.core.verdict import ObserverVerdict
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.protocols.simultaneous import Simultaneous
 from a2a_ray.runtime import driver as session
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.store.schema import end_row
 
 
@@ -32,21 +34,21 @@ class Asks:
     def __init__(self, *turns: int, action: str = "nudge") -> None:
         self.turns, self.action = turns, action
 
-    def update(self, message: Message) -> Verdict:
+    def update(self, message: Message) -> ObserverVerdict:
         if message.seq in self.turns:
-            return Verdict("loop", self.action, "again and again", evidence={"last_before": 1})
-        return Verdict("loop") if message.seq is None or message.seq > min(self.turns) else Verdict()
+            return ObserverVerdict("loop", self.action, "again and again", evidence={"last_before": 1})
+        return ObserverVerdict("loop") if message.seq is None or message.seq > min(self.turns) else ObserverVerdict()
 
 
 class Intervenes(Alternating):
     """Shows a nudge to whoever speaks after it."""
 
-    def nudge(self, transcript: Transcript, verdict: Verdict) -> Say | None:
-        return Say("moderator", f"Something new, please: {verdict.reason}.")
+    def nudge(self, transcript: Transcript, verdict: ObserverVerdict) -> ProtocolMessage | None:
+        return ProtocolMessage("moderator", f"Something new, please: {verdict.reason}.")
 
-    def view(self, transcript: Transcript, speaker: str) -> View:
+    def context(self, transcript: Transcript, speaker: str) -> TurnContext:
         newest = transcript.turns[-1] if transcript.turns else transcript.opening
-        return View(newest.sender, newest.content)
+        return TurnContext(newest.sender, newest.content)
 
 
 TEXT = {"text": "Say something new."}
@@ -54,7 +56,7 @@ TEXT = {"text": "Say something new."}
 
 def talk(protocol: TurnProtocol, *turns: int, **more: Any) -> Conversation:
     agents = [EchoAgent("ann"), EchoAgent("bob")]
-    return Conversation(agents, protocol, "Hello.", rounds=3, observers=[Asks(*turns)], **more)
+    return Conversation(agents, protocol, "Hello.", max_rounds=3, observers=[Asks(*turns)], **more)
 
 
 def test_the_protocol_says_the_nudge_and_the_next_speaker_is_shown_it() -> None:
@@ -76,7 +78,7 @@ def test_a_nudge_counts_for_no_limit_and_stands_in_no_exchange() -> None:
 class Declines(Alternating):
     """Lets every nudge pass."""
 
-    def nudge(self, transcript: Transcript, verdict: Verdict) -> Say | None:
+    def nudge(self, transcript: Transcript, verdict: ObserverVerdict) -> ProtocolMessage | None:
         return None
 
 
@@ -86,8 +88,8 @@ def test_a_protocol_may_let_a_nudge_pass() -> None:
 
 def test_simultaneous_turns_are_nudged_after_their_round() -> None:
     class Both(Simultaneous):
-        def nudge(self, transcript: Transcript, verdict: Verdict) -> Say | None:
-            return Say("", "Stop it.")
+        def nudge(self, transcript: Transcript, verdict: ObserverVerdict) -> ProtocolMessage | None:
+            return ProtocolMessage("", "Stop it.")
 
     kinds = [m.kind for m in talk(Both("join"), 1).run().turns]
     assert kinds[:4] == ["message", "message", NUDGE, "combine"]
@@ -107,7 +109,7 @@ def test_a_resumed_talk_is_nudged_where_the_undisturbed_one_was() -> None:
 
 def test_a_stop_gives_its_reason_and_its_evidence_is_kept() -> None:
     agents = [EchoAgent("ann"), EchoAgent("bob")]
-    transcript = Conversation(agents, rounds=9, observers={"loops": Asks(5, action="stop")}).run()
+    transcript = Conversation(agents, max_rounds=9, observers={"loops": Asks(5, action="stop")}).run()
     assert (len(transcript), transcript.status, transcript.reason) == (5, "done", "loops: again and again")
     assert transcript.verdicts[-1][2].evidence == {"last_before": 1}
     row = end_row(transcript, 0.0)
@@ -131,21 +133,21 @@ class EndsShort(TurnProtocol):
     """Two agents alternate; a talk that began with "short" ends after one message."""
 
     def speakers(self, transcript: Transcript) -> Next:
-        from a2a_ray.core.contracts import Stop
+        from a2a_ray.core.turns import Stop
 
         short = transcript.opening.content == "short" and transcript.messages
         return Stop("short") if short else transcript.agents[len(transcript.messages) % 2]
 
-    def view(self, transcript: Transcript, speaker: str) -> View:
-        return View(transcript.last.sender, transcript.last.content)
+    def context(self, transcript: Transcript, speaker: str) -> TurnContext:
+        return TurnContext(transcript.last.sender, transcript.last.content)
 
 
 def spans(room: int, openings: list[str], storage: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
     """When each talk had its first and its last message, with room for so many at once."""
     monkeypatch.setattr(session, "LIGHT_IN_FLIGHT", room)
     agents = [{"name": name, "kind": Slow} for name in ("ann", "bob")]
-    value = {"agents": agents, "protocol": {"kind": EndsShort}, "turns": 20, "openings": openings}
-    run = run_many(value, storage=storage, workers=1, progress=False)
+    value = {"agents": agents, "protocol": {"kind": EndsShort}, "max_turns": 20, "openings": openings}
+    run = run_experiment(value, storage=storage, workers=1, progress=False)
     return [(t.messages[0].created_at, t.messages[-1].created_at) for t in run.transcripts()]
 
 
@@ -187,7 +189,7 @@ def seen(protocol: TurnProtocol, *turns: int, names: str = "ann bob", rounds: in
     """(who spoke, what it was shown) of each turn."""
     own: list[Any] = []
     agents = [Sees(name, own) for name in names.split()]
-    Conversation(agents, protocol, "Hello.", rounds=rounds, observers=[Asks(*turns)]).run()
+    Conversation(agents, protocol, "Hello.", max_rounds=rounds, observers=[Asks(*turns)]).run()
     return own
 
 
@@ -247,7 +249,7 @@ def test_an_adaptive_talk_is_nudged(by: Any) -> None:
     protocol = Adaptive(by, score, nudge=TEXT)
     own: list[Any] = []
     agents = [Sees(name, own) for name in ("ann", "bob")]
-    transcript = Conversation(agents, protocol, "Hello.", rounds=4, seed=3, observers=[Asks(3)]).run()
+    transcript = Conversation(agents, protocol, "Hello.", max_rounds=4, seed=3, observers=[Asks(3)]).run()
     assert [m.kind for m in transcript.turns].count(NUDGE) == 1
     after = [(name, turn) for (name, turn), m in zip(own, transcript.messages, strict=True) if m.seq > 4]
     for name in {name for name, _ in after}:
@@ -267,8 +269,8 @@ def test_a_talk_cut_anywhere_is_nudged_as_the_undisturbed_one() -> None:
 
 def test_a_subclass_that_only_says_a_nudge_has_it_shown() -> None:
     class Rude(Alternating):
-        def nudge(self, transcript: Transcript, verdict: Verdict) -> Say | None:
-            return Say("boss", "Get on with it!")
+        def nudge(self, transcript: Transcript, verdict: ObserverVerdict) -> ProtocolMessage | None:
+            return ProtocolMessage("boss", "Get on with it!")
 
     assert seen(Rude(), 2)[2] == ("ann", [("bob", "bob 2\n\nGet on with it!")])
 
@@ -277,7 +279,7 @@ def test_placeholders_are_filled_from_the_evidence() -> None:
     text = "Since turn {onset_turn} you repeat {span!s}. {{}}".replace("!s", "")
     agents = [FunctionAgent(name, lambda content: "We could paint the fence green, then.") for name in ("ann", "bob")]
     observer = LoopDetector(action="nudge")
-    transcript = Conversation(agents, Alternating(nudge={"text": text}), rounds=9, observers=[observer]).run()
+    transcript = Conversation(agents, Alternating(nudge={"text": text}), max_rounds=9, observers=[observer]).run()
     nudges = [m for m in transcript.turns if m.kind == NUDGE]
     assert nudges
     assert nudges[0].sender == "moderator"
@@ -300,7 +302,7 @@ def test_placeholders_are_filled_from_the_evidence() -> None:
 def test_a_nudge_that_makes_no_sense_is_refused(nudge: dict[str, str], sentence: str) -> None:
     for kind in ("alternating", "simultaneous", "adaptive"):
         value = {"agents": ECHOES, "protocol": {"kind": kind, "nudge": nudge}}
-        with pytest.raises(BadInput) as error:
+        with pytest.raises(ConfigurationError) as error:
             Experiment.parse(value).check()
         assert sentence in str(error.value)
 
@@ -320,14 +322,14 @@ ECHOES = [{"name": name, "kind": "echo"} for name in ("ann", "bob")]
 )
 def test_what_cannot_nudge_is_refused_before_anything_starts(change: dict[str, Any], sentence: str) -> None:
     value = {"agents": ECHOES, "observers": [{"kind": "loops", "action": "nudge"}], **change}
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(ConfigurationError, match=sentence):
         Experiment.parse(value).check()
 
 
 def test_a_conversation_refuses_as_well() -> None:
-    with pytest.raises(BadInput, match="observer Asks: action: nudge; protocol Alternating has no nudge"):
+    with pytest.raises(ConfigurationError, match="observer Asks: action: nudge; protocol Alternating has no nudge"):
         talk(Alternating(), 2)
-    with pytest.raises(BadInput, match="the opening is a vector"):
+    with pytest.raises(ConfigurationError, match="the opening is a vector"):
         Conversation([EchoAgent("ann")], Alternating(nudge=TEXT), np.zeros(2), observers=[Asks(1)])
 
     class Silent(Asks):
@@ -337,11 +339,11 @@ def test_a_conversation_refuses_as_well() -> None:
             super().__init__(2)
             del self.action
 
-        def update(self, message: Message) -> Verdict:
-            return Verdict("loop", "nudge", "again") if message.seq == 2 else Verdict()
+        def update(self, message: Message) -> ObserverVerdict:
+            return ObserverVerdict("loop", "nudge", "again") if message.seq == 2 else ObserverVerdict()
 
-    conversation = Conversation([EchoAgent("ann")], observers=[Silent()], rounds=4)
-    with pytest.raises(BadInput, match="observer Silent: action: nudge; protocol Alternating has no nudge"):
+    conversation = Conversation([EchoAgent("ann")], observers=[Silent()], max_rounds=4)
+    with pytest.raises(ConfigurationError, match="observer Silent: action: nudge; protocol Alternating has no nudge"):
         conversation.run()
     assert (len(conversation.transcript), conversation.transcript.status) == (2, "failed")
 
@@ -357,13 +359,13 @@ def test_recording_nudging_and_stopping_differ(tmp_path: Path) -> None:
     agents = [{"name": n, "kind": "function", "function": speak, "takes": "message"} for n in ("ann", "bob")]
     value = {
         "agents": agents,
-        "protocol": {"kind": "alternating", "show": "all", "nudge": TEXT},
+        "protocol": {"kind": "alternating", "context": "all", "nudge": TEXT},
         "openings": ["x"],
-        "turns": 20,
+        "max_turns": 20,
         "observers": [{"kind": "loops"}],
         "sweep": {"observers.0.action": ["record", "nudge", "stop"]},
     }
-    run = run_many(value, storage=tmp_path, progress=False)
+    run = run_experiment(value, storage=tmp_path, progress=False)
     record, nudge, stop = run.transcripts()
     assert (len(record.messages), len(nudge.messages)) == (20, 20)
     assert len(stop.messages) < 20

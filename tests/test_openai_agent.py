@@ -26,7 +26,7 @@ from a2a_ray.agents.hf.hf_source import embedded
 from a2a_ray.agents.openai.openai_agent import OpenAIAgent
 from a2a_ray.agents.openai.openai_faults import retry_after
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import AgentError, AuthenticationError, BadInput, ContextTooSmall
+from a2a_ray.core.errors import AgentError, AuthenticationError, ConfigurationError, ContextLengthError
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import agents
 
@@ -95,7 +95,7 @@ def failure(agent: OpenAIAgent, content: Any = "Hello.", **parts: Any) -> AgentE
         ask(agent, content, **parts)
     error = caught.value
     assert error.__cause__ is None
-    assert error.__context__ is None or isinstance(error.__context__, BadInput)
+    assert error.__context__ is None or isinstance(error.__context__, ConfigurationError)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
     assert KEY not in f"{error!r} {error} {vars(error)}"
     assert "\n" not in str(error)
@@ -243,7 +243,7 @@ def test_an_exhausted_quota_is_not_tried_again() -> None:
 
 def test_a_full_context_has_its_own_error() -> None:
     agent = Mocked(answers(refusal(400, "too long", code="context_length_exceeded")))
-    assert isinstance(failure(agent), ContextTooSmall)
+    assert isinstance(failure(agent), ContextLengthError)
 
 
 def test_retry_after_is_honoured_and_capped() -> None:
@@ -372,7 +372,7 @@ def test_unreachable_server_keeps_the_turns() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         ann = OpenAIAgent("ann", "m", base_url=url, max_attempts=2, backoff=0.01)
-        conversation = Conversation([EchoAgent("bob"), ann], opening="Hello.", rounds=2)
+        conversation = Conversation([EchoAgent("bob"), ann], opening="Hello.", max_rounds=2)
         with pytest.raises(AgentError, match=rf"no connection to {url} after 2 attempts \(ConnectError"):
             conversation.run()
     assert [m.content for m in conversation.transcript] == ["Hello."]
@@ -451,7 +451,7 @@ def test_a_missing_or_impossible_key(value: str | None, monkeypatch: pytest.Monk
         monkeypatch.setenv("OPENAI_API_KEY", value)
     agent = Mocked(lambda _: completion())
     for start in (agent.check, agent.setup):
-        with pytest.raises(BadInput, match="api_key_env: 'OPENAI_API_KEY'"):
+        with pytest.raises(ConfigurationError, match="api_key_env: 'OPENAI_API_KEY'"):
             start()
     with pytest.raises(AuthenticationError, match="turn 3: api_key_env"):
         ask(agent)
@@ -463,7 +463,7 @@ def test_a_missing_or_impossible_key(value: str | None, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("setting", [{"api_key": KEY}, {"api_key_env": KEY}, {"api_key_env": "gsk_0123abc"}])
 def test_a_key_in_a_specification_is_refused_and_not_repeated(setting: dict[str, Any]) -> None:
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         agents.build({"kind": "openai", "name": "a", "model": "m", **setting}, "agents.0")
     assert "api_key_env" in str(caught.value)
     assert not any(value in str(caught.value) for value in setting.values())
@@ -493,7 +493,7 @@ def test_a_key_in_a_specification_is_refused_and_not_repeated(setting: dict[str,
     ],
 )
 def test_bad_settings(setting: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         OpenAIAgent(**{"name": "ann", "model": "m", **setting})
     assert said in str(caught.value)
     assert KEY not in str(caught.value)
@@ -564,7 +564,7 @@ def test_two_agents_over_a_real_server(server: tuple[str, str], mode: str) -> No
             OpenAIAgent(name, model, base_url=url, api_key_env=None, mode=mode, max_tokens=12, temperature=1.0)
             for name in ("ann", "bob")
         ]
-        conversation = Conversation(pair, opening="Once upon a time", turns=4, seed=seed)
+        conversation = Conversation(pair, opening="Once upon a time", max_turns=4, seed=seed)
         transcript = conversation.run()
         assert transcript.status == "done"
         return transcript.turns

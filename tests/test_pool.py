@@ -20,7 +20,7 @@ from ray import cloudpickle
 from ray.exceptions import ActorUnavailableError
 
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import AgentError, BadInput, LostCall, PlacementError
+from a2a_ray.core.errors import AgentError, ConfigurationError, LostCall, PlacementError
 from a2a_ray.core.message import Message
 from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.transcript import Transcript
@@ -28,7 +28,7 @@ from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.agents import dispatcher as dispatch
 from a2a_ray.runtime.agents.actor import AgentHost
 from a2a_ray.runtime.agents.pool import Pool, RemoteAgent, remote
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.testing import check_agent
 
 
@@ -174,7 +174,7 @@ async def asked(agent: RemoteAgent, *contents: str) -> list[Any]:
 
 
 async def held(agent: RemoteAgent, opening: str, turns: int, id: str = "c") -> Transcript:
-    return await Conversation([agent], opening=opening, turns=turns, id=id).run_async()
+    return await Conversation([agent], opening=opening, max_turns=turns, id=id).run_async()
 
 
 def answers(outcomes: Sequence[Any]) -> list[bool]:
@@ -444,7 +444,7 @@ class Strange(Noting):
 
 def test_a_factory_that_cannot_be_sent_is_told(ray_cluster: None) -> None:
     lock = threading.Lock()
-    with pytest.raises(BadInput, match=r"cannot be sent to another process: .*lock.*setup\(\)"):
+    with pytest.raises(ConfigurationError, match=r"cannot be sent to another process: .*lock.*setup\(\)"):
         remote(lambda: lock, num_cpus=0)
 
 
@@ -478,7 +478,7 @@ async def test_options_of_ray_are_passed_on(ray_cluster: None) -> None:
     "change", [{"replicas": 0}, {"timeout": 0.0}, {"timeout": float("nan")}, {"max_hung_steps": 0}]
 )
 def test_limits_are_checked(change: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match=next(iter(change))):
+    with pytest.raises(ConfigurationError, match=next(iter(change))):
         remote(lambda: None, **change)
 
 
@@ -516,13 +516,13 @@ def test_the_contract_of_stateful_agents(tmp_path: Path) -> None:
     ],
 )
 def test_a_specification_with_limits_that_make_no_sense_is_refused(section: str, value: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match=f"{next(iter(value))}: "):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(value))}: "):
         Experiment.parse({"agents": [{"name": "ann", "kind": "echo", section: value}]})
 
 
 def test_a_timeout_is_for_agents_in_actors() -> None:
     experiment = Experiment.parse({"agents": [{"name": "ann", "kind": "echo", "limits": {"timeout": 5}}]})
-    with pytest.raises(BadInput, match=r"agents\.0\.limits\.timeout: 5; .*add placement: actor"):
+    with pytest.raises(ConfigurationError, match=r"agents\.0\.limits\.timeout: 5; .*add placement: actor"):
         experiment.check()
 
 
@@ -551,10 +551,10 @@ def test_a_run_with_a_replica_that_dies_is_as_the_undisturbed_one(ray_cluster: N
         ann = {"name": "ann", "kind": Lingering if sleep else Noting, "notes": str(notes), "sleep": sleep}
         value = {
             "agents": [{**ann, "placement": "actor", "resources": {"num_cpus": 0, "replicas": 2}}],
-            "turns": 25,
+            "max_turns": 25,
             "repeats": 6,
         }
-        run = run_many({**value, "openings": ["x"]}, storage=tmp_path / storage, progress=False)
+        run = run_experiment({**value, "openings": ["x"]}, storage=tmp_path / storage, progress=False)
         return {t.id: [t.status, *((m.turn, m.content) for m in t.messages)] for t in run.transcripts()}
 
     calm = said("calm", tmp_path / "calm.notes", 0.0)

@@ -16,10 +16,16 @@ from hypothesis import strategies as st
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.analysis.dynamics import batched_rounds
 from a2a_ray.analysis.dynamics.pair_geometry import BLOCK, DrawnPairs, GivenPairs, check_pairs
-from a2a_ray.analysis.dynamics.pair_population import Population, States, residual_norms, simulate, simulate_chunks
+from a2a_ray.analysis.dynamics.pair_population import (
+    PairPopulation,
+    States,
+    residual_norms,
+    simulate_chunks,
+    simulate_pairs,
+)
 from a2a_ray.analysis.dynamics.two_agents import two_agent_equilibrium
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.protocols.simultaneous import Simultaneous
 from tests.strategies import populations
@@ -28,14 +34,14 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 ENGINES = ("turns", "powers")
 
 
-def talk(population: Population, pair: int, rounds: int) -> tuple[Any, Any]:
+def talk(population: PairPopulation, pair: int, rounds: int) -> tuple[Any, Any]:
     """The states of one pair, (rounds, d) after W's and after U's turn, from two agents in a conversation."""
     w, u = population.settings(pair)
     start = np.asarray(population.start[pair] if population.start.ndim == 2 else population.start)
     agents = [LSAAgent("w", **w), LSAAgent("u", **u)]
     together = population.order == "simultaneous"
     protocol = Simultaneous("mean") if together else Alternating()
-    turns = Conversation(agents, protocol, start, rounds=rounds).run().turns
+    turns = Conversation(agents, protocol, start, max_rounds=rounds).run().turns
     combined = [m.content for m in turns if m.kind == "combine"]
     if together:
         mean = np.array([*combined, np.mean([m.content for m in turns[-2:]], axis=0)][:rounds])
@@ -49,12 +55,12 @@ def apart(found: Any, expected: Any) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def drawn(pairs: int = 700, dim: int = 4, **settings: Any) -> Population:
+def drawn(pairs: int = 700, dim: int = 4, **settings: Any) -> PairPopulation:
     defaults: dict[str, Any] = {"step_w": 0.7, "step_u": 0.4, "dtype": "float64"}
-    return Population(DrawnPairs(pairs, dim, seed=5, condition=(6.0, 3.0)), **{**defaults, **settings})
+    return PairPopulation(DrawnPairs(pairs, dim, seed=5, condition=(6.0, 3.0)), **{**defaults, **settings})
 
 
-def noisy(pairs: int = 700, **settings: Any) -> Population:
+def noisy(pairs: int = 700, **settings: Any) -> PairPopulation:
     return drawn(pairs, **{"noise_w": 0.3, "noise_u": 0.1, "noise_seed": 9, **settings})
 
 
@@ -69,7 +75,7 @@ def test_every_round_is_that_of_the_agents(order: Any, dtype: Any, data: st.Data
     pair = data.draw(st.integers(0, population.pairs - 1))
     w, u = talk(population, pair, rounds)
     for engine in ENGINES:
-        states = simulate(population, rounds, every=1, engine=engine)  # type: ignore[arg-type]
+        states = simulate_pairs(population, rounds, every=1, engine=engine)  # type: ignore[arg-type]
         assert states.after_w is not None
         assert states.after_u is not None
         assert states.after_w.dtype == getattr(torch, dtype)
@@ -80,10 +86,10 @@ def test_every_round_is_that_of_the_agents(order: Any, dtype: Any, data: st.Data
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_many_rounds_in_twenty_dimensions_are_those_of_the_agents(dtype: Any) -> None:
-    population = Population(DrawnPairs(9, 20, seed=1, condition=20.0), 0.9, 0.05, dtype=dtype)
+    population = PairPopulation(DrawnPairs(9, 20, seed=1, condition=20.0), 0.9, 0.05, dtype=dtype)
     w, u = talk(population, 4, 500)
     for engine in ENGINES:
-        states = simulate(population, 500, every=1, engine=engine)  # type: ignore[arg-type]
+        states = simulate_pairs(population, 500, every=1, engine=engine)  # type: ignore[arg-type]
         assert apart(states.after_w[4], w) <= TOLERANCE[dtype]  # type: ignore[index]
         assert apart(states.after_u[4], u) <= TOLERANCE[dtype]  # type: ignore[index]
 
@@ -94,20 +100,20 @@ def test_float32_does_not_drift_where_nobody_pulls() -> None:
     covariances = np.einsum("abni,abnj->abij", x, x)
     source = GivenPairs(*covariances, rng.normal(size=(50, 3)), rng.normal(size=(50, 3)))
     steps = 1.5 / np.linalg.eigvalsh(covariances)[..., -1]
-    exact = Population(source, *steps, start=rng.normal(size=3), dtype="float64")
-    found, expected = (simulate(p, 2000, every=500) for p in (replace(exact, dtype="float32"), exact))
+    exact = PairPopulation(source, *steps, start=rng.normal(size=3), dtype="float64")
+    found, expected = (simulate_pairs(p, 2000, every=500) for p in (replace(exact, dtype="float32"), exact))
     for name in ("after_w", "after_u"):
         assert apart(getattr(found, name), getattr(expected, name)) <= 2e-6
 
 
 @given(populations(pairs=4, dtype="float64"), st.sampled_from(["both", "w", "u"]), st.data())
-def test_kept_rounds_are_those_of_all_rounds(population: Population, after: Any, data: st.DataObject) -> None:
+def test_kept_rounds_are_those_of_all_rounds(population: PairPopulation, after: Any, data: st.DataObject) -> None:
     rounds = data.draw(st.integers(1, 60))
     every = data.draw(st.none() | st.integers(1, rounds))
-    whole = simulate(population, rounds, every=1, engine="turns")
+    whole = simulate_pairs(population, rounds, every=1, engine="turns")
     chosen = whole.rounds % (every or rounds) == 0
     for engine in ENGINES:
-        states = simulate(population, rounds, every=every, after=after, engine=engine)  # type: ignore[arg-type]
+        states = simulate_pairs(population, rounds, every=every, after=after, engine=engine)  # type: ignore[arg-type]
         assert torch.equal(states.rounds, whole.rounds[chosen])
         for name in ("after_w", "after_u"):
             kept = getattr(states, name)
@@ -119,7 +125,7 @@ def test_kept_rounds_are_those_of_all_rounds(population: Population, after: Any,
 
 def test_it_settles_where_theory_says() -> None:
     population = drawn(300)
-    states = simulate(population, 3000)
+    states = simulate_pairs(population, 3000)
     pairs = population.source.take(0, 300)
     for i in (0, 255, 256, 299):
         s_w, s_u, w, u = (v[i] for v in pairs)
@@ -177,12 +183,12 @@ def test_drawn_pairs_are_as_described() -> None:
 @pytest.mark.parametrize("make", [drawn, noisy])
 def test_parts_and_chunks_give_the_same(make: Any) -> None:
     population = make(start=np.random.default_rng(0).normal(size=(700, 4)), step_u=np.linspace(0.1, 1.9, 700))
-    whole = simulate(population, 40, every=4)
-    parts = [simulate(population.part(a, b), 40, every=4) for a, b in ((0, 100), (100, 513), (513, 700))]
+    whole = simulate_pairs(population, 40, every=4)
+    parts = [simulate_pairs(population.part(a, b), 40, every=4) for a, b in ((0, 100), (100, 513), (513, 700))]
     assert [p.first for p in parts] == [0, 100, 513]
     chunks = list(simulate_chunks(population, 40, every=4, chunk=333))
     assert [c.first for c in chunks] == [0, 333, 666]
-    nested = simulate(population.part(50, 600).part(30, 40), 40, every=4)
+    nested = simulate_pairs(population.part(50, 600).part(30, 40), 40, every=4)
     for name in ("after_w", "after_u", "objective_w", "objective_u"):
         expected = getattr(whole, name)
         for cut in (parts, chunks):
@@ -192,21 +198,21 @@ def test_parts_and_chunks_give_the_same(make: Any) -> None:
 
 def test_reduced_chunks_are_put_together() -> None:
     population = drawn(700)
-    whole = simulate(population, 30, every=5)
+    whole = simulate_pairs(population, 30, every=5)
     seen = []
 
     def reduce(states: States) -> dict[str, torch.Tensor]:
         seen.append((states.first, len(states.objective_w)))
         return {"last": states.after_u[:, -1], **residual_norms(states)}  # type: ignore[index]
 
-    got = simulate(population, 30, every=5, reduce=reduce, chunk=300)
+    got = simulate_pairs(population, 30, every=5, reduce=reduce, chunk=300)
     assert seen == [(0, 300), (300, 300), (600, 100)]
     assert torch.equal(got["last"], whole.after_u[:, -1])  # type: ignore[index]
     for name, expected in residual_norms(whole).items():
         assert torch.equal(got[name], expected)
         assert expected.shape == (700, 6)
     assert torch.allclose(got["w"], (whole.after_w - whole.objective_w[:, None]).square().sum(-1).sqrt())  # type: ignore[operator]
-    assert set(residual_norms(simulate(population, 3, after="u"))) == {"u"}
+    assert set(residual_norms(simulate_pairs(population, 3, after="u"))) == {"u"}
 
 
 # --- given pairs
@@ -219,7 +225,7 @@ def test_arrays_files_and_tensors_are_the_same(tmp_path: Path) -> None:
         np.save(path, value)
     (tmp_path / "start").write_bytes(np.ones((600, 3)).tobytes())
     start = np.memmap(tmp_path / "start", np.float64, "r", shape=(600, 3))
-    expected = simulate(drawn(600, 3, start=np.ones(3)), 1)  # only to have a shape
+    expected = simulate_pairs(drawn(600, 3, start=np.ones(3)), 1)  # only to have a shape
     sources = {
         "arrays": GivenPairs(*pairs),
         "files": GivenPairs(*paths),
@@ -227,14 +233,16 @@ def test_arrays_files_and_tensors_are_the_same(tmp_path: Path) -> None:
         "tensors": GivenPairs(*(torch.from_numpy(v.copy()) for v in pairs)),
         "lists": GivenPairs(*(v.tolist() for v in pairs)),
     }
-    found = {k: simulate(Population(v, 0.7, 0.4, dtype="float64", start=start), 50) for k, v in sources.items()}
+    found = {
+        k: simulate_pairs(PairPopulation(v, 0.7, 0.4, dtype="float64", start=start), 50) for k, v in sources.items()
+    }
     for states in found.values():
         assert states.after_u.shape == expected.after_u.shape  # type: ignore[union-attr]
         assert torch.equal(states.after_u, found["arrays"].after_u)  # type: ignore[arg-type]
-    files = Population(GivenPairs(*paths), step_w=np.full(600, 0.7), start=str(paths[2])).part(10, 300)
+    files = PairPopulation(GivenPairs(*paths), step_w=np.full(600, 0.7), start=str(paths[2])).part(10, 300)
     assert len(pickle.dumps(files)) < 5000  # paths, not data
-    again = simulate(pickle.loads(pickle.dumps(files)), 9)
-    assert torch.equal(again.after_w, simulate(files, 9).after_w)  # type: ignore[arg-type]
+    again = simulate_pairs(pickle.loads(pickle.dumps(files)), 9)
+    assert torch.equal(again.after_w, simulate_pairs(files, 9).after_w)  # type: ignore[arg-type]
     assert torch.equal(again.objective_w, torch.from_numpy(pairs.objective_w[10:300]).float())
 
 
@@ -246,8 +254,8 @@ def test_what_is_shared_by_all_pairs_needs_no_axis() -> None:
         pairs.covariance_u,
         *(np.stack([v] * 5) for v in (pairs.objective_w[0], pairs.objective_u[1])),
     )
-    for make in (lambda s: Population(s, dtype="float64"), lambda s: Population(s, dtype="float64").part(2, 4)):
-        a, b = (simulate(make(s), 20, every=1) for s in (shared, repeated))
+    for make in (lambda s: PairPopulation(s, dtype="float64"), lambda s: PairPopulation(s, dtype="float64").part(2, 4)):
+        a, b = (simulate_pairs(make(s), 20, every=1) for s in (shared, repeated))
         assert torch.equal(a.after_w, b.after_w)  # type: ignore[arg-type]
         assert torch.equal(a.objective_u, b.objective_u)
 
@@ -263,7 +271,7 @@ def test_mean_and_covariance_of_noisy_states_are_exact(order: Any) -> None:
     source = GivenPairs(
         one.covariance_w[0], one.covariance_u[0], one.objective_w[0], np.tile(one.objective_u, (count, 1))
     )
-    population = Population(source, 0.5, 0.9, order=order, noise_w=0.3, noise_u=0.1, dtype="float64")
+    population = PairPopulation(source, 0.5, 0.9, order=order, noise_w=0.3, noise_u=0.1, dtype="float64")
     maps = [
         (np.eye(d) - eta * s, eta * s @ w)
         for s, w, eta in (
@@ -279,7 +287,7 @@ def test_mean_and_covariance_of_noisy_states_are_exact(order: Any) -> None:
         for m, b, q in turns:
             mean, covariance = m @ mean + b, m @ covariance @ m.T + q
             expected.append((mean, covariance))
-    states = simulate(population, rounds, every=1)
+    states = simulate_pairs(population, rounds, every=1)
     after = [states.after_w, states.after_u][: len(turns)]
     for t in (0, 1, 31, 32, 35):  # noise is drawn 32 rounds at a time
         for turn, kept in enumerate(after):
@@ -295,14 +303,14 @@ def test_mean_and_covariance_of_noisy_states_are_exact(order: Any) -> None:
 
 
 def test_noise_is_a_prefix_and_depends_on_its_seed() -> None:
-    long, short = simulate(noisy(), 70, every=1), simulate(noisy(), 45, every=1)
+    long, short = simulate_pairs(noisy(), 70, every=1), simulate_pairs(noisy(), 45, every=1)
     assert torch.equal(long.after_u[:, :45], short.after_u)  # type: ignore[index,arg-type]
-    other = simulate(noisy(noise_seed=10), 21, every=1)
+    other = simulate_pairs(noisy(noise_seed=10), 21, every=1)
     assert not torch.equal(other.after_u[:, 0], short.after_u[:, 0])  # type: ignore[index]
-    first = (short.after_w[:, 0] - simulate(drawn(), 1).after_w[:, 0]) / 0.3  # type: ignore[index,operator]
+    first = (short.after_w[:, 0] - simulate_pairs(drawn(), 1).after_w[:, 0]) / 0.3  # type: ignore[index,operator]
     assert len(torch.unique(first)) == first.numel()  # no two blocks have the same stream
-    quiet = simulate(noisy(noise_w=0.0, noise_u=0.2), 1)
-    assert torch.allclose(quiet.after_w, simulate(drawn(), 1).after_w, rtol=1e-14)  # type: ignore[arg-type]
+    quiet = simulate_pairs(noisy(noise_w=0.0, noise_u=0.2), 1)
+    assert torch.allclose(quiet.after_w, simulate_pairs(drawn(), 1).after_w, rtol=1e-14)  # type: ignore[arg-type]
 
 
 # --- bad input
@@ -339,7 +347,7 @@ def wrong(pair: int, value: Any) -> Any:
         (lambda: GivenPairs("missing.npy", EYE, ONES, ONES), "missing.npy.*expected a .npy file"),
         (lambda: GivenPairs(EYE, EYE, [["a"]], ONES), "objective_w: dtype"),
         (lambda: GivenPairs(EYE, EYE, [[1, 2], [3]], ONES), "objective_w: .*expected an array of numbers"),
-        (lambda: Population(EYE), "source: ndarray; expected DrawnPairs or GivenPairs"),  # type: ignore[arg-type]
+        (lambda: PairPopulation(EYE), "source: ndarray; expected DrawnPairs or GivenPairs"),  # type: ignore[arg-type]
         (lambda: drawn(step_w=2.0), "step_w: 2 in pair 0; expected less than 2, which is 2 / lambda_max"),
         (lambda: drawn(3, step_w=np.array([1, 2.5, 2.1])), "step_w: 2.5 in pair 1; expected less than 2"),
         (lambda: drawn(step_u=-0.1), "step_u: -0.1; expected a number above 0"),
@@ -351,26 +359,29 @@ def wrong(pair: int, value: Any) -> Any:
         (lambda: drawn(noise_w=-1.0), "noise_w: -1.0; expected a standard deviation of at least 0"),
         (lambda: drawn(noise_u=np.inf), "noise_u: inf"),
         (lambda: drawn(start=np.ones(3)), "start: shape .3,.; expected .4,. or .700, 4."),
-        (lambda: simulate(drawn(start=np.array([1, np.nan, 0, 0])), 3), "start: NaN or infinite values"),
+        (lambda: simulate_pairs(drawn(start=np.array([1, np.nan, 0, 0])), 3), "start: NaN or infinite values"),
         (lambda: drawn().part(3, 3), "last: 3"),
         (lambda: drawn().settings(700), "pair: 700"),
-        (lambda: simulate(drawn(), 0), "rounds: 0; expected a whole number of at least 1"),
-        (lambda: simulate(drawn(), 10, every=11), "every: 11; expected a whole number of at least 1 and at most 10"),
-        (lambda: simulate(drawn(), 10, after="v"), "after: 'v'; expected both, w or u"),  # type: ignore[arg-type]
-        (lambda: simulate(drawn(), 10, engine="magic"), "engine: 'magic'"),  # type: ignore[arg-type]
-        (lambda: simulate(noisy(), 10, engine="powers"), "with noise every turn must be computed"),
-        (lambda: simulate(drawn(), 10, chunk=0), "chunk: 0"),
-        (lambda: simulate(drawn(), 10, device="tpu"), "device: 'tpu'; expected cpu"),
-        (lambda: simulate(drawn(), 10, device="meta"), "device: 'meta'; expected cpu or cuda"),
-        (lambda: simulate(drawn(), 10, device="cuda:99"), "device: 'cuda:99'; [0-9]+ CUDA devices are here"),
-        (lambda: simulate(drawn(), 10, reduce=lambda s: s.rounds), "reduce: gave Tensor"),  # type: ignore[arg-type,return-value]
-        (lambda: simulate(drawn(), 10, reduce=lambda s: {"r": s.rounds}), r"reduce: gave r: \(1,\); expected"),
-        (lambda: simulate(drawn(), 10, after="w").residual_u, "after: U's turns were not kept"),
-        (lambda: simulate(drawn(), 10, after="u").residual_w, "after: W's turns were not kept"),
+        (lambda: simulate_pairs(drawn(), 0), "rounds: 0; expected a whole number of at least 1"),
+        (
+            lambda: simulate_pairs(drawn(), 10, every=11),
+            "every: 11; expected a whole number of at least 1 and at most 10",
+        ),
+        (lambda: simulate_pairs(drawn(), 10, after="v"), "after: 'v'; expected both, w or u"),  # type: ignore[arg-type]
+        (lambda: simulate_pairs(drawn(), 10, engine="magic"), "engine: 'magic'"),  # type: ignore[arg-type]
+        (lambda: simulate_pairs(noisy(), 10, engine="powers"), "with noise every turn must be computed"),
+        (lambda: simulate_pairs(drawn(), 10, chunk=0), "chunk: 0"),
+        (lambda: simulate_pairs(drawn(), 10, device="tpu"), "device: 'tpu'; expected cpu"),
+        (lambda: simulate_pairs(drawn(), 10, device="meta"), "device: 'meta'; expected cpu or cuda"),
+        (lambda: simulate_pairs(drawn(), 10, device="cuda:99"), "device: 'cuda:99'; [0-9]+ CUDA devices are here"),
+        (lambda: simulate_pairs(drawn(), 10, reduce=lambda s: s.rounds), "reduce: gave Tensor"),  # type: ignore[arg-type,return-value]
+        (lambda: simulate_pairs(drawn(), 10, reduce=lambda s: {"r": s.rounds}), r"reduce: gave r: \(1,\); expected"),
+        (lambda: simulate_pairs(drawn(), 10, after="w").residual_u, "after: U's turns were not kept"),
+        (lambda: simulate_pairs(drawn(), 10, after="u").residual_w, "after: W's turns were not kept"),
     ],
 )
 def test_settings_that_cannot_be_are_told(make: Any, words: str) -> None:
-    with pytest.raises(BadInput, match=words):
+    with pytest.raises(ConfigurationError, match=words):
         make()
 
 
@@ -392,19 +403,19 @@ def test_settings_that_cannot_be_are_told(make: Any, words: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_given_pairs_that_cannot_be_are_told(values: Any, words: str, dtype: Any) -> None:
     fields = {"covariance_w": EYE, "covariance_u": EYE, "objective_w": ONES, "objective_u": ONES, **values}
-    population = Population(GivenPairs(**{k: v.astype(dtype) for k, v in fields.items()}), 0.3, 0.5)
-    with pytest.raises(BadInput, match=words):
-        simulate(population, 3)
-    with pytest.raises(BadInput, match=words):
+    population = PairPopulation(GivenPairs(**{k: v.astype(dtype) for k, v in fields.items()}), 0.3, 0.5)
+    with pytest.raises(ConfigurationError, match=words):
+        simulate_pairs(population, 3)
+    with pytest.raises(ConfigurationError, match=words):
         next(iter(simulate_chunks(population, 3, chunk=600)))
-    simulate(population, 3, check=False)
+    simulate_pairs(population, 3, check=False)
 
 
 def test_the_worst_pair_is_named_and_borders_pass() -> None:
     covariances = np.stack([np.diag([s, 0.0]) for s in (1.0, 3.0, 2.5)])
     pairs = GivenPairs(covariances, EYE[:3], ONES[:3], ONES[:3]).take(0, 3)
     steps = np.ones(3)
-    with pytest.raises(BadInput, match=r"step_w: 1 in pair 21; expected less than 0\.666667"):
+    with pytest.raises(ConfigurationError, match=r"step_w: 1 in pair 21; expected less than 0\.666667"):
         check_pairs(pairs, steps, steps, first=20)
     check_pairs(pairs, steps * 0.6666, steps * 1.9999, first=20)  # singular, and just below the bound
     check_pairs(pairs._replace(covariance_w=0 * covariances), steps, steps, first=0)  # W stays where it is
@@ -415,9 +426,9 @@ def test_the_worst_pair_is_named_and_borders_pass() -> None:
 
 def test_what_a_gpu_computes_with_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     population = drawn(300, inner_steps_w=3)
-    expected = simulate(population, 77, every=7)
+    expected = simulate_pairs(population, 77, every=7)
     monkeypatch.setattr(batched_rounds, "_product", batched_rounds._torch_product)
-    found = simulate(population, 77, every=7)
+    found = simulate_pairs(population, 77, every=7)
     for name in ("after_w", "after_u"):
         assert apart(getattr(found, name), getattr(expected, name)) <= 1e-12
 
@@ -426,11 +437,13 @@ def test_what_a_gpu_computes_with_is_the_same(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 def test_a_gpu_gives_the_same() -> None:
     population = drawn(3 * BLOCK + 10)
-    here = simulate(population, 60, every=3)
+    here = simulate_pairs(population, 60, every=3)
     for engine in ENGINES:
-        there = simulate(population, 60, every=3, device="cuda", engine=engine)  # type: ignore[arg-type]
+        there = simulate_pairs(population, 60, every=3, device="cuda", engine=engine)  # type: ignore[arg-type]
         assert apart(there.after_w.cpu(), here.after_w) <= 1e-12  # type: ignore[union-attr]
         assert apart(there.after_u.cpu(), here.after_u) <= 1e-12  # type: ignore[union-attr]
     many = replace(noisy(100_000), dtype="float32")
-    ends = [simulate(many, 30, reduce=residual_norms, device=d)["w"].square().mean().item() for d in ("cpu", "cuda")]
+    ends = [
+        simulate_pairs(many, 30, reduce=residual_norms, device=d)["w"].square().mean().item() for d in ("cpu", "cuda")
+    ]
     assert abs(ends[0] / ends[1] - 1) < 0.01

@@ -25,7 +25,7 @@ from a2a_ray.analysis.equilibria.positions import (
     positions_from_offers,
     read_offer,
 )
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding, from_arrow, to_arrow
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
@@ -139,7 +139,7 @@ def test_bad_settings() -> None:
         (lambda: negotiation(said, 3, 1), "in_a_row: 3, parties: 1; expected"),
         (lambda: negotiation(said, 2, 3), "in_a_row: 2, parties: 3; expected"),
     ):
-        with pytest.raises(BadInput, match=sentence):
+        with pytest.raises(ConfigurationError, match=sentence):
             call()
 
 
@@ -389,5 +389,5 @@ def test_findings_of_negotiations() -> None:
     assert games_of([none]) == []
     assert games_of([none, found]) == [none, found]
     assert [row[1] for row in outcome_table([none, found]).rows] == [1, 0, 1]
-    with pytest.raises(BadInput, match="in_a_row: 2, parties: 3; expected"):
+    with pytest.raises(ConfigurationError, match="in_a_row: 2, parties: 3; expected"):
         NegotiationAnalyzer(2, 3)

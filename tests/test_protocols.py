@@ -14,18 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
-from a2a_ray.core.contracts import Bids, Say, TurnProtocol, Verdict
+from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import A2AError, AgentError, BadInput
+from a2a_ray.core.errors import A2AError, AgentError, ConfigurationError
 from a2a_ray.core.message import BID, COMBINE, Message
 from a2a_ray.core.registry import agents as agent_kinds
 from a2a_ray.core.registry import protocols
-from a2a_ray.core.termination import Says
+from a2a_ray.core.termination import TextMention
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.turns import BidRequest, ProtocolMessage
+from a2a_ray.core.verdict import ObserverVerdict
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.protocols.history_window import window
-from a2a_ray.protocols.newton_helper import Helper
+from a2a_ray.protocols.newton_helper import NewtonHelper
 from a2a_ray.protocols.simultaneous import Simultaneous
 
 NAMES = ("ann", "bob", "cy", "dee", "eve")
@@ -71,10 +73,10 @@ def by_length(transcript: Transcript, name: str) -> float:
 class Scorer:
     """An observer with scores of its own after every third message."""
 
-    def update(self, message: Message) -> Verdict:
+    def update(self, message: Message) -> ObserverVerdict:
         if message.seq % 3:
-            return Verdict()
-        return Verdict("scored", scores={NAMES[message.seed % 5]: 1.0})
+            return ObserverVerdict()
+        return ObserverVerdict("scored", scores={NAMES[message.seed % 5]: 1.0})
 
 
 SHOWS = st.one_of(
@@ -84,19 +86,19 @@ SHOWS = st.one_of(
 )
 TEXT_PROTOCOLS: dict[str, Callable[[Any], TurnProtocol]] = {
     "alternating": lambda show: Alternating(show),
-    "simultaneous": lambda show: Simultaneous(show=show),
+    "simultaneous": lambda show: Simultaneous(context=show),
     "joined": lambda show: Simultaneous("join", show),
-    "bids": lambda show: Adaptive("bid", show=show),
-    "bids, no repeat": lambda show: Adaptive("bid", show=show, repeat=False),
+    "bids": lambda show: Adaptive("bid", context=show),
+    "bids, no repeat": lambda show: Adaptive("bid", context=show, repeat=False),
     "score": lambda show: Adaptive("score", by_length, show),
-    "observer": lambda show: Adaptive("observer", show=show),
+    "observer": lambda show: Adaptive("observer", context=show),
 }
 texts = st.tuples(st.sampled_from(sorted(TEXT_PROTOCOLS)), SHOWS)
 sizes, turns, seeds = st.integers(1, 5), st.integers(1, 14), st.integers(0, 2**40)
 
 
 def hold(agents: list[Any], protocol: TurnProtocol, seed: int, turns: int, **more: Any) -> Transcript:
-    return Conversation(agents, protocol, seed=seed, turns=turns, observers=[Scorer()], **more).run()
+    return Conversation(agents, protocol, seed=seed, max_turns=turns, observers=[Scorer()], **more).run()
 
 
 def records(transcript: Transcript) -> list[Any]:
@@ -131,7 +133,7 @@ def test_the_next_step_follows_from_the_transcript_alone(
     for other in (protocol, TEXT_PROTOCOLS[kind](show)):
         assert other.speakers(transcript) == protocol.speakers(transcript)
         for name in NAMES[:size]:
-            assert other.view(transcript, name) == protocol.view(transcript, name)
+            assert other.context(transcript, name) == protocol.context(transcript, name)
     assert records(transcript) == before
     assert vars(protocol) == state
 
@@ -212,7 +214,7 @@ def test_an_order_may_name_an_agent_twice_or_leave_one_out() -> None:
     assert [m.sender for m in transcript] == ["bob", "ann", "bob"] * 2 + ["bob"]
     with pytest.raises(AgentError, match="named 'zoe' at turn 1; the agents are ann, bob, cy"):
         hold(agents, Alternating(order=["zoe"]), 0, 7)
-    with pytest.raises(BadInput, match=r"order: \[\]"):
+    with pytest.raises(ConfigurationError, match=r"order: \[\]"):
         Alternating(order=[])
 
 
@@ -223,7 +225,7 @@ def test_an_order_may_name_an_agent_twice_or_leave_one_out() -> None:
 @settings(max_examples=30, deadline=None)
 def test_without_a_combination_each_answers_its_neighbour_of_the_round_before(size: int, rounds: int) -> None:
     agents = [Speaker(n) for n in NAMES[:size]]
-    transcript = hold(agents, Simultaneous(show="all"), 0, rounds * size, opening="Hello.")
+    transcript = hold(agents, Simultaneous(context="all"), 0, rounds * size, opening="Hello.")
     assert [m.sender for m in transcript] == list(NAMES[:size]) * rounds
     for i, m in enumerate(transcript):
         asked = agents[i % size].shown[m.seq]
@@ -237,9 +239,9 @@ def test_without_a_combination_each_answers_its_neighbour_of_the_round_before(si
 
 def test_two_agents_without_a_combination_run_two_interleaved_chains() -> None:
     w, u = (LSAAgent(n, o, step_size=0.5) for n, o in (("w", [1.0, 0.0]), ("u", [0.0, 1.0])))
-    together = Conversation([w, u], Simultaneous(), opening=np.zeros(2), rounds=6).run()
+    together = Conversation([w, u], Simultaneous(), opening=np.zeros(2), max_rounds=6).run()
     for first, second, parity in ((w, u, 0), (u, w, 1)):
-        chain = Conversation([first, second], opening=np.zeros(2), turns=6).run()
+        chain = Conversation([first, second], opening=np.zeros(2), max_turns=6).run()
         mine = [together.turns[2 * r + (r + parity) % 2].content for r in range(6)]
         assert [plain(m.content) for m in chain] == [plain(c) for c in mine]
 
@@ -270,7 +272,7 @@ def test_averaged_turns_settle_at_the_weighted_mean_of_the_objectives() -> None:
         LSAAgent("w", [1.0, 0.0], geometry={"condition": 4, "seed": 1}, step_size=0.5),
         LSAAgent("u", [0.0, 2.0], geometry={"condition": 3, "seed": 2}, step_size=1.2),
     ]
-    transcript = Conversation(pair, Simultaneous("mean"), opening=np.zeros(2), rounds=400).run()
+    transcript = Conversation(pair, Simultaneous("mean"), opening=np.zeros(2), max_rounds=400).run()
     pulls = [a.step_size * a.covariance for a in pair]
     settled = np.linalg.solve(sum(pulls), sum(p @ a.objective for p, a in zip(pulls, pair, strict=True)))
     combined = [m for m in transcript.turns if m.kind == COMBINE][-1].content
@@ -285,7 +287,9 @@ def test_a_turn_limit_holds_within_a_round() -> None:
 def test_a_stop_within_a_round_is_the_same_where_the_round_was_cut() -> None:
     def run(transcript: Transcript | None) -> Transcript:
         agents = [Speaker(n) for n in NAMES[:3]]
-        return Conversation(agents, Simultaneous(), rounds=2, stop=Says("bob2"), transcript=transcript).run()
+        return Conversation(
+            agents, Simultaneous(), max_rounds=2, termination=TextMention("bob2"), transcript=transcript
+        ).run()
 
     whole = run(None)
     assert records(run(cut(whole, 2))) == records(whole)
@@ -293,7 +297,7 @@ def test_a_stop_within_a_round_is_the_same_where_the_round_was_cut() -> None:
 
 def test_float32_stays_float32_in_the_mean() -> None:
     pair = [LSAAgent(n, [1.0, 0.0], dtype="float32") for n in ("w", "u")]
-    transcript = Conversation(pair, Simultaneous("mean"), opening=np.zeros(2), rounds=2).run()
+    transcript = Conversation(pair, Simultaneous("mean"), opening=np.zeros(2), max_rounds=2).run()
     assert [m.content.dtype.name for m in transcript] == ["float32"] * 5  # type: ignore[union-attr]
 
 
@@ -306,11 +310,11 @@ def test_join_shows_all_texts_with_their_speakers() -> None:
 
 
 def test_a_combination_that_cannot_be_made_is_told() -> None:
-    with pytest.raises(BadInput, match=r"combine: mean is for vectors .* ann: text, bob: text; use join"):
+    with pytest.raises(ConfigurationError, match=r"combine: mean is for vectors .* ann: text, bob: text; use join"):
         hold([Speaker("ann"), Speaker("bob")], Simultaneous("mean"), 0, 4)
-    with pytest.raises(BadInput, match="combine: join is for texts"):
+    with pytest.raises(ConfigurationError, match="combine: join is for texts"):
         hold([Vectors("ann"), Vectors("bob")], Simultaneous("join"), 0, 4, opening=np.zeros(2))
-    with pytest.raises(BadInput, match="combine: 'median'; expected mean, join or None"):
+    with pytest.raises(ConfigurationError, match="combine: 'median'; expected mean, join or None"):
         Simultaneous("median")  # type: ignore[arg-type]
 
 
@@ -321,7 +325,7 @@ def test_both_sorts_of_step_of_a_combined_round() -> None:
     transcript.append(Message("c", 1, "ann", "a"))
     assert protocol.speakers(transcript) == ("bob",)
     transcript.append(Message("c", 2, "bob", "b"))
-    assert protocol.speakers(transcript) == Say("all", "ann: a\nbob: b")
+    assert protocol.speakers(transcript) == ProtocolMessage("all", "ann: a\nbob: b")
     transcript.append(Message("c", 3, "all", "ann: a\nbob: b", kind=COMBINE))
     assert protocol.speakers(transcript) == ("ann", "bob")
 
@@ -354,7 +358,7 @@ def test_among_lsa_agents_the_largest_residual_speaks(seed: int) -> None:
         LSAAgent(n, rng.normal(size=3).tolist(), geometry={"condition": 5, "seed": i}, step_size=0.8)
         for i, n in enumerate(NAMES[:3])
     ]
-    transcript = Conversation(agents, Adaptive(), opening=rng.normal(size=3), turns=12).run()
+    transcript = Conversation(agents, Adaptive(), opening=rng.normal(size=3), max_turns=12).run()
     state: Any = transcript.opening.content
     for m in transcript.messages:
         residuals = [np.sqrt((state - a.objective) @ a.covariance @ (state - a.objective)) for a in agents]
@@ -373,7 +377,7 @@ def test_a_score_function_by_name_or_as_it_is() -> None:
     assert [m.sender for m in transcript] == ["cy"] * 3
     transcript = hold(agents, Adaptive("score", lambda t, name: name == "cy", repeat=False), 0, 4)
     assert [m.sender for m in transcript] == ["cy", "ann", "cy", "bob"]
-    with pytest.raises(BadInput, match="score: nan for agent 'ann'; expected finite"):
+    with pytest.raises(ConfigurationError, match="score: nan for agent 'ann'; expected finite"):
         hold(agents, Adaptive("score", lambda t, name: float("nan")), 0, 3)
 
 
@@ -383,10 +387,10 @@ def test_an_observers_newest_scores_decide_and_without_any_the_longest_waiting()
     given_at = {2: {"ann": 2.0, "cy": 1.0}, 5: {"bob": 2.0, "cy": 1.0}}
 
     class Twice:
-        def update(self, message: Message) -> Verdict:
-            return Verdict("noted", scores=given_at.get(message.turn, {}))
+        def update(self, message: Message) -> ObserverVerdict:
+            return ObserverVerdict("noted", scores=given_at.get(message.turn, {}))
 
-    transcript = Conversation(agents, Adaptive("observer", repeat=False), turns=9, observers=[Twice()]).run()
+    transcript = Conversation(agents, Adaptive("observer", repeat=False), max_turns=9, observers=[Twice()]).run()
     assert [m.sender for m in transcript] == ["ann", "bob", "ann", "cy", "ann", "bob", "cy", "bob", "cy"]
 
 
@@ -398,14 +402,14 @@ def test_an_observers_newest_scores_decide_and_without_any_the_longest_waiting()
         {"by": "score", "score": 3},
         {"by": "luck"},
         {"by": "score", "score": "no.such.module:f"},
-        {"show": "everything"},
-        {"show": {"last": 0}},
-        {"show": {"last": True}},
+        {"context": "everything"},
+        {"context": {"last": 0}},
+        {"context": {"last": True}},
     ],
     ids=lambda wrong: ",".join(f"{k}={getattr(v, '__name__', v)}" for k, v in wrong.items()),
 )
 def test_wrong_settings_of_adaptive_turns_are_told(wrong: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match=next(reversed(wrong))):
+    with pytest.raises(ConfigurationError, match=next(reversed(wrong))):
         Adaptive(**wrong)
 
 
@@ -417,13 +421,13 @@ def test_an_agent_without_bids_is_named() -> None:
             return message.reply("", self.name)
 
     with pytest.raises(AgentError, match=r"'mute' .* has no bid"):
-        Conversation([Silent()], Adaptive(), turns=1).run()
+        Conversation([Silent()], Adaptive(), max_turns=1).run()
 
 
 def test_only_missing_bids_are_asked_for() -> None:
     transcript = Transcript("c", NAMES[:3], "Hello.")
     transcript.append(Message("c", 1, "ann", "1.0", kind=BID))
-    assert Adaptive().speakers(transcript) == Bids(["bob", "cy"])
+    assert Adaptive().speakers(transcript) == BidRequest(["bob", "cy"])
 
 
 # The helper ---------------------------------------------------------------------------------------------------------
@@ -436,30 +440,32 @@ def helped_pair() -> list[LSAAgent]:
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=2), st.floats(0.01, 1.99))
 @settings(max_examples=30, deadline=None)
 def test_the_helper_alone_gets_an_objective_and_its_turn_is_newtons(x: list[float], damping: float) -> None:
-    protocol = Helper(HELPED, HELPER, damping)
+    protocol = NewtonHelper(HELPED, HELPER, damping)
     w, u = helped_pair()
     transcript = Transcript("c", ("w", "u"), np.array(x))
     assert protocol.speakers(transcript) == "w"
-    view = protocol.view(transcript, "w")
+    view = protocol.context(transcript, "w")
     assert (plain(view.content), view.sender, dict(view.options), view.history) == (x, "", {}, ())
     transcript.append(w.step(Message("c", 1, "", view.content)))
     assert protocol.speakers(transcript) == "u"
-    view = protocol.view(transcript, "u")
+    view = protocol.context(transcript, "u")
     assert view.sender == "w"
     assert list(view.options) == ["objective"]
     after = u.step(Message("c", 2, "w", view.content, options=view.options)).content
     off = np.asarray(view.content) - w.objective
     np.testing.assert_allclose(np.asarray(after) - w.objective, (1 - damping) * off, atol=1e-9)
-    again = Helper(HELPED, HELPER, damping).view(transcript, "u")
+    again = NewtonHelper(HELPED, HELPER, damping).context(transcript, "u")
     assert plain(again.options["objective"]) == plain(view.options["objective"])
 
 
 @given(st.integers(0, 6))
 @settings(max_examples=7, deadline=None)
 def test_a_helped_conversation_resumes_to_the_same_bits(length: int) -> None:
-    protocol = Helper(HELPED, HELPER, 0.5)
-    whole = Conversation(helped_pair(), protocol, opening=np.ones(2), rounds=3).run()
-    resumed = Conversation(helped_pair(), Helper(HELPED, HELPER, 0.5), rounds=3, transcript=cut(whole, length)).run()
+    protocol = NewtonHelper(HELPED, HELPER, 0.5)
+    whole = Conversation(helped_pair(), protocol, opening=np.ones(2), max_rounds=3).run()
+    resumed = Conversation(
+        helped_pair(), NewtonHelper(HELPED, HELPER, 0.5), max_rounds=3, transcript=cut(whole, length)
+    ).run()
     assert records(resumed) == records(whole)
 
 
@@ -472,7 +478,7 @@ def test_a_specification_gives_the_helper_the_agents_own_settings() -> None:
     """)
     pair = [agent_kinds.build(a, "agents") for a in spec["agents"]]
     protocol = protocols.build(spec["protocol"], "protocol")
-    transcript = Conversation(pair, protocol, opening=np.zeros(3), rounds=1).run()
+    transcript = Conversation(pair, protocol, opening=np.zeros(3), max_rounds=1).run()
     np.testing.assert_allclose(np.asarray(transcript.last.content), pair[0].objective, atol=1e-13)
 
 
@@ -491,14 +497,14 @@ def test_a_specification_gives_the_helper_the_agents_own_settings() -> None:
     ids=str,
 )
 def test_wrong_settings_of_the_helper_are_told(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(BadInput) as caught:
-        protocols.build({"kind": "helper", "helped": HELPED, "helper": HELPER, **change}, "protocol")
+    with pytest.raises(ConfigurationError) as caught:
+        protocols.build({"kind": "newton_helper", "helped": HELPED, "helper": HELPER, **change}, "protocol")
     assert sentence in str(caught.value)
 
 
 def test_the_helper_needs_two_agents_and_vectors() -> None:
-    protocol = Helper(HELPED, HELPER)
-    with pytest.raises(BadInput, match="3 agents; expected 2"):
+    protocol = NewtonHelper(HELPED, HELPER)
+    with pytest.raises(ConfigurationError, match="3 agents; expected 2"):
         Conversation([*helped_pair(), Speaker("eve")], protocol, opening=np.zeros(2)).run()
     with pytest.raises(A2AError, match=r"shown the text 'ann1 .*; expected shape \(2,\)"):
         Conversation([Speaker("ann"), helped_pair()[1]], protocol, opening=np.zeros(2)).run()
@@ -529,10 +535,10 @@ def test_windows_are_the_end_of_the_talk(said: list[str], opening: str, size: in
     "show", ["some", {}, {"last": 0}, {"last": 1.5}, {"characters": -1}, {"last": 1, "characters": 2}, {"first": 1}, 3]
 )
 def test_a_window_that_does_not_exist_is_told(show: Any) -> None:
-    with pytest.raises(BadInput, match=r"expected last, all, \{last: k\} or \{characters: n\}"):
+    with pytest.raises(ConfigurationError, match=r"expected last, all, \{last: k\} or \{characters: n\}"):
         window(show)
 
 
 def test_vectors_have_no_characters() -> None:
-    with pytest.raises(BadInput, match="vectors have none"):
+    with pytest.raises(ConfigurationError, match="vectors have none"):
         hold([Vectors("ann")], Alternating({"characters": 5}), 0, 2, opening=np.zeros(2))

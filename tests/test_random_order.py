@@ -15,7 +15,7 @@ from a2a_ray.analysis.dynamics.affine import LinearAgents, linear_agents
 from a2a_ray.analysis.dynamics.random_order import RandomEquilibrium, random_permutation, random_speaker
 from a2a_ray.analysis.dynamics.rounds import alternating
 from a2a_ray.analysis.dynamics.stationary import stationary
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from tests.strategies import linear_teams, random_covariance
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -179,7 +179,7 @@ def test_a_common_null_space_keeps_its_start_and_no_noise() -> None:
     agents = linear_agents(covariances, [[0.0, 0, 0], [1, 1, 1]], 0.5)
     within, beyond = np.diag([0.1, 0.1, 0]), np.diag([0, 0, 0.1])
     for law in (random_permutation, random_speaker):
-        with pytest.raises(BadInput, match=r"start: not given; .* null space of 1 of 3"):
+        with pytest.raises(ConfigurationError, match=r"start: not given; .* null space of 1 of 3"):
             law(agents)
         found = law(agents, noise=within, start=[9, 9, 7])
         assert found.depends_on_start
@@ -220,5 +220,5 @@ def many(n: int, d: int) -> LinearAgents:
     ],
 )
 def test_bad_input_is_named(call: Any, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(ConfigurationError, match=message):
         call()

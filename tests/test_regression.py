@@ -23,7 +23,7 @@ from a2a_ray.analysis.dynamics.two_agents import Equilibrium, two_agent_equilibr
 from a2a_ray.analysis.equilibria.assessment import assess_equilibrium
 from a2a_ray.analysis.equilibria.trajectory_fit import positions_by_agent
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import AgentError, BadAnswer, BadInput
+from a2a_ray.core.errors import AgentError, ConfigurationError, InvalidResponseError
 from a2a_ray.core.linear_task import read_objective
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import agents
@@ -31,7 +31,7 @@ from a2a_ray.core.seeds import turn_seed
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.experiment.estimate import estimate
 from a2a_ray.experiment.spec import Experiment
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.testing import check_agent
 from tests.rounding_server import CHATTER, MODEL, RoundingServer, digest, gradient_step
 
@@ -135,7 +135,7 @@ def test_what_is_no_vector_is_refused_with_the_reason(text: str, reason: str) ->
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the reason is compared below
         parse_vector(text, 2)
     assert reason in str(caught.value)
-    with pytest.raises(BadAnswer) as failed:
+    with pytest.raises(InvalidResponseError) as failed:
         ask(answering(text))
     assert str(failed.value).count(reason) == 2
 
@@ -153,7 +153,7 @@ def tracks(transcript: Transcript) -> dict[str, np.ndarray[Any, Any]]:
 
 def test_two_agents_settle_where_the_closed_form_says_within_rounding(server: RoundingServer) -> None:
     pair = [RegressionAgent(n, model_agent=model(server), **p) for n, p in (("w", W), ("u", U))]
-    talk = Conversation(pair, opening=np.zeros(2), rounds=40, seed=3).run()
+    talk = Conversation(pair, opening=np.zeros(2), max_rounds=40, seed=3).run()
     w, u = pair
     predicted = settled(w, u)
     m_w, m_u = (np.eye(2) - a.step_size * a.covariance for a in pair)
@@ -170,7 +170,7 @@ def test_with_noise_the_mean_settles_there() -> None:
     sigma, rounds, transient = 0.01, 160, 15
     with RoundingServer(noise=sigma) as server:
         pair = [RegressionAgent(n, model_agent=model(server), **p) for n, p in (("w", W), ("u", U))]
-        talk = Conversation(pair, opening=np.zeros(2), rounds=rounds, seed=4).run()
+        talk = Conversation(pair, opening=np.zeros(2), max_rounds=rounds, seed=4).run()
     m_w, m_u = (np.eye(2) - a.step_size * a.covariance for a in pair)
     predicted = settled(*pair)
     own = (sigma**2 + 1e-6 / 12) * np.eye(2)  # noise and rounding of one turn
@@ -187,7 +187,7 @@ def test_verdicts_apply_to_its_trajectories() -> None:
     with RoundingServer(noise=0.01) as server:
         apart = [RegressionAgent(n, model_agent=model(server), **p) for n, p in (("w", W), ("u", U))]
         alike = [RegressionAgent(n, model_agent=model(server), **{**p, **shared}) for n, p in (("w", W), ("u", U))]
-        talks = [Conversation(pair, opening=np.zeros(2), rounds=60, seed=5).run() for pair in (apart, alike)]
+        talks = [Conversation(pair, opening=np.zeros(2), max_rounds=60, seed=5).run() for pair in (apart, alike)]
     biased, reached = (
         assess_equilibrium(positions_by_agent(talk), {agent.name: agent.objective for agent in pair}, margin=0.05)
         for talk, pair in zip(talks, (apart, alike), strict=True)
@@ -233,8 +233,8 @@ def test_a_good_answer_is_asked_for_once(server: RoundingServer) -> None:
 def test_a_second_malformed_answer_fails_the_conversation_which_is_kept(server: RoundingServer) -> None:
     with RoundingServer(malformed="always") as broken:
         pair = [RegressionAgent(n, model_agent=model(s), **p) for n, s, p in (("w", server, W), ("u", broken, U))]
-        talk = Conversation(pair, opening=np.zeros(2), rounds=5)
-        with pytest.raises(BadAnswer) as caught:
+        talk = Conversation(pair, opening=np.zeros(2), max_rounds=5)
+        with pytest.raises(InvalidResponseError) as caught:
             talk.run()
     assert str(caught.value).startswith("agent 'u' at turn 2: no vector in 2 answers of the model: 'Sure! Taking one")
     assert str(caught.value).count(repr(CHATTER)) == 2
@@ -279,15 +279,15 @@ def test_runs_on_ray_give_the_transcripts_of_one_process(ray_cluster: None, tmp_
     with RoundingServer(noise=0.01, malformed=0.25) as server:
         parts, inner = (("w", W), ("u", U)), model(server)
         specs = [{"name": n, "kind": KIND, "placement": placement, "model_agent": inner, **p} for n, p in parts]
-        specification = {"agents": specs, "openings": {"zeros": 2}, "rounds": 3, "repeats": 6}
-        run = run_many(specification, storage=str(tmp_path), progress=False)
+        specification = {"agents": specs, "openings": {"zeros": 2}, "max_rounds": 3, "repeats": 6}
+        run = run_experiment(specification, storage=str(tmp_path), progress=False)
         pair = [RegressionAgent(n, model_agent=inner, **p) for n, p in parts]
         told = {t.id: t for t in run.transcripts()}
         assert {t.status for t in told.values()} == {"done", "failed"}
         for task in run.experiment.tasks():
-            talk = Conversation(pair, opening=np.zeros(2), rounds=3, seed=task.seed, id=task.id)
+            talk = Conversation(pair, opening=np.zeros(2), max_rounds=3, seed=task.seed, id=task.id)
             if told[task.id].status == "failed":
-                with pytest.raises(BadAnswer) as caught:
+                with pytest.raises(InvalidResponseError) as caught:
                     talk.run()
                 assert told[task.id].error == str(caught.value)
                 assert CHATTER in told[task.id].error
@@ -304,8 +304,8 @@ def test_a_small_language_model_fails_and_nothing_is_invented() -> None:
     model_agent = HFAgent("tiny", "tiny-llama", max_new_tokens=12)
     examples = [[1.0, 0.0], [0.0, 1.0]]
     agent = RegressionAgent("ann", [1.0, 2.0], model_agent=model_agent, examples=examples, digits=2)
-    talk = Conversation([agent], opening=np.zeros(2), turns=3, seed=1)
-    with pytest.raises(BadAnswer, match="no vector in 2 answers of the model") as caught:
+    talk = Conversation([agent], opening=np.zeros(2), max_turns=3, seed=1)
+    with pytest.raises(InvalidResponseError, match="no vector in 2 answers of the model") as caught:
         talk.run()
     ask_again = Message("conversation", 1, "", agent.prompt(np.zeros(2)), seed=turn_seed(1, 1))
     said = model_agent.step(ask_again).content  # what it said, as it said it
@@ -317,9 +317,9 @@ def test_a_small_language_model_fails_and_nothing_is_invented() -> None:
 
 def test_answers_that_are_no_text_or_no_message() -> None:
     vector = RegressionAgent("ann", [1.0, 2.0], model_agent=FunctionAgent("f", lambda _: [1.0, 2.0]))
-    with pytest.raises(BadAnswer, match="no vector in 2 answers"):
+    with pytest.raises(InvalidResponseError, match="no vector in 2 answers"):
         ask(vector)
-    with pytest.raises(BadAnswer, match="agent 'f' returned None at turn 3"):
+    with pytest.raises(InvalidResponseError, match="agent 'f' returned None at turn 3"):
         ask(RegressionAgent("ann", [1.0, 2.0], model_agent=FunctionAgent("f", lambda _: None)))
 
     def broken(_: str) -> str:
@@ -336,7 +336,7 @@ def test_usage_that_cannot_be_added_is_left_out() -> None:
 
 def test_an_answer_cut_off_says_so() -> None:
     cut = FunctionAgent("f", lambda m: m.reply("[1, 2", "f", metadata={"finish_reason": "length"}), "message")
-    with pytest.raises(BadAnswer, match=r"nothing else \(cut off at the token limit\)"):
+    with pytest.raises(InvalidResponseError, match=r"nothing else \(cut off at the token limit\)"):
         ask(RegressionAgent("ann", [1.0, 2.0], model_agent=cut))
 
 
@@ -358,13 +358,13 @@ def test_an_answer_cut_off_says_so() -> None:
     ],
 )
 def test_bad_settings(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         agents.build({"kind": KIND, "name": "ann", "objective": [1.0, 2.0], **settings}, "agents.0")
     assert said in str(caught.value)
 
 
 def test_an_agent_in_python_is_checked_too() -> None:
-    with pytest.raises(BadInput, match="model_agent: 5; expected settings with a kind, or an agent"):
+    with pytest.raises(ConfigurationError, match="model_agent: 5; expected settings with a kind, or an agent"):
         RegressionAgent("ann", [1.0], model_agent=5)  # type: ignore[arg-type]
 
 
@@ -374,7 +374,7 @@ def test_placement_and_checks_are_those_of_the_model_agent(monkeypatch: pytest.M
     assert agent.placement == "actor"
     assert answering("[1, 2]").placement == "worker"
     for start in (agent.check, agent.setup):
-        with pytest.raises(BadInput, match="api_key_env: 'NO_SUCH_KEY'"):
+        with pytest.raises(ConfigurationError, match="api_key_env: 'NO_SUCH_KEY'"):
             start()
     answering("[1, 2]").check()
 
@@ -382,7 +382,7 @@ def test_placement_and_checks_are_those_of_the_model_agent(monkeypatch: pytest.M
 def test_a_dry_run_counts_prompts_and_re_asks(server: RoundingServer) -> None:
     inner = model(server, max_tokens=50, instructions="I" * 40, price={"input": 1.0, "output": 10.0})
     specs = [{"name": "w", "kind": "regression", "model_agent": inner, **W}, {"name": "e", "kind": "echo"}]
-    told = estimate(Experiment.parse({"agents": specs, "openings": {"zeros": 2}, "rounds": 3, "repeats": 2}))
+    told = estimate(Experiment.parse({"agents": specs, "openings": {"zeros": 2}, "max_rounds": 3, "repeats": 2}))
     asks = 2 * 3 * 2  # talks, rounds, and each ask once more
     tokens = asks * (len(RegressionAgent("w", model_agent=inner, **W).prompt()) // 4 + 10)
     assert (told.turns, told.calls, told.input_tokens, told.output_tokens) == (12, 18, tokens, asks * 50)
@@ -399,7 +399,7 @@ def test_the_example_runs_with_another_server(
     specification = experiment.to_dict()
     for spec in specification["agents"]:
         spec["model_agent"] |= {"model": MODEL, "base_url": server.url, "api_key_env": None}
-    run = run_many({**specification, "rounds": 30}, storage=str(tmp_path), progress=False)
+    run = run_experiment({**specification, "max_rounds": 30}, storage=str(tmp_path), progress=False)
     assert run.summary()["failed"] == 0
     for cell, talk in zip(run.experiment.cells, run.transcripts(), strict=True):
         predicted = settled(*(spec.build() for spec in cell.agents))

@@ -14,20 +14,19 @@ from typing import Any
 import pytest
 from plotly.offline import get_plotlyjs
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Content, Message
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
 from a2a_ray.report import figures
 from a2a_ray.report import report_page as report
+from a2a_ray.report.page_parts import BigNumber, Table
 from a2a_ray.report.report_data import (
     AgentEntry,
-    BigNumber,
     ConversationItem,
     ErrorSeries,
     PlateauPoint,
     ReportData,
-    Table,
     TrajectoryPoint,
 )
 from a2a_ray.report.report_page import render_report, wilson_interval, write_report
@@ -310,10 +309,10 @@ def test_the_file_is_utf8_and_written_whole(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="choose another file with -o"):
+    with pytest.raises(ConfigurationError, match="choose another file with -o"):
         write_report(tmp_path / "file" / "report.html", full())
     (tmp_path / "folder").mkdir()
-    with pytest.raises(BadInput, match="folder"):
+    with pytest.raises(ConfigurationError, match="folder"):
         write_report(tmp_path / "folder", full())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 

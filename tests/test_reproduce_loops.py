@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.reproduce.loops.factors import Setting, experiment, settings
-from a2a_ray.reproduce.loops.looping_rates import Rate
+from a2a_ray.reproduce.loops.looping_rates import LoopingRate
 from a2a_ray.reproduce.loops.loops_study import read_labelled
 from tests.command_line import call
 
@@ -30,7 +30,7 @@ def test_every_factor_is_varied_around_the_published_setting() -> None:
 
 def test_one_model_talks_with_itself() -> None:
     assert {c.pair for c in settings(["a"], [50], [0.7])} == {("a", "a")}
-    with pytest.raises(BadInput, match="models: none given"):
+    with pytest.raises(ConfigurationError, match="models: none given"):
         settings([], [50], [0.7])
 
 
@@ -41,11 +41,11 @@ def test_a_cell_becomes_agents_and_a_protocol() -> None:
     assert spec.size() == (2 * len(cells), 2 * len(cells) * 6)
     cell = spec.cells[cells.index(Setting(("tiny-llama", "tiny-neox"), 25, 0.7, "last"))]
     assert cell.agents[1].settings["max_new_tokens"] == 25
-    assert cell.protocol["show"] == "last"
+    assert cell.protocol["context"] == "last"
 
 
 def test_rates_have_wilson_intervals() -> None:
-    low, high = Rate(35, 50).interval
+    low, high = LoopingRate(35, 50).interval
     assert (round(low, 3), round(high, 3)) == (0.562, 0.809)
 
 
@@ -62,7 +62,7 @@ def test_labels_of_readers_who_disagree_are_left_out(tmp_path: Path) -> None:
     talks, looped = read_labelled(path)
     assert ([t.id for t in talks], looped) == (["1", "2"], [True, False])
     path.write_text(json.dumps(rows[3]))
-    with pytest.raises(BadInput, match="no talk has a label"):
+    with pytest.raises(ConfigurationError, match="no talk has a label"):
         read_labelled(path)
 
 

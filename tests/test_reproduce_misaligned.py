@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.message import Message
 from a2a_ray.reproduce.misaligned import (
     adversary,
@@ -66,7 +66,7 @@ class Study:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        arguments = ("reproduce", "misaligned", "--d", "2", "--pairs", "6", "--condition", "4", "--json", "-o", "out")
+        arguments = ("reproduce", "misaligned", "--dim", "2", "--pairs", "6", "--condition", "4", "--json", "-o", "out")
         self.done: Done = finish(start(*arguments, cwd=folder))
 
 
@@ -117,7 +117,7 @@ def test_the_page_draws_every_figure(study: Study) -> None:
 
 def test_one_experiment_without_trained_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    arguments = ("reproduce", "misaligned", "--d", "3", "--pairs", "2", "--only", "plateau", "-o", str(out))
+    arguments = ("reproduce", "misaligned", "--dim", "3", "--pairs", "2", "--only", "plateau", "-o", str(out))
     done = call(capsys, *arguments, "--json")
     assert done.status == 0
     assert "no trained weights for 3 dimensions" in done.err
@@ -132,8 +132,8 @@ def test_one_experiment_without_trained_weights(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--d", "1"), "--d: 1; expected a whole number from 2"),
-        (("--d", "51"), "to 50"),
+        (("--dim", "1"), "--d: 1; expected a whole number from 2"),
+        (("--dim", "51"), "to 50"),
         (("--pairs", "0"), "--pairs: 0; expected a whole number of at least 1"),
         (("--seed", "-1"), "--seed: -1"),
         (("--rounds", "1"), "--rounds: 1; expected 2 to 10,000"),
@@ -165,7 +165,7 @@ def test_bad_values_are_one_sentence(
 @pytest.mark.slow
 def test_an_interrupted_study_keeps_what_was_finished(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process has it ignored
-    process = start("reproduce", "misaligned", "--d", "2", "--pairs", "4", cwd=tmp_path)
+    process = start("reproduce", "misaligned", "--dim", "2", "--pairs", "4", cwd=tmp_path)
     signal.signal(signal.SIGINT, before)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("1 of 8")
@@ -423,14 +423,14 @@ def test_rounds_follow_from_the_rate() -> None:
     assert Settings(rounds=7).rounds_for(0.5) == 7
     assert 0.5 ** Settings().rounds_for(0.5, 1e-6) <= 1e-6
     assert Settings().rounds_for(0.0) == Settings().rounds_for(1.0) == 2
-    with pytest.raises(BadInput, match="give a step nearer to 1"):
+    with pytest.raises(ConfigurationError, match="give a step nearer to 1"):
         Settings(step_size=1.9999)
 
 
 @pytest.mark.parametrize("chosen", [Settings(2, 1, condition=1.0, step_size=1.0), Settings(2, 1, rounds=2)])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_extreme_settings_are_fine(name: str, chosen: Settings) -> None:
-    from a2a_ray.reproduce.misaligned.misaligned_study import run_experiment
+    from a2a_ray.reproduce.misaligned.misaligned_study import run_study_experiment
 
-    found: Any = run_experiment(name, chosen)
+    found: Any = run_study_experiment(name, chosen)
     assert found.outcome.endswith(".")

@@ -14,7 +14,7 @@ from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.analysis.dynamics.affine import LinearAgents, agents_of, linear_agents
 from a2a_ray.analysis.dynamics.rounds import RoundEquilibrium, alternating, round_map, simultaneous
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.protocols.simultaneous import Simultaneous
 from tests.strategies import linear_teams
@@ -125,7 +125,9 @@ def test_a_common_null_space_keeps_the_start(agents: LinearAgents, how: str) -> 
     rank = np.linalg.matrix_rank(agents.covariances.sum(axis=0), tol=1e-10)
     assert found.depends_on_start == (rank < agents.dim)
     if found.depends_on_start:
-        with pytest.raises(BadInput, match=rf"start: not given; .* null space of {agents.dim - rank} of {agents.dim}"):
+        with pytest.raises(
+            ConfigurationError, match=rf"start: not given; .* null space of {agents.dim - rank} of {agents.dim}"
+        ):
             settle(None)
     else:
         np.testing.assert_allclose(settle(None).states, found.states, rtol=0, atol=1e-12 * scale(agents))
@@ -162,7 +164,9 @@ def test_stable_steps_need_not_be_an_interval() -> None:
         if found.converges:
             np.testing.assert_array_equal(found.states, alternating(agents).states)
         else:
-            with pytest.raises(BadInput, match=r"step_sizes\[0\]: .* expected less than 0.2, which is 2 / lambda_max"):
+            with pytest.raises(
+                ConfigurationError, match=r"step_sizes\[0\]: .* expected less than 0.2, which is 2 / lambda_max"
+            ):
                 alternating(agents)
         return found.converges
 
@@ -208,7 +212,7 @@ def test_real_conversations_settle_there(n: int, protocol: str) -> None:
         "ring": lambda: (simultaneous(agents, None), Simultaneous()),
     }[protocol]()
     turns = enough(found) * len(found.speakers) * (n if protocol == "ring" else 1)
-    transcript = Conversation(team, turns_of, opening=np.full(6, 2.0), turns=turns).run()
+    transcript = Conversation(team, turns_of, opening=np.full(6, 2.0), max_turns=turns).run()
     last = transcript.messages[-len(found.speakers) :]
     assert [m.sender for m in last] == [f"a{i}" for i in found.speakers]
     np.testing.assert_allclose([m.content for m in last], found.states, rtol=0, atol=1e-10 * scale(agents))
@@ -240,7 +244,7 @@ GOOD: dict[str, Any] = {"covariances": [EYE, EYE], "objectives": [[0, 0], [1, 1]
     ],
 )
 def test_bad_agents_are_named(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(ConfigurationError, match=message):
         linear_agents(**(GOOD | change))
 
 
@@ -255,25 +259,25 @@ def test_bad_agents_are_named(change: dict[str, Any], message: str) -> None:
     ],
 )
 def test_bad_talks_are_named(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(ConfigurationError, match=message):
         alternating(linear_agents(**GOOD), **settings)
 
 
 def test_other_bad_input() -> None:
-    with pytest.raises(BadInput, match="combine: 'median'"):
+    with pytest.raises(ConfigurationError, match="combine: 'median'"):
         simultaneous(linear_agents(**GOOD), "median")  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="agents: none given"):
+    with pytest.raises(ConfigurationError, match="agents: none given"):
         agents_of([])
     pair = [LSAAgent("a", [0.0]), LSAAgent("b", [0.0, 1.0])]
-    with pytest.raises(BadInput, match=r"agents: objectives of shapes \(1,\), \(2,\)"):
+    with pytest.raises(ConfigurationError, match=r"agents: objectives of shapes \(1,\), \(2,\)"):
         agents_of(pair)
-    with pytest.raises(BadInput, match=r"carries some direction over unchanged .* expected less than 2, 2"):
+    with pytest.raises(ConfigurationError, match=r"carries some direction over unchanged .* expected less than 2, 2"):
         alternating(linear_agents([EYE, EYE], GOOD["objectives"], [3.0, 1.5]), allow_divergence=True)
     with pytest.raises(
-        BadInput, match=r"step_sizes: 1e\+200, 1e\+200; one turn leaves the range .* less than 2, 2, which"
+        ConfigurationError, match=r"step_sizes: 1e\+200, 1e\+200; one turn leaves the range .* less than 2, 2, which"
     ):
         linear_agents([EYE, EYE], GOOD["objectives"], 1e200, 3)
-    with pytest.raises(BadInput, match="the spectral radius of a round is inf"):
+    with pytest.raises(ConfigurationError, match="the spectral radius of a round is inf"):
         alternating(linear_agents([EYE, EYE], GOOD["objectives"], 1e200))
-    with pytest.raises(BadInput, match=r"too near to 1 .* expected larger steps"):
+    with pytest.raises(ConfigurationError, match=r"too near to 1 .* expected larger steps"):
         alternating(linear_agents([EYE, EYE], GOOD["objectives"], 1e-14))

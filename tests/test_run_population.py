@@ -13,22 +13,22 @@ import pytest
 import torch
 
 from a2a_ray.analysis.dynamics.pair_geometry import BLOCK, DrawnPairs, GivenPairs
-from a2a_ray.analysis.dynamics.pair_population import Population, States, residual_norms, simulate
-from a2a_ray.core.errors import BadInput, PlacementError
-from a2a_ray.runtime.pair_shards import PopulationProgress, run_population
+from a2a_ray.analysis.dynamics.pair_population import PairPopulation, States, residual_norms, simulate_pairs
+from a2a_ray.core.errors import ConfigurationError, PlacementError
+from a2a_ray.runtime.pair_shards import PopulationProgress, run_pair_population
 
 
-def drawn(pairs: int = 20 * BLOCK + 30, **settings: Any) -> Population:
-    return Population(DrawnPairs(pairs, 4, seed=5, condition=6.0), 0.7, 0.4, **settings)
+def drawn(pairs: int = 20 * BLOCK + 30, **settings: Any) -> PairPopulation:
+    return PairPopulation(DrawnPairs(pairs, 4, seed=5, condition=6.0), 0.7, 0.4, **settings)
 
 
-def given(folder: Path | None = None, pairs: int = 1000, **settings: Any) -> Population:
+def given(folder: Path | None = None, pairs: int = 1000, **settings: Any) -> PairPopulation:
     values = list(DrawnPairs(pairs, 3, condition=4.0).take(0, pairs))
     if folder is not None:
         for i, value in enumerate(values):
             np.save(folder / f"{i}.npy", value)
         values = [folder / f"{i}.npy" for i in range(4)]
-    return Population(GivenPairs(*values), 0.7, np.linspace(0.1, 1.9, pairs), **settings)
+    return PairPopulation(GivenPairs(*values), 0.7, np.linspace(0.1, 1.9, pairs), **settings)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -36,8 +36,8 @@ def given(folder: Path | None = None, pairs: int = 1000, **settings: Any) -> Pop
 def test_states_are_those_of_one_process(ray_cluster: None, workers: int, noise: float) -> None:
     population = drawn(noise_w=noise, noise_u=noise / 2)
     seen: list[PopulationProgress] = []
-    together = run_population(population, 40, every=10, workers=workers, progress=seen.append)
-    alone = simulate(population, 40, every=10)
+    together = run_pair_population(population, 40, every=10, workers=workers, progress=seen.append)
+    alone = simulate_pairs(population, 40, every=10)
     for name in ("rounds", "after_w", "after_u", "objective_w", "objective_u"):
         assert torch.equal(getattr(together, name), getattr(alone, name))
     assert len(seen) > workers
@@ -51,10 +51,10 @@ def test_states_are_those_of_one_process(ray_cluster: None, workers: int, noise:
 
 def test_only_what_was_asked_for_comes_back(ray_cluster: None) -> None:
     population = drawn(600).part(100, 550)
-    states = run_population(population, 5, after="w", progress=False)
+    states = run_pair_population(population, 5, after="w", progress=False)
     assert states.after_u is None
     assert states.first == 100
-    assert torch.equal(states.after_w, simulate(population, 5, after="w").after_w)  # type: ignore[arg-type]
+    assert torch.equal(states.after_w, simulate_pairs(population, 5, after="w").after_w)  # type: ignore[arg-type]
 
 
 def test_pairs_in_files_and_in_memory_are_reduced_in_the_workers(ray_cluster: None, tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_pairs_in_files_and_in_memory_are_reduced_in_the_workers(ray_cluster: No
         return {"process": here, **residual_norms(states)}
 
     for population in (given(), given(tmp_path), given(tmp_path, start=np.ones((1000, 3)), noise_w=0.1)):
-        expected = simulate(population, 30, every=3, reduce=residual_norms)
-        found = run_population(population, 30, every=3, reduce=reduce, workers=2, progress=False)
+        expected = simulate_pairs(population, 30, every=3, reduce=residual_norms)
+        found = run_pair_population(population, 30, every=3, reduce=reduce, workers=2, progress=False)
         assert os.getpid() not in found.pop("process")
         for name, value in expected.items():
             assert torch.equal(found[name], value)
@@ -79,9 +79,9 @@ def test_a_shard_whose_worker_dies_is_computed_again(ray_cluster: None, tmp_path
         return residual_norms(states)
 
     population = drawn(5 * BLOCK, noise_w=0.1)
-    found = run_population(population, 20, reduce=reduce, workers=2, progress=False)
+    found = run_pair_population(population, 20, reduce=reduce, workers=2, progress=False)
     assert (tmp_path / "died").exists()
-    assert torch.equal(found["u"], simulate(population, 20, reduce=residual_norms)["u"])
+    assert torch.equal(found["u"], simulate_pairs(population, 20, reduce=residual_norms)["u"])
 
 
 def test_bad_input_is_told(ray_cluster: None) -> None:
@@ -92,11 +92,11 @@ def test_bad_input_is_told(ray_cluster: None) -> None:
         ({"device": "tpu"}, "device: 'tpu'"),
         ({"reduce": lambda s: {"r": s.rounds}}, "reduce: gave r"),
     ):
-        with pytest.raises(BadInput, match=words):
-            run_population(drawn(300), 8, progress=False, **settings)  # type: ignore[call-overload]
+        with pytest.raises(ConfigurationError, match=words):
+            run_pair_population(drawn(300), 8, progress=False, **settings)  # type: ignore[call-overload]
     population = given()
-    with pytest.raises(BadInput, match=r"step_u: 2.5 in pair 700; expected less than 2, which"):
-        run_population(replace(population, step_u=np.where(np.arange(1000) == 700, 2.5, 1.0)), 3, progress=False)
+    with pytest.raises(ConfigurationError, match=r"step_u: 2.5 in pair 700; expected less than 2, which"):
+        run_pair_population(replace(population, step_u=np.where(np.arange(1000) == 700, 2.5, 1.0)), 3, progress=False)
     if not torch.cuda.is_available():
         with pytest.raises(PlacementError, match="device 'cuda': the Ray cluster has no GPU"):
-            run_population(drawn(300), 8, device="cuda", progress=False)
+            run_pair_population(drawn(300), 8, device="cuda", progress=False)

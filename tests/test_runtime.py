@@ -16,10 +16,10 @@ import pytest
 
 import a2a_ray
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import AgentError, BadInput, PlacementError
+from a2a_ray.core.errors import AgentError, ConfigurationError, PlacementError
 from a2a_ray.core.message import Message
 from a2a_ray.experiment.spec import Experiment
-from a2a_ray.runtime.run_experiment import resume, run_many
+from a2a_ray.runtime.run_experiment import resume_run, run_experiment
 from a2a_ray.store.run import Run, create_run, open_run, run_names
 from a2a_ray.store.schema import pack, unpack
 
@@ -67,13 +67,13 @@ def _content(message: Message) -> Any:
 
 
 def spec(kind: Any = Counting, **more: Any) -> dict[str, Any]:
-    protocol = {"kind": "alternating", "show": {"last": 2}}
+    protocol = {"kind": "alternating", "context": {"last": 2}}
     agents = [{"name": "ann", "kind": kind}, {"name": "bob", "kind": kind}]
-    return {"agents": agents, "protocol": protocol, "rounds": 4, "openings": {"first": 9}, "repeats": 2, **more}
+    return {"agents": agents, "protocol": protocol, "max_rounds": 4, "openings": {"first": 9}, "repeats": 2, **more}
 
 
 def held(value: dict[str, Any], storage: Path, **more: Any) -> Run:
-    return run_many(value, storage=storage, progress=False, **more)
+    return run_experiment(value, storage=storage, progress=False, **more)
 
 
 def placed(value: dict[str, Any], **where: Any) -> dict[str, Any]:
@@ -95,8 +95,8 @@ def test_same_transcript_as_without_ray(ray_cluster: None, tmp_path: Path) -> No
     run = held(spec(), tmp_path)
     first = next(run.transcripts())
     agents = [Counting("ann"), Counting("bob")]
-    protocol = a2a_ray.Alternating(show={"last": 2})
-    again = Conversation(agents, protocol, first.opening.content, rounds=4, seed=first.seed, id=first.id).run()
+    protocol = a2a_ray.Alternating(context={"last": 2})
+    again = Conversation(agents, protocol, first.opening.content, max_rounds=4, seed=first.seed, id=first.id).run()
     assert [(m.turn, m.sender, m.content, m.seed) for m in first] == [
         (m.turn, m.sender, m.content, m.seed) for m in again
     ]
@@ -118,7 +118,7 @@ def test_lsa_agents_are_exact_in_workers_and_in_actors(ray_cluster: None, tmp_pa
         {"name": "u", **lsa, "objective": {"angle": 70.0}, "geometry": {"examples": 11, "condition": 3.0, "seed": 2}},
     ]
     openings = [[float(i + j) for j in range(5)] for i in range(30)]
-    value = {"agents": agents, "rounds": 10, "openings": openings}
+    value = {"agents": agents, "max_rounds": 10, "openings": openings}
     alone = said(held(value, tmp_path, workers=1))
     assert alone == said(held(value, tmp_path, workers=4))
     assert alone == said(held(placed(value, placement="actor"), tmp_path))
@@ -130,7 +130,7 @@ def test_replay_gives_the_same_talk(ray_cluster: None, tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
     a2a_ray.write_jsonl(run.transcripts(), file)
     agents = [{"name": n, "kind": "replay", "file": str(file)} for n in ("ann", "bob")]
-    again = held({"agents": agents, "rounds": 4, "openings": {"first": 2}}, tmp_path)
+    again = held({"agents": agents, "max_rounds": 4, "openings": {"first": 2}}, tmp_path)
     texts = {t.id: [m.content for m in t] for t in run.transcripts()}
     assert {t.id: [m.content for m in t] for t in again.transcripts()} == texts
 
@@ -164,8 +164,8 @@ def test_failed_conversations_go_on_when_asked(ray_cluster: None, tmp_path: Path
     run = held(value, tmp_path)
     assert run.summary()["failed"] == 3
     flag.touch()
-    assert resume(run, progress=False).summary()["failed"] == 3
-    again = resume(run, progress=False, retry_failed=True)
+    assert resume_run(run, progress=False).summary()["failed"] == 3
+    again = resume_run(run, progress=False, retry_failed=True)
     assert again.summary() == {"conversations": 3, "done": 3, "failed": 0, "turns": 24}
 
 
@@ -204,8 +204,8 @@ class Unloadable(Counting):
 
 async def test_remote_is_itself_an_agent(ray_cluster: None) -> None:
     bob = a2a_ray.remote(lambda: Counting("bob"), replicas=2, num_cpus=0)
-    here = await Conversation([Counting("ann"), Counting("bob")], opening="x", rounds=3).run_async()
-    there = await Conversation([Counting("ann"), bob], opening="x", rounds=3).run_async()
+    here = await Conversation([Counting("ann"), Counting("bob")], opening="x", max_rounds=3).run_async()
+    there = await Conversation([Counting("ann"), bob], opening="x", max_rounds=3).run_async()
     assert [m.content for m in here] == [m.content for m in there]
 
 
@@ -213,7 +213,7 @@ async def test_remote_is_itself_an_agent(ray_cluster: None) -> None:
     ("change", "sentence"),
     [
         ({"agents": []}, "agents"),
-        ({"rounds": 0}, "rounds: 0"),
+        ({"max_rounds": 0}, "max_rounds: 0"),
         ({"agents": [{"name": "a", "kind": "ecko"}]}, "Did you mean 'echo'"),
         ({"agents": [{"name": "a", "kind": "echo", "prefx": "x"}]}, "Did you mean 'prefix'"),
         ({"protocol": "alternate"}, "Did you mean 'alternating'"),
@@ -230,8 +230,8 @@ async def test_remote_is_itself_an_agent(ray_cluster: None) -> None:
 )
 def test_bad_input_starts_nothing(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
     value = {"agents": [{"name": "a", "kind": "echo"}, {"name": "b", "kind": "echo"}], **change}
-    with pytest.raises(BadInput) as error:
-        run_many(value, storage=tmp_path / "runs", progress=False)
+    with pytest.raises(ConfigurationError) as error:
+        run_experiment(value, storage=tmp_path / "runs", progress=False)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "runs").exists()
@@ -239,9 +239,9 @@ def test_bad_input_starts_nothing(tmp_path: Path, change: dict[str, Any], senten
 
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(BadInput, match=r"storage: .*cannot write there"):
+    with pytest.raises(ConfigurationError, match=r"storage: .*cannot write there"):
         held(spec(), tmp_path / "file")
-    with pytest.raises(BadInput, match="not a run"):
+    with pytest.raises(ConfigurationError, match="not a run"):
         open_run(tmp_path)
 
 
@@ -256,9 +256,9 @@ def test_a_run_is_never_seen_with_half_a_manifest(tmp_path: Path) -> None:
 
 
 def test_sweep_makes_one_cell_for_every_combination() -> None:
-    sweep = {"agents.*.wait": [0.0, 0.1], "protocol.show": ["last", "all"], "agents.ann.fail_on": ["x"]}
+    sweep = {"agents.*.wait": [0.0, 0.1], "protocol.context": ["last", "all"], "agents.ann.fail_on": ["x"]}
     cells = Experiment.parse(spec(sweep=sweep)).cells
-    assert [(c.agents[1].settings["wait"], c.protocol["show"]) for c in cells] == [
+    assert [(c.agents[1].settings["wait"], c.protocol["context"]) for c in cells] == [
         (0.0, "last"),
         (0.0, "all"),
         (0.1, "last"),
@@ -276,17 +276,17 @@ def test_messages_survive_the_way_as_columns() -> None:
 
 
 SLOW = """
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from tests.test_runtime import slow_spec
 import sys
 if __name__ == "__main__":
-    run_many(slow_spec(sys.argv[2]), storage=sys.argv[1], workers=2, progress=False)
+    run_experiment(slow_spec(sys.argv[2]), storage=sys.argv[1], workers=2, progress=False)
 """
 
 
 def slow_spec(gate: str) -> dict[str, Any]:
     """400 turns, of which the last 280 would take 14 s of two workers while there is no file at the gate."""
-    value = spec("tests.test_runtime:Counting", openings={"first": 10}, repeats=2, rounds=10)
+    value = spec("tests.test_runtime:Counting", openings={"first": 10}, repeats=2, max_rounds=10)
     return {**value, "agents": [{**a, "gate": gate} for a in value["agents"]]}
 
 
@@ -318,5 +318,5 @@ def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(ray_cluster: None, tm
     gate.touch()
     for id, turns in said(cut).items():
         assert turns[:-1] == calm[id][: len(turns) - 1]  # what is there is a beginning of the undisturbed talk
-    assert said(resume(cut, progress=False)) == calm
+    assert said(resume_run(cut, progress=False)) == calm
     assert json.loads((Path(name) / "manifest.json").read_text())["experiment"]["rounds"] == 10

@@ -14,7 +14,7 @@ from a2a_ray.analysis.text.distances import DISTANCES
 from a2a_ray.analysis.text.paper_rule import PaperLoopRule
 from a2a_ray.analysis.text.text_distances import distances
 from a2a_ray.analysis.text.threshold_sensitivity import ALL, critical, curve, sweep
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.transcripts.jsonl import read_jsonl
 
 DEFAULTS = PaperLoopRule().thresholds
@@ -57,15 +57,15 @@ def test_the_curve_by_hand() -> None:
     ("labels", "said"), [([True], "1 for 2 talks"), ([True, True], "expected both kinds"), ([False] * 2, "both kinds")]
 )
 def test_labels_that_allow_no_curve(labels: list[bool], said: str) -> None:
-    with pytest.raises(BadInput, match=said):
+    with pytest.raises(ConfigurationError, match=said):
         curve("cosine", [0.1, 0.2], labels)
 
 
 def test_unknown_names_and_rounds() -> None:
     talk = {name: np.zeros(3) for name in DISTANCES}
-    with pytest.raises(BadInput, match="which: 'euclid'; expected one of cosine"):
+    with pytest.raises(ConfigurationError, match="which: 'euclid'; expected one of cosine"):
         critical(talk, "euclid", DEFAULTS)
-    with pytest.raises(BadInput, match="rounds: 0"):
+    with pytest.raises(ConfigurationError, match="rounds: 0"):
         critical(talk, ALL, DEFAULTS, 0)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from a2a_ray.analysis.dynamics.affine import LinearAgents, linear_agents
 from a2a_ray.analysis.dynamics.rounds import alternating
 from a2a_ray.analysis.dynamics.stationary import stationary
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from tests.strategies import linear_teams, random_covariance
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -104,18 +104,18 @@ def test_where_nobody_pulls_there_may_be_no_noise() -> None:
     assert found.equilibrium.depends_on_start
     np.testing.assert_allclose(found.covariances[:, 1], 0, atol=1e-20)
     assert found.covariances[0, 0, 0] > 0
-    with pytest.raises(BadInput, match="noise: it reaches the common null space, of 1 dimensions"):
+    with pytest.raises(ConfigurationError, match="noise: it reaches the common null space, of 1 dimensions"):
         stationary(agents, 0.1, start=[5, 6])
     np.testing.assert_array_equal(stationary(agents, 0, start=[5, 6]).covariances, np.zeros((2, 2, 2)))
 
 
 def test_bad_input_is_named() -> None:
     agents = linear_agents([np.eye(2)] * 2, np.zeros((2, 2)), 0.5)
-    with pytest.raises(BadInput, match=r"noise: shape \(3, 2, 2\); expected \(2, 2, 2\)"):
+    with pytest.raises(ConfigurationError, match=r"noise: shape \(3, 2, 2\); expected \(2, 2, 2\)"):
         stationary(agents, np.zeros((3, 2, 2)))
-    with pytest.raises(BadInput, match=r"noise\[1\]: not symmetric"):
+    with pytest.raises(ConfigurationError, match=r"noise\[1\]: not symmetric"):
         stationary(agents, [np.eye(2), [[1, 1], [0, 1]]])
-    with pytest.raises(BadInput, match="noise: nan"):
+    with pytest.raises(ConfigurationError, match="noise: nan"):
         stationary(agents, np.nan)
-    with pytest.raises(BadInput, match=r"spectral radius of a round is 4, .* below it every step contracts"):
+    with pytest.raises(ConfigurationError, match=r"spectral radius of a round is 4, .* below it every step contracts"):
         stationary(linear_agents([np.eye(2)] * 2, np.zeros((2, 2)), 3.0), 0.1)

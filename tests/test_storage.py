@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.dataset as pads
 import pytest
 
-from a2a_ray.core.errors import BadInput, StorageError
+from a2a_ray.core.errors import ConfigurationError, StorageError
 from a2a_ray.core.message import Message
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.store import run as store_module
@@ -161,11 +161,11 @@ def test_a_store_that_stays_away_ends_the_run_which_can_be_resumed(
 def test_a_lease_in_an_object_store_has_one_holder(s3: Store, tmp_path: Path) -> None:
     run = f"{s3.uri}/{tmp_path.name}"
     first = Lease.acquire(run)
-    with pytest.raises(BadInput, match="drives this run since"):
+    with pytest.raises(ConfigurationError, match="drives this run since"):
         Lease.acquire(run)
     s3.fail({"method": "PUT", "part": "lease", "times": 1, "done": True})
     assert first.renew(), "its own commit, reported as failed, is not another's"
-    second = Lease.acquire(run, steal=True)
+    second = Lease.acquire(run, takeover=True)
     assert not first.renew()
     second.release()
 
@@ -190,7 +190,7 @@ def on_record_at(run: str) -> list[tuple[str, int, str]]:
 def run(tmp_path: Path) -> Run:
     """Three talks of four turns, and one that has only begun; the second speaker is paid."""
     agents = [{"name": "ann", "kind": "echo"}, {"name": "bob", "kind": "echo"}]
-    run = create_run(Experiment.parse({"agents": agents, "openings": ["x"], "repeats": 4, "rounds": 2}), tmp_path)
+    run = create_run(Experiment.parse({"agents": agents, "openings": ["x"], "repeats": 4, "max_rounds": 2}), tmp_path)
     rows: list[Message] = []
     for id in ("0-0-0", "0-0-1", "0-0-2"):
         for row in talk(id, 4):
@@ -208,7 +208,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_the_ledger_says_what_may_have_been_paid_twice(run: Run) -> None:
-    assert run.ledger() == {"calls": 8, "answered": 6, "perhaps_paid_twice": 1, "unanswered": 1}
+    assert run.ledger() == {"calls": 8, "answered": 6, "possibly_duplicated": 1, "unanswered": 1}
     assert run.cost() == {"cost": 1.5, "input_tokens": 60}
     assert run.summary() == {"conversations": 4, "done": 3, "failed": 0, "turns": 13}
 
@@ -235,7 +235,7 @@ def test_only_what_is_asked_for_is_read(run: Run, monkeypatch: pytest.MonkeyPatc
     run.summary()
     assert read == [8, 6]
     assert "rows" not in vars(run)
-    with pytest.raises(BadInput, match=r"unknown conversation '9'.*0-0-0, 0-0-1, 0-0-2, 0-0-3"):
+    with pytest.raises(ConfigurationError, match=r"unknown conversation '9'.*0-0-0, 0-0-1, 0-0-2, 0-0-3"):
         run.transcript("9")
 
 

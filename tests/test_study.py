@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
+from a2a_ray.report.page_parts import BigNumber, Panel, Section, Table
 from a2a_ray.report.plotly_traces import axis, band_trace, line_trace, make_figure
-from a2a_ray.report.report_data import BigNumber, Table
-from a2a_ray.report.study_page import Panel, Section, Study, write_study
+from a2a_ray.report.study_page import Study, write_study
 from tests.test_report import CHROMIUM, probe
 
 
@@ -47,5 +47,5 @@ def test_outside_text_stays_text(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="file"):
+    with pytest.raises(ConfigurationError, match="file"):
         write_study(tmp_path / "file", study())

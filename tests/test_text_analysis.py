@@ -26,10 +26,10 @@ from a2a_ray.analysis.text.paper_rule import PaperLoopRule, PaperRuleAnalyzer
 from a2a_ray.analysis.text.text_distances import distances, is_text
 from a2a_ray.analysis.text.tsne import even_sample, tsne
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import BID, Content, Message
-from a2a_ray.core.registry import detectors
+from a2a_ray.core.registry import observers
 from a2a_ray.core.transcript import Transcript
 
 DATA = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
@@ -137,9 +137,9 @@ def test_bids_and_vectors_are_passed_over() -> None:
 
 @pytest.mark.parametrize(("action", "turns"), [("stop", 4), ("record", 10)])
 def test_the_detector_in_a_real_conversation(action: str, turns: int) -> None:
-    detector = detectors.build({"kind": "exact_repetition", "turns": 3, "action": action}, "detectors[0]")
+    detector = observers.build({"kind": "exact_repetition", "turns": 3, "action": action}, "detectors[0]")
     agents = [EchoAgent("ann"), EchoAgent("bob")]
-    transcript = Conversation(agents, opening="Hello.", turns=10, observers={"exact": detector}).run()
+    transcript = Conversation(agents, opening="Hello.", max_turns=10, observers={"exact": detector}).run()
     assert len(transcript) == turns
     assert [turn for turn, _, _ in transcript.verdicts] == list(range(4, turns + 1))
     verdict = transcript.verdicts[0][2]
@@ -152,8 +152,8 @@ def test_the_detector_in_a_real_conversation(action: str, turns: int) -> None:
 
 @pytest.mark.parametrize("wrong", [{"turns": 0}, {"action": "explode"}, {"turn": 3}, {"turns": "many"}])
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(BadInput, match=next(iter(wrong))):
-        detectors.build({"kind": "exact_repetition", **wrong}, "detectors[0]")
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        observers.build({"kind": "exact_repetition", **wrong}, "detectors[0]")
 
 
 # --- repeated spans and phrases
@@ -175,7 +175,7 @@ def test_spans_mark_what_was_said_before() -> None:
     assert texts[3][first:last] == "yes."
     assert repeated_spans(talk(texts), minimum_words=10) == [[], [], [], [(0, 4)], []]
     assert repeated_spans(talk([passage], opening=passage)) == [[(0, len(passage))]]
-    with pytest.raises(BadInput, match="minimum_words: 0"):
+    with pytest.raises(ConfigurationError, match="minimum_words: 0"):
         repeated_spans(talk([]), minimum_words=0)
 
 
@@ -268,7 +268,7 @@ def test_undefined_distances() -> None:
     ],
 )
 def test_thresholds_out_of_reach_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(BadInput, match=f"{next(iter(wrong))}: .*expected"):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(wrong))}: .*expected"):
         PaperLoopRule(**wrong)  # type: ignore[arg-type]
 
 

@@ -19,11 +19,12 @@ from a2a_ray.analysis.dynamics.helper_objectives import (
     probe_points,
     probing_objective,
 )
-from a2a_ray.core.contracts import TurnProtocol, View
+from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import helper_objective
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.turns import TurnContext
 from tests.strategies import linear_teams, random_covariance
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -134,12 +135,12 @@ class ProbingHelper(TurnProtocol):
     def speakers(self, transcript: Transcript) -> str:
         return transcript.agents[len(transcript.messages) % 2]
 
-    def view(self, transcript: Transcript, speaker: str) -> View:
+    def context(self, transcript: Transcript, speaker: str) -> TurnContext:
         last = transcript.last
         if speaker == transcript.agents[0]:
-            return View(last.sender, last.content)
+            return TurnContext(last.sender, last.content)
         said = [np.asarray(m.content) for m in transcript.messages]
-        return View(last.sender, last.content, (), {
+        return TurnContext(last.sender, last.content, (), {
             "objective": probing_objective(said[::2], said[1::2], self.pull_u, self.damping)
         })  # fmt: skip
 
@@ -152,7 +153,7 @@ def test_an_ignorant_helper_brings_a_real_agent_to_its_objective(k_w: int, k_u: 
     u = LSAAgent("u", [0.0] * d, geometry={"condition": 3, "seed": 2}, step_size=0.7, inner_steps=k_u)
     pull_u = np.eye(d) - np.linalg.matrix_power(np.eye(d) - 0.7 * u.covariance, k_u)
     protocol = ProbingHelper(pull_u, damping)
-    talk = Conversation([w, u], protocol, opening=np.full(d, 2.0), rounds=d + 3).run()
+    talk = Conversation([w, u], protocol, opening=np.full(d, 2.0), max_rounds=d + 3).run()
     states = np.stack([np.asarray(m.content) for m in talk.messages])
     np.testing.assert_allclose(states[1], states[0], atol=1e-12)  # the first probe is where W left the iterate
     errors = np.linalg.norm(states[1::2] - target, axis=1)  # after each round
@@ -184,5 +185,5 @@ def test_an_ignorant_helper_brings_a_real_agent_to_its_objective(k_w: int, k_u: 
     ],
 )
 def test_bad_input_is_named(call: Any, message: str) -> None:
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(ConfigurationError, match=message):
         call()

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import MOST_TRACEBACK, AgentError, traceback_of
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.core.verdict import ObserverVerdict
+from a2a_ray.runtime.run_experiment import run_experiment
 from tests.command_line import call, finish, start, write_spec
 
 SECRET = "sk-never-to-be-shown"
@@ -39,7 +39,7 @@ class CrashesLater(Crashes):
 class CrashesWithin:
     """An observer that fails."""
 
-    def update(self, message: Message) -> Verdict:
+    def update(self, message: Message) -> ObserverVerdict:
         raise KeyError("nothing here")
 
 
@@ -73,7 +73,7 @@ def check_place(traceback: str) -> None:
 
 
 def test_a_crash_in_this_process_keeps_its_place_and_its_cause() -> None:
-    conversation = Conversation([Crashes("ann")], turns=3)
+    conversation = Conversation([Crashes("ann")], max_turns=3)
     with pytest.raises(AgentError, match="failed at turn 2: ZeroDivisionError: no turn left") as raised:
         conversation.run()
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
@@ -84,7 +84,7 @@ def test_a_crash_in_this_process_keeps_its_place_and_its_cause() -> None:
 @pytest.mark.parametrize("placement", ["worker", "actor"])
 def test_it_is_stored_wherever_the_agent_works(ray_cluster: None, tmp_path: Path, kind: Any, placement: str) -> None:
     agents = [{"name": "ann", "kind": kind, "placement": placement}]
-    run = run_many({"agents": agents, "openings": ["x"], "turns": 3}, storage=tmp_path, progress=False)
+    run = run_experiment({"agents": agents, "openings": ["x"], "max_turns": 3}, storage=tmp_path, progress=False)
     (transcript,) = run.transcripts()
     assert (transcript.status, len(transcript)) == ("failed", 1)
     assert transcript.error == "agent 'ann' failed at turn 2: ZeroDivisionError: no turn left"
@@ -92,8 +92,8 @@ def test_it_is_stored_wherever_the_agent_works(ray_cluster: None, tmp_path: Path
 
 
 def test_an_observer_that_fails_keeps_its_place(ray_cluster: None, tmp_path: Path) -> None:
-    value = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "turns": 3}
-    run = run_many({**value, "observers": [{"kind": CrashesWithin}]}, storage=tmp_path, progress=False)
+    value = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_turns": 3}
+    run = run_experiment({**value, "observers": [{"kind": CrashesWithin}]}, storage=tmp_path, progress=False)
     (transcript,) = run.transcripts()
     assert len(transcript) == 1, "what was said is kept"
     assert transcript.traceback.endswith("KeyError: 'nothing here'")
@@ -118,7 +118,7 @@ def test_it_is_bounded_and_its_end_is_kept() -> None:
 
 
 def test_what_an_error_of_ours_hides_is_not_kept() -> None:
-    conversation = Conversation([Hides("ann")], turns=1)
+    conversation = Conversation([Hides("ann")], max_turns=1)
     with pytest.raises(AgentError, match="the key was refused"):
         conversation.run()
     assert "in step" in conversation.transcript.traceback
@@ -130,7 +130,7 @@ def test_an_error_that_only_our_code_raised_has_none() -> None:
         def step(self, message: Message) -> Any:
             return None
 
-    conversation = Conversation([Silent("ann")], turns=1)
+    conversation = Conversation([Silent("ann")], max_turns=1)
     with pytest.raises(AgentError, match="returned None"):
         conversation.run()
     assert conversation.transcript.traceback == ""

@@ -18,12 +18,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from a2a_ray.agents.lsa.lsa_agent import LSAAgent, trained_weights
+from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.agents.lsa.lsa_module import LSAModule, descend
+from a2a_ray.agents.lsa.trained_weights import trained_weights
 from a2a_ray.analysis.dynamics.two_agents import two_agent_equilibrium
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import BadInput
-from a2a_ray.core.linear_task import make_prompt
+from a2a_ray.core.errors import ConfigurationError
+from a2a_ray.core.linear_task import make_task
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import agents
 from a2a_ray.testing import check_agent
@@ -42,7 +43,7 @@ def drawn(d: int, count: int, condition: float, distance: tuple[float, float] = 
         objective, offset = rng.normal(size=(2, d))
         objective *= 10 ** rng.uniform(-1, 1) / np.linalg.norm(objective)
         offset *= np.exp(rng.uniform(*np.log(distance))) / np.linalg.norm(offset)
-        prompt = make_prompt(objective.tolist(), geometry=geometry)
+        prompt = make_task(objective.tolist(), geometry=geometry)
         tokens[i] = np.column_stack([prompt.examples, prompt.examples @ objective])
         iterates[i], gradients[i] = objective + offset, prompt.covariance @ offset
     return tokens, iterates, gradients
@@ -95,7 +96,7 @@ def test_only_the_covariance_of_the_examples_counts(d: int, seed: int, largest: 
     answers = []
     for n in (d, 4 * d):  # the rotation of the geometry depends on its seed alone
         geometry = {"examples": n, "eigenvalues": eigenvalues, "seed": seed}
-        x = make_prompt(geometry=geometry, step_size=1e-6).examples
+        x = make_task(geometry=geometry, step_size=1e-6).examples
         for examples in (x, np.linalg.qr(rng.normal(size=(n, n))).Q @ x):
             tokens = np.column_stack([examples, examples @ objective])
             answers.append(descend(LSAModule.trained(d, 0.1), tokens, w[None], 1)[0])
@@ -171,7 +172,7 @@ def test_two_trained_agents_settle_where_the_closed_form_says(d: int) -> None:
         )
         for name, angle in (("w", 0), ("u", 70))
     )
-    said = Conversation([w, u], opening=np.zeros(d), rounds=100).run().messages
+    said = Conversation([w, u], opening=np.zeros(d), max_rounds=100).run().messages
     settled = two_agent_equilibrium(w.covariance, u.covariance, w.objective, u.objective, 0.8, 0.8)
     for message, predicted in ((said[-2], settled.after_w), (said[-1], settled.after_u)):
         assert np.linalg.norm(message.content - predicted) <= 1e-6 * settled.gap_norm
@@ -180,13 +181,13 @@ def test_two_trained_agents_settle_where_the_closed_form_says(d: int) -> None:
 
 def test_what_was_not_trained_is_told() -> None:
     config = {"kind": "lsa", "name": "w", "objective": [1.0, 0.0, 0.0], "weights": "trained"}
-    with pytest.raises(BadInput, match=r"agents\.0: weights: .*3 dimensions; expected .*2, 5, 10, 20"):
+    with pytest.raises(ConfigurationError, match=r"agents\.0: weights: .*3 dimensions; expected .*2, 5, 10, 20"):
         agents.build(config, "agents.0")
-    with pytest.raises(BadInput, match=r"2, 5, 10, 20"):
+    with pytest.raises(ConfigurationError, match=r"2, 5, 10, 20"):
         LSAModule.trained(3, 0.1)
-    with pytest.raises(BadInput, match=r"agents\.0\.weights: 'learned'"):
+    with pytest.raises(ConfigurationError, match=r"agents\.0\.weights: 'learned'"):
         agents.build({**config, "weights": "learned"}, "agents.0")
-    with pytest.raises(BadInput, match=r"weights: 'learned'; expected analytic or trained"):
+    with pytest.raises(ConfigurationError, match=r"weights: 'learned'; expected analytic or trained"):
         LSAAgent("w", [1.0, 0.0], weights="learned")  # type: ignore[arg-type]
 
 

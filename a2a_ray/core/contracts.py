@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Awaitable, Sequence
+from typing import Protocol, runtime_checkable
 
-from a2a_ray.core.message import COMBINE, EMPTY, Content, Message
-
-if TYPE_CHECKING:
-    from a2a_ray.core.nudge import NudgeText
-    from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.message import Message
+from a2a_ray.core.nudge import NudgeText
+from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.turns import Next, ProtocolMessage, TurnContext
+from a2a_ray.core.verdict import ObserverVerdict
 
 
 @runtime_checkable
@@ -23,7 +22,7 @@ class Agent(Protocol):
 
     * `step_batch(messages) -> list of answers` (may be async): the same answers as one `step` each, in order;
     * `bid(message) -> float`: how much the agent wants the turn (adaptive protocols ask for it);
-    * `check()`: raises BadInput, before anything starts, for what this machine can know to be wrong (cheap);
+    * `check()`: raises ConfigurationError, before anything starts, for what this machine can know to be wrong (cheap);
     * `setup()`: loads what is heavy, once, in the process where the agent works;
     * `placement`: "worker" (light: lives inside the conversation worker) or "actor" (heavy: its own Ray actor);
     * `turn_options`: the settings that `message.options` can override for one turn;
@@ -55,59 +54,27 @@ class Agent(Protocol):
         ...
 
 
-class View(NamedTuple):
-    """What a speaker is shown: the newest content and who said it, and what went before, oldest first."""
-
-    sender: str
-    content: Content
-    history: tuple[Message, ...] = ()
-    options: Mapping[str, Any] = EMPTY
-
-
-class Stop(NamedTuple):
-    """The conversation is over, and why."""
-
-    reason: str
-
-
-class Bids(NamedTuple):
-    """Ask these agents how much they want the next turn; each bid is recorded."""
-
-    speakers: Sequence[str]
-
-
-class Say(NamedTuple):
-    """The protocol itself puts something on record, e.g. the average of simultaneous turns."""
-
-    sender: str
-    content: Content
-    kind: str = COMBINE
-
-
-Next: TypeAlias = "str | Sequence[str] | Bids | Say | Stop"
-
-
 class TurnProtocol(ABC):
     """Who speaks next and what each is shown: a pure function of the transcript (and its seed).
 
-    A new protocol is `speakers`; and `view` where what is shown is no plain window of the talk. The same object serves
-    many conversations at once, so it must keep nothing between calls.
+    A new protocol is `speakers`; and `context` where what is shown is no plain window of the talk. The same object
+    serves many conversations at once, so it must keep nothing between calls.
     """
 
     @abstractmethod
     def speakers(self, transcript: Transcript) -> Next:
-        """The next speaker's name, several names (they answer at once), `Bids`, `Say` or `Stop`."""
+        """The next speaker's name, several names (they answer at once), `BidRequest`, `ProtocolMessage` or `Stop`."""
 
     def check(self, agents: Sequence[str]) -> None:  # noqa: B027  (most protocols lead any agents)
-        """Raises BadInput, before anything starts, where the protocol cannot lead agents of these names."""
+        """Raises ConfigurationError, before anything starts, where the protocol cannot lead agents of these names."""
 
     nudge_text: NudgeText | None = None
     """What `nudge` says by default; the built-in protocols take it as `nudge: {text: ..., sender: ...}`."""
 
-    def nudge(self, transcript: Transcript, verdict: Verdict) -> Say | None:
+    def nudge(self, transcript: Transcript, verdict: ObserverVerdict) -> ProtocolMessage | None:
         """What to record when an observer asks for a nudge (`verdict.action == "nudge"`), before the next turn.
 
-        Its kind becomes "nudge": it counts for no limit and in no order of turns. `view` decides how agents see it
+        Its kind becomes "nudge": it counts for no limit and in no order of turns. `context` decides how agents see it
         (it is in `transcript.turns`; `protocols.windows.with_nudges` adds it to a window). By default the record says
         `nudge_text`. Return None to let this one pass. An observer with `action: nudge` is refused if a protocol
         neither overrides this method nor has a `nudge_text`.
@@ -115,30 +82,8 @@ class TurnProtocol(ABC):
         return None if self.nudge_text is None else self.nudge_text.say(verdict)
 
     @abstractmethod
-    def view(self, transcript: Transcript, speaker: str) -> View:
+    def context(self, transcript: Transcript, speaker: str) -> TurnContext:
         """What `speaker` is shown for the turn that `speakers` gave it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What an observer says after a message.
-
-    status: "none", "warning", "loop", "recovered", or an observer's own word.
-    action: "record", "nudge" (the protocol is asked what to do: `TurnProtocol.nudge`) or "stop".
-    reason: one sentence for people; required with "stop".
-    scores: how much each agent should get the next turn (adaptive protocols can follow it).
-    evidence: what a person can check; JSON.
-    """
-
-    status: str = "none"
-    action: str = "record"
-    reason: str = ""
-    scores: Mapping[str, float] = EMPTY
-    evidence: Mapping[str, Any] = EMPTY
-
-
-NOTHING = Verdict()
-"""The verdict of an observer that has nothing to say."""
 
 
 @runtime_checkable
@@ -149,6 +94,6 @@ class Observer(Protocol):
     (status "none" for nothing). They are stored with the run, beside those of `a2a-ray analyze`.
     """
 
-    def update(self, message: Message) -> Verdict:
+    def update(self, message: Message) -> ObserverVerdict:
         """The verdict after this message."""
         ...

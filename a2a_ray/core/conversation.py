@@ -8,15 +8,24 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from a2a_ray.core.contract_checks import check_agents, check_next, check_part, check_reason, check_verdict, check_view
-from a2a_ray.core.contracts import NOTHING, Agent, Bids, Observer, Say, Stop, TurnProtocol, Verdict, View
-from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, BadInput, traceback_of
+from a2a_ray.core.contract_checks import (
+    check_agents,
+    check_context,
+    check_next,
+    check_part,
+    check_reason,
+    check_verdict,
+)
+from a2a_ray.core.contracts import Agent, Observer, TurnProtocol
+from a2a_ray.core.errors import A2AError, AgentError, ConfigurationError, InvalidResponseError, traceback_of
 from a2a_ray.core.message import ASIDE, BID, EMPTY, NUDGE, Content, Message, checked_answer, checked_content
-from a2a_ray.core.nudge import can_nudge, check_nudges, refusal
+from a2a_ray.core.nudge_checks import can_nudge, check_nudges, refusal
 from a2a_ray.core.registry import protocols
 from a2a_ray.core.seeds import turn_seed
-from a2a_ray.core.termination import MaxTurns, StopCondition
+from a2a_ray.core.termination import MaxTurns, TerminationCondition
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
+from a2a_ray.core.turns import BidRequest, ProtocolMessage, Stop, TurnContext
+from a2a_ray.core.verdict import NOTHING, ObserverVerdict
 
 DEFAULT_ROUNDS = 25
 MOST_SILENT = 100
@@ -26,20 +35,20 @@ MOST_SILENT = 100
 class Conversation:
     """Agents that answer each other until a limit, a stop condition, an observer or the protocol ends it.
 
-        async for turn in Conversation([ann, bob], opening="Hello.", rounds=3):
+        async for turn in Conversation([ann, bob], opening="Hello.", max_rounds=3):
             print(turn.sender, turn.content)
 
     agents: at least one; their names must differ and be Python identifiers.
     protocol: a TurnProtocol, or the name of one ("alternating" by default).
     opening: what the first speaker is shown as turn 0: text, or a 1-D array of floats.
-    rounds or turns: the limit, in rounds (each agent once) or in single messages; 25 rounds by default.
-    stop: a further StopCondition. observers: each sees every message.
+    max_rounds or max_turns: the limit, in rounds (each agent once) or in single messages; 25 rounds by default.
+    termination: a further TerminationCondition. observers: each sees every message.
     options: per agent, settings that go with each of its turns.
     transcript: goes on from an earlier transcript of the same conversation instead of starting anew. It works on a
     copy; the verdicts are those of the observers given here, which see first what was said before.
 
-    Raises BadInput for what cannot be started. While it runs, a failing agent, observer or protocol raises AgentError,
-    after the transcript was marked as failed; what was said before is kept in `transcript`.
+    Raises ConfigurationError for what cannot be started. While it runs, a failing agent, observer or protocol raises
+    AgentError, after the transcript was marked as failed; what was said before is kept in `transcript`.
     """
 
     def __init__(
@@ -48,11 +57,11 @@ class Conversation:
         protocol: TurnProtocol | str = "alternating",
         opening: Content = "",
         *,
-        rounds: int | None = None,
-        turns: int | None = None,
+        max_rounds: int | None = None,
+        max_turns: int | None = None,
         seed: int = 0,
         id: str = "conversation",
-        stop: StopCondition | None = None,
+        termination: TerminationCondition | None = None,
         observers: Mapping[str, Observer] | Sequence[Observer] = (),
         options: Mapping[str, Mapping[str, Any]] = EMPTY,
         transcript: Transcript | None = None,
@@ -61,28 +70,29 @@ class Conversation:
         check_agents(agents)
         self.agents = {agent.name: agent for agent in agents}
         check_names([agent.name for agent in agents])
-        if rounds is not None and turns is not None:
-            raise BadInput(f"rounds: {rounds} and turns: {turns}; give one of them")
-        limit = turns if turns is not None else (DEFAULT_ROUNDS if rounds is None else rounds) * len(agents)
+        if max_rounds is not None and max_turns is not None:
+            raise ConfigurationError(f"max_rounds: {max_rounds} and max_turns: {max_turns}; give one of them")
+        rounds = DEFAULT_ROUNDS if max_rounds is None else max_rounds
+        limit = max_turns if max_turns is not None else rounds * len(agents)
         if limit < 1:
-            name, value = ("rounds", rounds) if turns is None else ("turns", turns)
-            raise BadInput(f"{name}: {value}; expected at least 1")
+            name, value = ("max_rounds", max_rounds) if max_turns is None else ("max_turns", max_turns)
+            raise ConfigurationError(f"{name}: {value}; expected at least 1")
         self.limit = MaxTurns(limit)
-        self.stop = stop
-        if stop is not None:
-            check_part("stop condition", stop, "stop")
+        self.termination = termination
+        if termination is not None:
+            check_part("termination condition", termination, "termination")
         self.protocol = protocols.build({"kind": protocol}, "protocol") if isinstance(protocol, str) else protocol
         check_part("protocol", self.protocol, "protocol")
         # Pairs, not a mapping: two observers of one class are two.
         if not isinstance(observers, (Mapping, Sequence)):
-            raise BadInput(f"observers: {type(observers).__name__}; expected a list of observers")
+            raise ConfigurationError(f"observers: {type(observers).__name__}; expected a list of observers")
         named = observers.items() if isinstance(observers, Mapping) else ((type(o).__name__, o) for o in observers)
         self.observers = tuple(named)
         for name, observer in self.observers:
             check_part("observer", observer, f"observers.{name}")
         self.options = options
-        self._newest: list[tuple[str, Verdict]] = []  # of the newest record, by observer
-        self._nudging: tuple[str, Verdict] | None = None  # the newest call for a nudge that nobody has answered
+        self._newest: list[tuple[str, ObserverVerdict]] = []  # of the newest record, by observer
+        self._nudging: tuple[str, ObserverVerdict] | None = None  # the newest call for a nudge that nobody has answered
         if transcript is None:
             self.transcript = Transcript(id, tuple(self.agents), opening, seed, metadata)
             before: Sequence[Message] = ()
@@ -150,8 +160,8 @@ class Conversation:
         """Whether a limit, a stop condition or an observer ends it now; says why in the transcript."""
         transcript = self.transcript
         by, reason = "", self.limit.check(transcript)
-        if reason is None and self.stop is not None:
-            reason = check_reason(self.stop.check(transcript), self.stop)
+        if reason is None and self.termination is not None:
+            reason = check_reason(self.termination.check(transcript), self.termination)
         if reason is None and self._newest:
             for name, verdict in self._newest:
                 if verdict.action == "stop":
@@ -161,15 +171,15 @@ class Conversation:
             transcript.status, transcript.reason, transcript.stopped_by = DONE, reason, by
         return reason is not None
 
-    def _nudge(self, name: str, verdict: Verdict) -> Sequence[Message]:
+    def _nudge(self, name: str, verdict: ObserverVerdict) -> Sequence[Message]:
         """What the protocol says to an observer's call for a nudge; mostly nothing."""
         self._nudging = None
         if not can_nudge(self.protocol):  # an observer that does not tell its action beforehand
-            raise BadInput(f"observer {name}: {refusal(self.protocol)}")
+            raise ConfigurationError(f"observer {name}: {refusal(self.protocol)}")
         said = self.protocol.nudge(self.transcript, verdict)
         return () if said is None else (self._say(said, NUDGE),)
 
-    def _say(self, said: Say, kind: str) -> Message:
+    def _say(self, said: ProtocolMessage, kind: str) -> Message:
         """What the protocol itself puts on record."""
         transcript = self.transcript
         seq = len(transcript) + 1
@@ -193,15 +203,15 @@ class Conversation:
         if isinstance(chosen, Stop):
             transcript.status, transcript.reason = DONE, chosen.reason
             return ()
-        if isinstance(chosen, Say):
+        if isinstance(chosen, ProtocolMessage):
             return (self._say(chosen, chosen.kind),)
-        if isinstance(chosen, Bids):
+        if isinstance(chosen, BidRequest):
             bidders = enumerate(chosen.speakers)  # each bid for the same turn
             calls = [self._call(name, self._ask(name, seq + i, asides + i), BID) for i, name in bidders]
         else:
             calls = [self._call(name, self._ask(name, seq + i, asides)) for i, name in enumerate(chosen)]
         if not calls:
-            raise BadInput(
+            raise ConfigurationError(
                 f"the protocol {type(self.protocol).__name__} named no speaker at turn {seq - asides};"
                 " give a name or Stop"
             )
@@ -211,10 +221,10 @@ class Conversation:
         transcript, turn = self.transcript, seq - asides
         if speaker not in self.agents:
             raise AgentError(f"the protocol named {speaker!r} at turn {turn}; the agents are {', '.join(self.agents)}")
-        view = self.protocol.view(transcript, speaker)
-        if type(view) is not View:
-            view = check_view(view, self.protocol, turn)
-        sender, content, history, options = view
+        context = self.protocol.context(transcript, speaker)
+        if type(context) is not TurnContext:
+            context = check_context(context, self.protocol, turn)
+        sender, content, history, options = context
         if self.options and speaker in self.options:
             options = {**self.options[speaker], **options}
         seed = turn_seed(transcript.seed, seq)
@@ -238,7 +248,9 @@ class Conversation:
         if kind != BID:
             return checked_answer(answer, message, speaker)
         if not isinstance(answer, (int, float)) or not math.isfinite(answer):
-            raise BadAnswer(f"agent {speaker!r} bid {answer!r} at turn {message.turn}; expected a finite number")
+            raise InvalidResponseError(
+                f"agent {speaker!r} bid {answer!r} at turn {message.turn}; expected a finite number"
+            )
         return message.reply(repr(float(answer)), speaker, kind=BID)
 
     def _observe(self, message: Message) -> None:
@@ -264,15 +276,15 @@ class Conversation:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises BadInput unless there is at least one agent and all names are different Python identifiers."""
+    """Raises ConfigurationError unless there is at least one agent and all names are different Python identifiers."""
     if not names:
-        raise BadInput("agents: none given; expected at least one")
+        raise ConfigurationError("agents: none given; expected at least one")
     for name in names:
         if not isinstance(name, str) or not name.isidentifier():
-            raise BadInput(f"agent name {name!r}; expected a Python identifier such as 'ann' or 'agent_1'")
+            raise ConfigurationError(f"agent name {name!r}; expected a Python identifier such as 'ann' or 'agent_1'")
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
-        raise BadInput(f"agent name {twice!r} is given twice; names must differ within a conversation")
+        raise ConfigurationError(f"agent name {twice!r} is given twice; names must differ within a conversation")
 
 
 def _failure(speaker: str, turn: int, error: BaseException) -> AgentError:

@@ -1,15 +1,15 @@
 """Every error of the package, in one tree.
 
     A2AError
-    ├── BadInput          what was asked for cannot be started (also a ValueError); command line: exit status 2
-    │   └── MissingExtra  an optional package is not installed; the message is the install command
-    ├── AgentError        one agent's step failed; its conversation is kept and marked failed
-    │   ├── BadAnswer     an agent, observer or protocol gave None, NaN, or a value of the wrong type or shape
-    │   ├── AuthenticationError  a server refused the key, or there is none; a run stops, and can be resumed
-    │   ├── ContextTooSmall  what must be shown does not fit the model's context
-    │   └── LostCall      the process that worked on the call died; whether it was made is not known
-    ├── StorageError      turns could not be written or read; what was acknowledged is there
-    └── PlacementError    the cluster cannot place what the run asks for; the message says what is missing
+    ├── ConfigurationError          cannot be started as configured (also a ValueError); exit status 2
+    │   └── MissingDependencyError  an optional package is not installed; the message is the install command
+    ├── AgentError                  one agent's step failed; its conversation is kept and marked failed
+    │   ├── InvalidResponseError    an agent, observer or protocol returned None, NaN, a wrong type or a wrong shape
+    │   ├── AuthenticationError     a server refused the key, or there is none; a run stops and can be resumed
+    │   ├── ContextLengthError      the context does not fit into the model
+    │   └── LostCall                the process that worked on the call died; whether the call was made is unknown
+    ├── StorageError                turns could not be written or read; acknowledged turns are stored
+    └── PlacementError              the cluster cannot place what the run requests; the message says what is missing
 
 All of them carry one plain string, so that they cross process boundaries unharmed.
 """
@@ -35,11 +35,11 @@ class A2AError(Exception):
     traceback: str = ""
 
 
-class BadInput(A2AError, ValueError):
+class ConfigurationError(A2AError, ValueError):
     """What was asked for is wrong and nothing was started."""
 
 
-class MissingExtra(BadInput):
+class MissingDependencyError(ConfigurationError):
     """An optional package is missing."""
 
 
@@ -47,7 +47,7 @@ class AgentError(A2AError):
     """A step of an agent failed; the conversation it belongs to ends as `failed`."""
 
 
-class BadAnswer(AgentError):
+class InvalidResponseError(AgentError):
     """An agent answered something that is no message, or another part something that its contract does not allow."""
 
 
@@ -56,7 +56,7 @@ class AuthenticationError(AgentError):
     stops and can be resumed; its conversations are not marked as failed."""
 
 
-class ContextTooSmall(AgentError):
+class ContextLengthError(AgentError):
     """The part of the conversation that must be shown does not fit the model's context."""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.core.message import EMPTY
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Finding:
     tokens_since_onset: spent from the onset to the end of the loop, or of the conversation.
     evidence: the analyzer's own; JSON.
 
-    Raises BadInput for settings or evidence that are no JSON.
+    Raises ConfigurationError for settings or evidence that are no JSON.
     """
 
     conversation_id: str
@@ -104,16 +104,16 @@ class Finding:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Finding:
-        """The finding of a JSON value. Raises BadInput for unknown or missing keys."""
+        """The finding of a JSON value. Raises ConfigurationError for unknown or missing keys."""
         if extra := value.keys() - _FIELDS:
-            raise BadInput("finding: " + unknown("key", min(extra), _FIELDS))
+            raise ConfigurationError("finding: " + unknown("key", min(extra), _FIELDS))
         parts = dict(value)
         if parts.get("interval") is not None:
             parts["interval"] = tuple(parts["interval"])
         try:
             return cls(**parts)
         except TypeError as error:
-            raise BadInput(f"finding: {error}") from None
+            raise ConfigurationError(f"finding: {error}") from None
 
 
 _FIELDS = frozenset(field.name for field in fields(Finding))
@@ -185,7 +185,7 @@ def _json_object(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     try:
         plain: dict[str, Any] = json.loads(json.dumps(value, default=_from_numpy), parse_constant=lambda _: None)
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadInput(f"finding: {name}: {str(value)[:60]}; expected a JSON object: {error}") from None
+        raise ConfigurationError(f"finding: {name}: {str(value)[:60]}; expected a JSON object: {error}") from None
     return plain
 
 

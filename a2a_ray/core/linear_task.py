@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ NULL = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prompt:
+class LinearTask:
     """Examples X (n, d), their covariance S = X^T X / n (d, d), objective w* (d,), step size eta; all float64."""
 
     examples: Array
@@ -39,24 +39,24 @@ class Prompt:
         return pull(self.covariance, self.step_size, self.inner_steps)
 
 
-def make_prompt(
+def make_task(
     objective: list[float] | dict[str, Any] | None = None,
     dim: int | None = None,
     examples: list[list[float]] | None = None,
     geometry: dict[str, Any] | None = None,
     step_size: float = 0.1,
     inner_steps: int = 1,
-) -> Prompt:
-    """The prompt of an LSA agent's settings (they are described there). Raises BadInput.
+) -> LinearTask:
+    """The prompt of an LSA agent's settings (they are described there). Raises ConfigurationError.
 
     Without an objective it is the origin, for whoever needs only the geometry.
     """
     import numpy as np
 
     if examples is not None and geometry is not None:
-        raise BadInput("examples and geometry are both given; give one of them")
+        raise ConfigurationError("examples and geometry are both given; give one of them")
     if inner_steps < 1:
-        raise BadInput(f"inner_steps: {inner_steps}; expected at least 1")
+        raise ConfigurationError(f"inner_steps: {inner_steps}; expected at least 1")
     geometry = geometry or {}
     _known(geometry, "geometry", ("examples", "condition", "seed", "eigenvalues"))
     given = None if examples is None else _array(examples, "examples", ("n", "d"))
@@ -77,11 +77,12 @@ def make_prompt(
     _check_step(step_size, float(np.linalg.eigvalsh(covariance)[-1]))
     for array in (wanted, x, covariance):
         array.flags.writeable = False
-    return Prompt(x, covariance, wanted, float(step_size), inner_steps)
+    return LinearTask(x, covariance, wanted, float(step_size), inner_steps)
 
 
 def read_objective(value: Any, dim: int) -> Array:
-    """An objective, shape (dim,) float64: a list of numbers, or {angle: degrees, norm: 1.0, seed: 0}. Raises BadInput.
+    """An objective, shape (dim,) float64: a list of numbers, or {angle: degrees, norm: 1.0, seed: 0}. Raises
+    ConfigurationError.
 
     An angle stands for norm (cos(angle) e1 + sin(angle) e2), with e1 and e2 orthonormal and drawn from the seed: equal
     seeds give one plane, so that two objectives of norm r at an angle theta are 2 r sin(theta / 2) apart.
@@ -91,13 +92,13 @@ def read_objective(value: Any, dim: int) -> Array:
     if not isinstance(value, Mapping):
         objective = _array(value, "objective", ("d",))
         if len(objective) != dim:
-            raise BadInput(f"objective: {len(objective)} numbers; expected {dim}")
+            raise ConfigurationError(f"objective: {len(objective)} numbers; expected {dim}")
         return objective
     _known(value, "objective", ("angle", "norm", "seed"))
     if "angle" not in value:
-        raise BadInput(f"objective: {dict(value)}; key 'angle' (degrees) is missing")
+        raise ConfigurationError(f"objective: {dict(value)}; key 'angle' (degrees) is missing")
     if dim < 2:
-        raise BadInput(f"objective: an angle needs a plane, at least 2 dimensions; dim is {dim}; give a list")
+        raise ConfigurationError(f"objective: an angle needs a plane, at least 2 dimensions; dim is {dim}; give a list")
     angle = math.radians(_number(value["angle"], "objective.angle"))
     norm = _number(value.get("norm", 1.0), "objective.norm", least=0)
     first, second = _plane(dim, _seed(value.get("seed", 0), "objective.seed"))
@@ -140,13 +141,13 @@ def _pseudo_inverse(symmetric: Array) -> Array:
 def _agreed(sizes: Mapping[str, int]) -> int:
     """The one dimension that all settings speak of."""
     if not sizes:
-        raise BadInput("dim is missing; expected a whole number (an objective by angle does not tell it)")
+        raise ConfigurationError("dim is missing; expected a whole number (an objective by angle does not tell it)")
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        raise BadInput(f"numbers of dimensions differ: {told}; they must agree")
+        raise ConfigurationError(f"numbers of dimensions differ: {told}; they must agree")
     d = next(iter(sizes.values()))
     if isinstance(d, bool) or d < 1:
-        raise BadInput(f"dim: {d}; expected at least 1")
+        raise ConfigurationError(f"dim: {d}; expected at least 1")
     return d
 
 
@@ -158,14 +159,16 @@ def _examples(d: int, geometry: Mapping[str, Any], eigenvalues: Array | None) ->
         condition = _number(geometry.get("condition", 1), "geometry.condition", least=1)
         eigenvalues = np.geomspace(1 / condition, 1, d) if d > 1 else np.ones(1)
     elif "condition" in geometry:
-        raise BadInput("geometry: eigenvalues and condition are both given; give one of them")
+        raise ConfigurationError("geometry: eigenvalues and condition are both given; give one of them")
     if eigenvalues.min() < 0 or eigenvalues.max() == 0:
-        raise BadInput(f"geometry.eigenvalues: {eigenvalues.tolist()}; expected none below 0 and at least one above")
+        raise ConfigurationError(
+            f"geometry.eigenvalues: {eigenvalues.tolist()}; expected none below 0 and at least one above"
+        )
     kept = eigenvalues > 0
     rank = int(kept.sum())
     n = geometry.get("examples", 4 * d)
     if not isinstance(n, int) or isinstance(n, bool) or n < rank:
-        raise BadInput(f"geometry.examples: {n!r}; expected a whole number of at least {rank}, the rank")
+        raise ConfigurationError(f"geometry.examples: {n!r}; expected a whole number of at least {rank}, the rank")
     rng = np.random.default_rng((_seed(geometry.get("seed", 0), "geometry.seed"), 1))
     rotation = _orthonormal(rng.normal(size=(d, d)))[:, kept]
     left = _orthonormal(rng.normal(size=(n, rank)))
@@ -193,44 +196,44 @@ def _plane(dim: int, seed: int) -> Array:
 def _check_step(step_size: float, largest: float) -> None:
     _number(step_size, "step_size")
     if step_size <= 0:
-        raise BadInput(f"step_size: {step_size}; expected a number above 0")
+        raise ConfigurationError(f"step_size: {step_size}; expected a number above 0")
     if step_size * largest >= 2 * (1 - NULL):
-        raise BadInput(
+        raise ConfigurationError(
             f"step_size: {step_size:g}; expected less than {2 / largest:.6g}, which is 2 / lambda_max of the examples'"
             f" covariance ({largest:.6g}): below it every step contracts"
         )
 
 
 def _array(value: Any, where: str, axes: tuple[str, ...]) -> Array:
-    """A float64 copy with as many axes, none of them empty. Raises BadInput."""
+    """A float64 copy with as many axes, none of them empty. Raises ConfigurationError."""
     import numpy as np
 
     shape = f"({', '.join(axes)}{',' * (len(axes) == 1)})"
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError):
-        raise BadInput(f"{where}: {str(value)[:60]}; expected numbers in the shape {shape}") from None
+        raise ConfigurationError(f"{where}: {str(value)[:60]}; expected numbers in the shape {shape}") from None
     if array.ndim != len(axes) or array.size == 0:
-        raise BadInput(f"{where}: shape {array.shape}; expected {shape}, at least 1 of each")
+        raise ConfigurationError(f"{where}: shape {array.shape}; expected {shape}, at least 1 of each")
     if not np.isfinite(array).all():
-        raise BadInput(f"{where}: NaN or infinite values; expected finite numbers")
+        raise ConfigurationError(f"{where}: NaN or infinite values; expected finite numbers")
     return array
 
 
 def _number(value: Any, where: str, least: float = -math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < least:
         bound = "" if least == -math.inf else f" of at least {least:g}"
-        raise BadInput(f"{where}: {value!r}; expected a finite number{bound}")
+        raise ConfigurationError(f"{where}: {value!r}; expected a finite number{bound}")
     return float(value)
 
 
 def _seed(value: Any, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise BadInput(f"{where}: {value!r}; expected a whole number of at least 0")
+        raise ConfigurationError(f"{where}: {value!r}; expected a whole number of at least 0")
     return value
 
 
 def _known(value: Mapping[str, Any], where: str, keys: tuple[str, ...]) -> None:
     for key in value:
         if key not in keys:
-            raise BadInput(f"{where}.{key}: {unknown('key', key, keys)}")
+            raise ConfigurationError(f"{where}.{key}: {unknown('key', key, keys)}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from a2a_ray.core.errors import BadAnswer
+from a2a_ray.core.errors import InvalidResponseError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,17 +134,17 @@ class Message:
 def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
     """The answer of `speaker` to `asked`, proven to be a message that transcript and store can take.
 
-    Raises BadAnswer for None, another type, a message to another question, an array that is not 1-D, not finite or of
-    another length than the array it answers, a reserved kind, and usage or metadata that are no JSON. The cheap case
-    (right message, text) costs a few comparisons.
+    Raises InvalidResponseError for None, another type, a message to another question, an array that is not 1-D, not
+    finite or of another length than the array it answers, a reserved kind, and usage or metadata that are no JSON. The
+    cheap case (right message, text) costs a few comparisons.
     """
     if type(answer) is not Message:
-        raise BadAnswer(
+        raise InvalidResponseError(
             f"agent {speaker!r} returned {_describe(answer)} at turn {asked.turn}; expected a Message"
             " (return message.reply(content, sender=self.name))"
         )
     if answer.seq != asked.seq or answer.sender != speaker or answer.conversation != asked.conversation:
-        raise BadAnswer(
+        raise InvalidResponseError(
             f"agent {speaker!r} answered turn {asked.turn} of {asked.conversation!r} with a message signed"
             f" {answer.sender!r}, turn {answer.seq - asked.asides} of {answer.conversation!r};"
             " use message.reply(content, sender=self.name)"
@@ -153,7 +153,9 @@ def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
     if type(answer.content) is not str or not answer.content.isascii():
         changes["content"] = checked_content(answer.content, asked.content, f"agent {speaker!r} at turn {asked.turn}")
     if answer.kind in RESERVED:
-        raise BadAnswer(f"agent {speaker!r} answered turn {asked.turn} with kind {answer.kind!r}, which is reserved")
+        raise InvalidResponseError(
+            f"agent {speaker!r} answered turn {asked.turn} with kind {answer.kind!r}, which is reserved"
+        )
     for name in ("usage", "metadata"):
         if value := getattr(answer, name):
             changes[name] = _json(value, f"agent {speaker!r} at turn {asked.turn}: {name}")
@@ -163,7 +165,7 @@ def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
 
 
 def checked_content(content: object, like: Any, who: str) -> Any:
-    """Text that can be written anywhere, or a 1-D float array. Raises BadAnswer; see `checked_array`."""
+    """Text that can be written anywhere, or a 1-D float array. Raises InvalidResponseError; see `checked_array`."""
     if not isinstance(content, str):
         return checked_array(content, like, who)
     try:
@@ -174,11 +176,11 @@ def checked_content(content: object, like: Any, who: str) -> Any:
 
 
 def _json(value: Any, who: str) -> Any:
-    """The mapping with plain JSON values; NumPy numbers and arrays become Python's. Raises BadAnswer."""
+    """The mapping with plain JSON values; NumPy numbers and arrays become Python's. Raises InvalidResponseError."""
     try:
         return json.loads(json.dumps(value, default=_from_numpy))
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadAnswer(f"{who} is no JSON: {error}") from None
+        raise InvalidResponseError(f"{who} is no JSON: {error}") from None
 
 
 def _from_numpy(value: Any) -> Any:
@@ -188,24 +190,28 @@ def _from_numpy(value: Any) -> Any:
 
 
 def checked_array(content: object, like: Any, who: str) -> Any:
-    """`content` as a 1-D float array, shape (d,), float32 or float64. Raises BadAnswer where it is none."""
+    """`content` as a 1-D float array, shape (d,), float32 or float64. Raises InvalidResponseError where it is none."""
     import numpy as np
 
     try:
         array = np.asarray(content)
     except (TypeError, ValueError) as error:
-        raise BadAnswer(f"{who}: {_describe(content)} is neither text nor an array of floats") from error
+        raise InvalidResponseError(f"{who}: {_describe(content)} is neither text nor an array of floats") from error
     if array.dtype not in (np.float32, np.float64):
         if array.dtype.kind not in "iuf":
-            raise BadAnswer(f"{who}: content is {_describe(content)}; expected text or a 1-D array of floats")
+            raise InvalidResponseError(
+                f"{who}: content is {_describe(content)}; expected text or a 1-D array of floats"
+            )
         array = array.astype(np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise BadAnswer(f"{who}: content has shape {array.shape}; expected a 1-D array, shape (d,)")
+        raise InvalidResponseError(f"{who}: content has shape {array.shape}; expected a 1-D array, shape (d,)")
     if not isinstance(like, str) and like is not None and array.shape != np.shape(like):
-        raise BadAnswer(f"{who}: content has shape {array.shape}; expected {np.shape(like)}, the shape it was shown")
+        raise InvalidResponseError(
+            f"{who}: content has shape {array.shape}; expected {np.shape(like)}, the shape it was shown"
+        )
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
-        raise BadAnswer(f"{who}: content has NaN or infinite values ({bad} of {array.size})")
+        raise InvalidResponseError(f"{who}: content has NaN or infinite values ({bad} of {array.size})")
     return array
 
 

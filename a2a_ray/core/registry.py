@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from a2a_ray.core.errors import BadInput, plainer, unknown
+from a2a_ray.core.errors import ConfigurationError, plainer, unknown
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class Registry:
         self._paths[name] = path
 
     def get(self, name: str | Callable[..., Any]) -> Any:
-        """The class or factory of a name or of a "module:attr". Raises BadInput: what is wrong and what there is.
+        """The class or factory of a name or of a "module:attr". Raises ConfigurationError: what is wrong and what there
+        is.
 
         A class or factory itself is given back as it is.
         """
@@ -54,7 +55,7 @@ class Registry:
             return load(self._paths[name], f"{self.what} {name!r}")
         if ":" in name:
             return load(name, f"{self.what} {name!r}")
-        raise BadInput(unknown(f"{self.what} kind", name, [*self.names(), "module:attr"]))
+        raise ConfigurationError(unknown(f"{self.what} kind", name, [*self.names(), "module:attr"]))
 
     def keys(self, name: str | Callable[..., Any]) -> dict[str, bool]:
         """The settings that a kind takes, and whether each must be given."""
@@ -68,59 +69,62 @@ class Registry:
     def build(self, config: Mapping[str, Any], where: str, **fixed: Any) -> Any:
         """The part that `config` describes: its `kind` names it, all other keys are its settings.
 
-        Each setting is checked against the signature: misspelt keys, missing ones and wrong types raise BadInput that
-        names `where`, the key, the value and what is expected. `fixed` adds settings that need no check.
+        Each setting is checked against the signature: misspelt keys, missing ones and wrong types raise
+        ConfigurationError that names `where`, the key, the value and what is expected. `fixed` adds settings that need
+        no check.
         """
         settings = {k: v for k, v in config.items() if k != "kind"}
         if "kind" not in config:
-            raise BadInput(f"{where}: no 'kind'; expected one of {', '.join(self.names())} or module:attr")
+            raise ConfigurationError(f"{where}: no 'kind'; expected one of {', '.join(self.names())} or module:attr")
         try:
             factory = self.get(config["kind"])
-        except BadInput as error:
-            raise BadInput(f"{where}.kind: {error}") from None
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{where}.kind: {error}") from None
         checked = check_settings(factory, settings, where, set(fixed))
         try:
             return factory(**checked, **fixed)
-        except BadInput as error:
-            raise BadInput(f"{where}: {error}") from error
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{where}: {error}") from error
         except Exception as error:  # somebody's own class
-            raise BadInput(f"{where}: {config['kind']} cannot be made: {type(error).__name__}: {error}") from error
+            raise ConfigurationError(
+                f"{where}: {config['kind']} cannot be made: {type(error).__name__}: {error}"
+            ) from error
 
 
 def load(path: str, what: str) -> Any:
-    """The object at "module:attr". Raises BadInput where the module or the attribute does not exist."""
+    """The object at "module:attr". Raises ConfigurationError where the module or the attribute does not exist."""
     module, _, attribute = path.partition(":")
     if not attribute:
-        raise BadInput(f"{what}: {path!r}; expected module:attr, such as my_package.my_module:MyClass")
+        raise ConfigurationError(f"{what}: {path!r}; expected module:attr, such as my_package.my_module:MyClass")
     here = str(Path.cwd())
     if here not in sys.path:  # a user's own module beside the specification
         sys.path.append(here)
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise BadInput(
+        raise ConfigurationError(
             f"{what}: cannot import {module!r}: {error}. Is it installed, or in the current folder?"
         ) from error
     except AttributeError as error:
-        raise BadInput(f"{what}: module {module!r} has no {attribute!r}") from error
+        raise ConfigurationError(f"{what}: module {module!r} has no {attribute!r}") from error
     except Exception as error:  # a broken plug-in is told, with its cause, and takes nothing else down
-        raise BadInput(f"{what}: importing {module!r} failed: {type(error).__name__}: {error}") from error
+        raise ConfigurationError(f"{what}: importing {module!r} failed: {type(error).__name__}: {error}") from error
 
 
 def check_settings(
     factory: Callable[..., Any], settings: Mapping[str, Any], where: str, given: set[str]
 ) -> dict[str, Any]:
-    """`settings` checked against the signature of `factory` by pydantic. Raises BadInput."""
+    """`settings` checked against the signature of `factory` by pydantic. Raises ConfigurationError."""
     from pydantic import ValidationError
 
     model, open_ended = _settings_model(factory)
     known = [name for name in model.model_fields if name not in given]
     for key in settings:
         if key not in known and not open_ended:
-            raise BadInput(f"{where}.{key}: " + unknown("key", key, known))
+            raise ConfigurationError(f"{where}.{key}: " + unknown("key", key, known))
     missing = [n for n, f in model.model_fields.items() if f.is_required() and n not in settings and n not in given]
     if missing:
-        raise BadInput(f"{where}: key {missing[0]!r} is missing. Keys: {', '.join(known)}")
+        raise ConfigurationError(f"{where}: key {missing[0]!r} is missing. Keys: {', '.join(known)}")
     fields = {k: v for k, v in settings.items() if k in model.model_fields}
     try:
         checked = model.__pydantic_validator__.validate_python(
@@ -130,7 +134,7 @@ def check_settings(
         wrong = [e for e in error.errors() if e["loc"][0] not in given]
         if wrong:
             key = str(wrong[0]["loc"][0])
-            raise BadInput(
+            raise ConfigurationError(
                 f"{where}.{key}: {settings[key]!r}; {expected(e for e in wrong if e['loc'][0] == key)}"
             ) from None
         return dict(settings)
@@ -189,22 +193,22 @@ protocols = Registry(
         "alternating": "a2a_ray.protocols.alternating:Alternating",
         "simultaneous": "a2a_ray.protocols.simultaneous:Simultaneous",
         "adaptive": "a2a_ray.protocols.adaptive:Adaptive",
-        "helper": "a2a_ray.protocols.newton_helper:Helper",
+        "newton_helper": "a2a_ray.protocols.newton_helper:NewtonHelper",
     },
 )
-detectors = Registry(
-    "a2a_ray.detectors",
+observers = Registry(
+    "a2a_ray.observers",
     {
         "exact_repetition": "a2a_ray.analysis.text.exact_repetition:ExactRepetitionRule",
         "loops": "a2a_ray.analysis.loops:LoopDetector",
     },
 )
-stops = Registry(
-    "a2a_ray.stops",
+terminations = Registry(
+    "a2a_ray.terminations",
     {
-        "turns": "a2a_ray.core.termination:MaxTurns",
-        "tokens": "a2a_ray.core.termination:MaxTokens",
-        "says": "a2a_ray.core.termination:Says",
-        "settled": "a2a_ray.core.termination:Settled",
+        "max_turns": "a2a_ray.core.termination:MaxTurns",
+        "max_tokens": "a2a_ray.core.termination:MaxTokens",
+        "text_mention": "a2a_ray.core.termination:TextMention",
+        "converged": "a2a_ray.core.termination:Converged",
     },
 )

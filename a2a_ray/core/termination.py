@@ -6,11 +6,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.transcript import Transcript
 
 
-class StopCondition:
+class TerminationCondition:
     """`check(transcript)` gives the reason to stop, or None. Subclass it, or give it a function."""
 
     def __init__(self, check: Callable[[Transcript], str | None]) -> None:
@@ -20,23 +20,23 @@ class StopCondition:
         """The reason why the conversation is over, or None."""
         return self._check(transcript)
 
-    def __or__(self, other: StopCondition) -> StopCondition:
-        return StopCondition(lambda t: self.check(t) or other.check(t))
+    def __or__(self, other: TerminationCondition) -> TerminationCondition:
+        return TerminationCondition(lambda t: self.check(t) or other.check(t))
 
-    def __and__(self, other: StopCondition) -> StopCondition:
+    def __and__(self, other: TerminationCondition) -> TerminationCondition:
         def both(transcript: Transcript) -> str | None:
             first, second = self.check(transcript), other.check(transcript)
             return f"{first} and {second}" if first and second else None
 
-        return StopCondition(both)
+        return TerminationCondition(both)
 
 
-class MaxTurns(StopCondition):
+class MaxTurns(TerminationCondition):
     """Over after so many messages of agents (bids and combinations are not counted)."""
 
     def __init__(self, turns: int) -> None:
         if turns < 1:
-            raise BadInput(f"turns: {turns}; expected at least 1")
+            raise ConfigurationError(f"turns: {turns}; expected at least 1")
         self.turns = turns
         self.reason = f"turn limit {turns}"
 
@@ -44,12 +44,12 @@ class MaxTurns(StopCondition):
         return self.reason if len(transcript.messages) >= self.turns else None
 
 
-class Says(StopCondition):
+class TextMention(TerminationCondition):
     """Over when the newest message holds the phrase, e.g. "TERMINATE"."""
 
     def __init__(self, phrase: str) -> None:
         if not phrase:
-            raise BadInput("phrase: ''; expected some text (the empty phrase is in every message)")
+            raise ConfigurationError("phrase: ''; expected some text (the empty phrase is in every message)")
         self.phrase = phrase
 
     def check(self, transcript: Transcript) -> str | None:
@@ -57,12 +57,12 @@ class Says(StopCondition):
         return f"{self.phrase!r} was said" if isinstance(last, str) and self.phrase in last else None
 
 
-class MaxTokens(StopCondition):
+class MaxTokens(TerminationCondition):
     """Over when the agents have written so many tokens, as far as they report their usage."""
 
     def __init__(self, tokens: int) -> None:
         if tokens < 1:
-            raise BadInput(f"tokens: {tokens}; expected at least 1")
+            raise ConfigurationError(f"tokens: {tokens}; expected at least 1")
         self.tokens = tokens
 
     def check(self, transcript: Transcript) -> str | None:
@@ -70,12 +70,14 @@ class MaxTokens(StopCondition):
         return f"token limit {self.tokens}" if used >= self.tokens else None
 
 
-class Settled(StopCondition):
+class Converged(TerminationCondition):
     """Over when no agent moved by more than `tolerance` (2-norm) between its own turns, the last `rounds` of them."""
 
     def __init__(self, tolerance: float = 1e-12, rounds: int = 1) -> None:
         if tolerance < 0 or rounds < 1:
-            raise BadInput(f"tolerance: {tolerance}, rounds: {rounds}; expected tolerance >= 0 and rounds >= 1")
+            raise ConfigurationError(
+                f"tolerance: {tolerance}, rounds: {rounds}; expected tolerance >= 0 and rounds >= 1"
+            )
         self.tolerance, self.rounds = tolerance, rounds
 
     def check(self, transcript: Transcript) -> str | None:

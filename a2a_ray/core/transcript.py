@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from a2a_ray.core.contracts import Verdict
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.message import ASIDE, MESSAGE, Content, Message, checked_content
+from a2a_ray.core.verdict import ObserverVerdict
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
 _KEYS = ("id", "turns", "opening", "opening_vector", "status", "reason", "error", "stopped_by")
@@ -63,7 +63,7 @@ class Transcript:
         self.messages: list[Message] = []
         self.status, self.reason, self.error = RUNNING, "", ""
         self.stopped_by = self.traceback = ""
-        self.verdicts: list[tuple[int, str, Verdict]] = []
+        self.verdicts: list[tuple[int, str, ObserverVerdict]] = []
         self.metadata: dict[str, Any] = dict(metadata or {})
 
     def append(self, message: Message) -> None:
@@ -96,10 +96,13 @@ class Transcript:
     def until(self, turn: int) -> Transcript:
         """The conversation up to and including this message, to go on from, e.g. from the last turn before a loop.
 
-        turn: of the message, 1 for the first; 0 keeps the opening alone. Raises BadInput if there is no such turn.
+        turn: of the message, 1 for the first; 0 keeps the opening alone. Raises ConfigurationError if there is no such
+        turn.
         """
         if not 0 <= turn <= len(self.messages):
-            raise BadInput(f"turn: {turn}; expected 0 to {len(self.messages)}, the turns of conversation {self.id!r}")
+            raise ConfigurationError(
+                f"turn: {turn}; expected 0 to {len(self.messages)}, the turns of conversation {self.id!r}"
+            )
         start = Transcript(self.id, self.agents, self.opening.content, self.seed, self.metadata)
         for message in self.turns[: self.messages[turn - 1].seq if turn else 0]:
             start.append(message)
@@ -139,13 +142,13 @@ class Transcript:
     def from_exchange(cls, value: object, id: str = "") -> Transcript:
         """The transcript of one value in the exchange format. Unknown keys are kept in the metadata.
 
-        Raises BadInput, naming the key, for what is not in the format.
+        Raises ConfigurationError, naming the key, for what is not in the format.
         """
         if not isinstance(value, dict):
-            raise BadInput(f"expected an object with 'id' and 'turns', got {type(value).__name__}")
+            raise ConfigurationError(f"expected an object with 'id' and 'turns', got {type(value).__name__}")
         turns = value.get("turns")
         if not isinstance(turns, list):
-            raise BadInput(
+            raise ConfigurationError(
                 f"key 'turns' is {'missing' if turns is None else type(turns).__name__}; expected a list of turns"
             )
         speakers: list[str] = []
@@ -190,7 +193,9 @@ def _opening_from_exchange(value: dict[str, Any]) -> Content:
     if opening is None:
         return ""
     if not isinstance(opening, str):
-        raise BadInput(f"key 'opening' is {type(opening).__name__} {json.dumps(opening)[:40]}; expected a string")
+        raise ConfigurationError(
+            f"key 'opening' is {type(opening).__name__} {json.dumps(opening)[:40]}; expected a string"
+        )
     return checked_content(opening, None, "the opening")  # type: ignore[no-any-return]
 
 
@@ -200,16 +205,18 @@ def _vector(value: object, where: str) -> Content:
     try:
         return np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise BadInput(f"{where} is not a list of numbers") from error
+        raise ConfigurationError(f"{where} is not a list of numbers") from error
 
 
 def _check_turn(turn: object, number: int) -> None:
     if not isinstance(turn, dict):
-        raise BadInput(f"turn {number} is {type(turn).__name__}; expected an object with 'speaker' and 'text'")
+        raise ConfigurationError(
+            f"turn {number} is {type(turn).__name__}; expected an object with 'speaker' and 'text'"
+        )
     for key in ("speaker", "text"):
         if not isinstance(turn.get(key), str):
             got = "missing" if key not in turn else f"{type(turn[key]).__name__} {json.dumps(turn[key])[:40]}"
-            raise BadInput(f"turn {number}: key {key!r} is {got}; expected a string")
+            raise ConfigurationError(f"turn {number}: key {key!r} is {got}; expected a string")
 
 
 def _turn_from_exchange(conversation: str, number: int, turn: dict[str, Any]) -> Message:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from a2a_ray.core.contract_checks import check_part
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.core.registry import agents as agent_kinds
 
 
@@ -54,16 +54,17 @@ class AnalyzeSpec(BaseModel):
     positions: str | dict[str, Any] | None = None
 
     def check(self, agents: Collection[str]) -> None:
-        """Raises BadInput for unknown agents, objectives of differing length and positions that cannot be read."""
+        """Raises ConfigurationError for unknown agents, objectives of differing length and positions that cannot be
+        read."""
         from a2a_ray.analysis.equilibria.equilibrium_analyzer import EquilibriumAnalyzer
 
         for name in self.objectives:
             if name not in agents:
-                raise BadInput("analyze.objectives: " + unknown("agent", name, agents))
+                raise ConfigurationError("analyze.objectives: " + unknown("agent", name, agents))
         try:
             EquilibriumAnalyzer(self.objectives, self.margin, self.positions)
-        except BadInput as error:
-            raise BadInput(f"analyze.{error}") from None
+        except ConfigurationError as error:
+            raise ConfigurationError(f"analyze.{error}") from None
 
 
 class Resources(BaseModel):
@@ -81,7 +82,7 @@ class Resources(BaseModel):
     def _placed(self) -> Resources:
         where = self.scheduling_strategy
         if isinstance(where, str) and where not in ("DEFAULT", "SPREAD"):
-            raise BadInput(
+            raise ConfigurationError(
                 f"scheduling_strategy: {where!r}; expected DEFAULT, SPREAD, or from Python an object of Ray's"
             )
         return self
@@ -157,7 +158,7 @@ class AgentSpec(BaseModel):
         """The limits that the agent keeps by itself."""
         try:
             made = agent_kinds.get(self.kind)
-        except BadInput:  # reported where the agent is built
+        except ConfigurationError:  # reported where the agent is built
             return frozenset()
         return frozenset(getattr(made, "own_limits", ()))
 
@@ -195,11 +196,11 @@ class AgentSpec(BaseModel):
         )
 
     def build(self, where: str = "agent") -> Any:
-        """The agent itself, not yet set up. Raises BadInput."""
+        """The agent itself, not yet set up. Raises ConfigurationError."""
         self._check_names(where)
         if inspect.isroutine(self.kind) and not agent_kinds.takes(self.kind, "name"):
             name = self.kind.__name__
-            raise BadInput(
+            raise ConfigurationError(
                 f"{where}.kind: the function {name} takes no 'name'; expected a class, or a function that makes an"
                 f" agent. To let {name} answer, write kind: function, function: {name}"
             )
@@ -208,15 +209,15 @@ class AgentSpec(BaseModel):
         return agent
 
     def _check_names(self, where: str) -> None:
-        """Raises BadInput for a key that belongs under `resources` or `limits`, or stands in both places."""
+        """Raises ConfigurationError for a key that belongs under `resources` or `limits`, or stands in both places."""
         wrong = (self.model_extra or {}).keys() & {*MOVED, *self._own_limits}
         known = _keys(self.kind)
         for key in sorted(wrong) if known else ():
             if key in self._own_limits and getattr(self.limits, key) is not None:
-                raise BadInput(f"{where}.{key}: given here and as limits.{key}; expected it once")
+                raise ConfigurationError(f"{where}.{key}: given here and as limits.{key}; expected it once")
             if key not in known and not agent_kinds.takes(self.kind, key):
                 section, name = MOVED[key]
-                raise BadInput(
+                raise ConfigurationError(
                     f"{where}.{key}: not a setting of this kind of agent; put it under {section}: as {name}"
                     f" ({section}: {{{name}: ...}})"
                 )
@@ -247,7 +248,7 @@ def _keys(kind: str | Callable[..., Any]) -> dict[str, bool]:
     """The settings of a kind; none where there is no such kind, which is reported elsewhere."""
     try:
         return agent_kinds.keys(kind)
-    except (BadInput, TypeError, ValueError):
+    except (ConfigurationError, TypeError, ValueError):
         return {}
 
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from a2a_ray.analysis.dynamics.affine import LinearAgents, agents_of
 from a2a_ray.analysis.dynamics.rounds import RoundEquilibrium, alternating, simultaneous
 from a2a_ray.analysis.equilibria.equilibrium_analyzer import EquilibriumAnalyzer, Prediction
-from a2a_ray.core.errors import BadInput
-from a2a_ray.core.linear_task import Prompt, make_prompt
+from a2a_ray.core.errors import ConfigurationError
+from a2a_ray.core.linear_task import LinearTask, make_task
 from a2a_ray.core.registry import check_settings
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.experiment.agent_spec import AgentSpec, identity, plain
-
-if TYPE_CHECKING:
-    from a2a_ray.experiment.spec import Experiment
+from a2a_ray.experiment.agent_spec import AgentSpec, AnalyzeSpec, identity, plain
 
 GRADIENT = frozenset(
     {"lsa", "regression", "a2a_ray.agents.lsa.lsa_agent:LSAAgent", "a2a_ray.agents.lsa.regression:RegressionAgent"}
@@ -28,7 +25,26 @@ MOST_CELLS = 4096
 _analyzers: dict[str, EquilibriumAnalyzer] = {}
 
 
-def equilibrium_analyzer(cell: Experiment) -> EquilibriumAnalyzer:
+class AnalyzedCell(Protocol):
+    """The parts of an experiment that its equilibrium analyzer depends on."""
+
+    @property
+    def agents(self) -> Sequence[AgentSpec]:
+        """Specifications of the agents, in order."""
+        ...
+
+    @property
+    def protocol(self) -> Mapping[str, Any]:
+        """Settings of the protocol, with its `kind`."""
+        ...
+
+    @property
+    def analyze(self) -> AnalyzeSpec | None:
+        """The `analyze` section."""
+        ...
+
+
+def equilibrium_analyzer(cell: AnalyzedCell) -> EquilibriumAnalyzer:
     """The analyzer of a cell's conversations, one object for equal cells. No agent is made, so no model is loaded.
 
     Objectives are those of `analyze: objectives`; LSA and regression agents have theirs in their own settings.
@@ -42,7 +58,7 @@ def equilibrium_analyzer(cell: Experiment) -> EquilibriumAnalyzer:
     return _analyzers[key]
 
 
-def _made(cell: Experiment) -> EquilibriumAnalyzer:
+def _made(cell: AnalyzedCell) -> EquilibriumAnalyzer:
     names = [spec.name for spec in cell.agents]
     prompts = {spec.name: prompt_of(spec) for spec in cell.agents if plain_kind(spec) in GRADIENT}
     own = {name: prompt.objective for name, prompt in prompts.items()}
@@ -66,11 +82,11 @@ def plain_kind(spec: AgentSpec) -> str:
     return spec.kind if isinstance(spec.kind, str) else str(plain(spec.kind))
 
 
-def prompt_of(spec: AgentSpec) -> Prompt:
+def prompt_of(spec: AgentSpec) -> LinearTask:
     """What an LSA or regression agent is told, from its settings: its objective, covariance and step."""
-    known = set(inspect.signature(make_prompt).parameters)
+    known = set(inspect.signature(make_task).parameters)
     settings = {key: value for key, value in spec.settings.items() if key in known}
-    return make_prompt(**check_settings(make_prompt, settings, f"agent {spec.name!r}", set()))
+    return make_task(**check_settings(make_task, settings, f"agent {spec.name!r}", set()))
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,7 @@ class ClosedForm:
     """Where gradient agents settle under a shipped protocol, as a function of the transcript."""
 
     names: tuple[str, ...]
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[LinearTask, ...]
     protocol: Mapping[str, Any]
 
     def __call__(self, transcript: Transcript) -> Prediction | None:
@@ -86,7 +102,7 @@ class ClosedForm:
         if transcript.agents != self.names:
             return None
         agents = agents_of(self.prompts)
-        if self.protocol.get("kind") == "helper":
+        if self.protocol.get("kind") == "newton_helper":
             # the objective that the helper sets in every turn brings the first agent to its own; there it stays too
             gap = float(((agents.objectives[1] - agents.objectives[0]) ** 2).sum() ** 0.5)
             return Prediction(dict(zip(self.names, (0.0, gap), strict=True)), helped=True)
@@ -94,7 +110,7 @@ class ClosedForm:
         start = None if isinstance(opening, str) or len(opening) != agents.dim else opening
         try:
             settled = self._settled(agents, start)
-        except BadInput:  # no single fixed point: a common null space without a start, or steps that diverge
+        except ConfigurationError:  # no single fixed point: a common null space without a start, or steps that diverge
             return None
         if settled is None or not settled.converges:
             return None

@@ -60,7 +60,7 @@ def estimate(experiment: Experiment) -> Estimate:
             calls += asks - talks
             shown = step.input
             if shown is None:
-                shown = _shown(cell.protocol.get("show", "last"), turn, longest, opening)
+                shown = _shown(cell.protocol.get("context", "last"), turn, longest, opening)
             shown += _instructions(spec.inner)
             tokens_in += asks * shown
             tokens_out += asks * step.output

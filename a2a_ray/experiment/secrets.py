@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 
 _SECRET = re.compile(
     r"(?i:(^|[._-])(api[-_]?key|access[-_]?(key|token)|auth[-_]?token|authorization|password|secret))$|[A-Z]_(TOKEN|KEY)$"
@@ -14,11 +14,11 @@ _SECRET = re.compile(
 
 
 def refuse_keys(value: Any, where: str, path: str = "") -> None:
-    """Raises BadInput, which does not repeat it, for a text under a name such as api_key, at any depth."""
+    """Raises ConfigurationError, which does not repeat it, for a text under a name such as api_key, at any depth."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if _SECRET.search(str(name)) and _has_text(inner):
-                raise BadInput(
+                raise ConfigurationError(
                     f"{where}: {path}{name}: a key must not stand in a specification, which the run keeps; put it into"
                     " an environment variable, on every node, and name that one with api_key_env"
                 )

@@ -26,10 +26,10 @@ from pydantic import (
 
 from a2a_ray.core.contract_checks import check_part, shown
 from a2a_ray.core.conversation import DEFAULT_ROUNDS, check_names
-from a2a_ray.core.errors import BadAnswer, BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, InvalidResponseError, unknown
 from a2a_ray.core.message import checked_content
-from a2a_ray.core.nudge import check_nudges
-from a2a_ray.core.registry import detectors, expected, protocols, stops
+from a2a_ray.core.nudge_checks import check_nudges
+from a2a_ray.core.registry import expected, observers, protocols, terminations
 from a2a_ray.core.seeds import conversation_seed
 from a2a_ray.experiment.agent_spec import AgentSpec as AgentSpec
 from a2a_ray.experiment.agent_spec import AnalyzeSpec, BudgetSpec, CallLimits, Price, Resources, identity, plain
@@ -53,7 +53,7 @@ def _settings(value: Any) -> Any:
         return {"kind": value}
     if isinstance(value, Mapping) or not (callable(value) or hasattr(value, "__dict__")):
         return value
-    raise BadInput(
+    raise ConfigurationError(
         f"the value {shown(value)}; expected settings with a kind, such as {{kind: MyClass}}: a run makes its parts"
         " anew in each of its processes"
     )
@@ -67,7 +67,7 @@ class Experiment(BaseModel):
 
     `analyze` and `budget` stand beside it: what the analysis has to know, and what a run may cost.
 
-    Raises BadInput (through `load` and `parse`) for what cannot be run.
+    Raises ConfigurationError (through `load` and `parse`) for what cannot be run.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -76,10 +76,10 @@ class Experiment(BaseModel):
     agents: list[AgentSpec] = Field(min_length=1)
     protocol: Settings = Field(default_factory=lambda: {"kind": "alternating"})
     openings: list[str | list[float]] | Literal["default"] | dict[str, Any] = "default"
-    rounds: int | None = Field(None, ge=1)
-    turns: int | None = Field(None, ge=1)
+    max_rounds: int | None = Field(None, ge=1)
+    max_turns: int | None = Field(None, ge=1)
     repeats: int = Field(1, ge=1)
-    stop: list[Settings] = []
+    termination: list[Settings] = []
     observers: list[Settings] = []
     budget: BudgetSpec | None = None
     analyze: AnalyzeSpec | None = None
@@ -100,7 +100,7 @@ class Experiment(BaseModel):
                 remedy = f"{{name: {getattr(agent, 'name', 'ann')}, kind: {name}}} and its settings"
             else:
                 continue
-            raise BadInput(
+            raise ConfigurationError(
                 f"agents.{i}: {shown(agent)}; expected a mapping, since a run makes its agents anew in each of its"
                 f" processes. Write {remedy}"
             )
@@ -115,47 +115,52 @@ class Experiment(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Experiment:
         check_names([a.name for a in self.agents])
-        if self.rounds is not None and self.turns is not None:
-            raise BadInput(f"rounds: {self.rounds} and turns: {self.turns}; give one of them")
+        if self.max_rounds is not None and self.max_turns is not None:
+            raise ConfigurationError(f"max_rounds: {self.max_rounds} and max_turns: {self.max_turns}; give one of them")
         if self.analyze is not None:
             self.analyze.check([a.name for a in self.agents])
         return self
 
     @classmethod
     def parse(cls, value: Any, where: str = "specification") -> Experiment:
-        """The experiment of a plain mapping. Raises BadInput: `where`, the key, its value, what was expected."""
+        """The experiment of a plain mapping.
+
+        Raises ConfigurationError: `where`, the key, its value, what was expected.
+        """
         if isinstance(value, cls):
             return value
         if not isinstance(value, Mapping):
             found = "empty" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
-            raise BadInput(f"{where}: {found}; expected keys such as agents and rounds (a2a-ray new writes an example)")
+            raise ConfigurationError(
+                f"{where}: {found}; expected keys such as agents and max_rounds (a2a-ray init writes an example)"
+            )
         refuse_keys(value, where)
         for key in value:
             if key not in cls.model_fields:
-                raise BadInput(f"{where}: " + unknown("key", key, cls.model_fields))
+                raise ConfigurationError(f"{where}: " + unknown("key", key, cls.model_fields))
         try:
             experiment = cls.model_validate(dict(value))
             experiment._source = where
             return experiment
         except ValidationError as error:
-            raise BadInput(f"{where}: {explain(error)}") from None
+            raise ConfigurationError(f"{where}: {explain(error)}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Experiment:
-        """The experiment of a YAML file; paths of opening files in it are relative to it. Raises BadInput."""
+        """The experiment of a YAML file; paths of opening files in it are relative to it. Raises ConfigurationError."""
         import yaml
 
         path = Path(path)
         try:
             value = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
-            sentence = f"{path}: {error.strerror or error}; expected a YAML specification (a2a-ray new writes one)"
-            raise BadInput(sentence) from None
+            sentence = f"{path}: {error.strerror or error}; expected a YAML specification (a2a-ray init writes one)"
+            raise ConfigurationError(sentence) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             mark = getattr(error, "problem_mark", None)  # the line itself is not repeated: a key may stand in it
             line = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
             reason = getattr(error, "problem", None) or getattr(error, "reason", error)
-            raise BadInput(f"{path}{line}: not YAML: {reason}") from None
+            raise ConfigurationError(f"{path}{line}: not YAML: {reason}") from None
         if isinstance(value, dict) and isinstance(value.get("openings"), dict) and "file" in value["openings"]:
             value["openings"]["file"] = str(path.parent / str(value["openings"]["file"]))
         return cls.parse(value, str(path))
@@ -172,7 +177,7 @@ class Experiment(BaseModel):
             return self.sweep or [{}]
         for key, values in self.sweep.items():
             if not values:
-                raise BadInput(f"sweep.{key}: []; expected at least one value")
+                raise ConfigurationError(f"sweep.{key}: []; expected at least one value")
         return [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
 
     def _with(self, changes: Mapping[str, Any]) -> Experiment:
@@ -187,26 +192,28 @@ class Experiment(BaseModel):
     @property
     def limit(self) -> int:
         """The most messages that a conversation can have."""
-        return self.turns if self.turns is not None else (self.rounds or DEFAULT_ROUNDS) * len(self.agents)
+        return self.max_turns if self.max_turns is not None else (self.max_rounds or DEFAULT_ROUNDS) * len(self.agents)
 
     @cached_property
     def opening_contents(self) -> list[Any]:
-        """The openings themselves: texts, or float64 arrays of shape (d,). Raises BadInput."""
+        """The openings themselves: texts, or float64 arrays of shape (d,). Raises ConfigurationError."""
         spec = self.openings
         if isinstance(spec, list):
             if not spec:
-                raise BadInput("openings: []; expected at least one, or leave the key out for the default openings")
+                raise ConfigurationError(
+                    "openings: []; expected at least one, or leave the key out for the default openings"
+                )
             try:
                 return [checked_content(o, None, f"openings.{i}") for i, o in enumerate(spec)]
-            except BadAnswer as error:
-                raise BadInput(str(error)) from None
+            except InvalidResponseError as error:
+                raise ConfigurationError(str(error)) from None
         return read_openings({} if spec == "default" else dict(spec))
 
     @cached_property
     def named_observers(self) -> dict[str, dict[str, Any]]:
         """Settings of each observer by its name: the `name` that it is given, or its kind; loops, loops-2, ...
 
-        Raises BadInput if two are given the same name.
+        Raises ConfigurationError if two are given the same name.
         """
         found: dict[str, dict[str, Any]] = {}
         kinds: Counter[str] = Counter()
@@ -216,19 +223,19 @@ class Experiment(BaseModel):
             kinds[kind] += 1
             name = observer.get("name", kind if kinds[kind] == 1 else f"{kind}-{kinds[kind]}")
             if not isinstance(name, str) or name in found or ("name" in observer and not name):
-                raise BadInput(f"observers.{i}.name: {name!r}; expected a name that no other observer has")
+                raise ConfigurationError(f"observers.{i}.name: {name!r}; expected a name that no other observer has")
             found[name] = {key: value for key, value in observer.items() if key != "name"}
         return found
 
     def check(self) -> None:
-        """Builds every part once, on this machine, without loading anything heavy. Raises BadInput."""
+        """Builds every part once, on this machine, without loading anything heavy. Raises ConfigurationError."""
         seen: set[str] = set()
         for changes, cell in zip(self.changes, self.cells, strict=True):
             try:
                 cell._check_parts(seen)
-            except BadInput as error:
+            except ConfigurationError as error:
                 where = f" (in the setting {_in_words(changes)})" if changes else ""
-                raise BadInput(f"{self._source}: {error}{where}") from None
+                raise ConfigurationError(f"{self._source}: {error}{where}") from None
 
     def _check_parts(self, seen: set[str]) -> None:
         """The parts of one cell; agents that were seen before are left out."""
@@ -236,15 +243,16 @@ class Experiment(BaseModel):
         protocol = protocols.build(self.protocol, "protocol")
         check_part("protocol", protocol, "protocol")
         protocol.check(names)
-        for i, stop in enumerate(self.stop):
-            check_part("stop condition", stops.build(stop, f"stop.{i}"), f"stop.{i}")
-        observers = []
+        for i, condition in enumerate(self.termination):
+            where = f"termination.{i}"
+            check_part("termination condition", terminations.build(condition, where), where)
+        built = []
         for i, each in enumerate(self.named_observers.values()):
             where = f"observers.{i}"
-            observers.append((where, detectors.build(each, where)))
-            check_part("observer", observers[-1][1], where)
+            built.append((where, observers.build(each, where)))
+            check_part("observer", built[-1][1], where)
         vector = next((opening for opening in self.opening_contents if not isinstance(opening, str)), "")
-        check_nudges(protocol, observers, names, vector)
+        check_nudges(protocol, built, names, vector)
         for i, spec in enumerate(self.agents):
             key = json.dumps(spec.settings, sort_keys=True, default=identity)
             if key in seen:
@@ -252,17 +260,19 @@ class Experiment(BaseModel):
             seen.add(key)
             agent = spec.build(f"agents.{i}")
             if spec.step_timeout is not None and not spec.heavy:
-                raise BadInput(
+                raise ConfigurationError(
                     f"agents.{i}.limits.timeout: {spec.step_timeout:g}; a step beside the conversation cannot be"
                     " stopped; add placement: actor"
                 )
             if hasattr(agent, "check"):
                 try:
                     agent.check()
-                except BadInput as error:
-                    raise BadInput(f"agents.{i}: {error}") from None
+                except ConfigurationError as error:
+                    raise ConfigurationError(f"agents.{i}: {error}") from None
                 except Exception as error:
-                    raise BadInput(f"agents.{i}: its check failed: {type(error).__name__}: {error}") from error
+                    raise ConfigurationError(
+                        f"agents.{i}: its check failed: {type(error).__name__}: {error}"
+                    ) from error
         if self.analyze is not None:
             self._check_analyze()
 
@@ -272,8 +282,8 @@ class Experiment(BaseModel):
 
         try:
             equilibrium_analyzer(self)
-        except BadInput as error:
-            raise BadInput(f"analyze.{error}") from None
+        except ConfigurationError as error:
+            raise ConfigurationError(f"analyze.{error}") from None
 
     def tasks(self) -> Iterator[Task]:
         """Every conversation, in order of its id."""
@@ -322,8 +332,8 @@ class Experiment(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """JSON value that `parse` takes back; functions become their module:name. Defaults that decide are in it."""
         decisive = {"seed": self.seed, "protocol": self.protocol, "openings": self.openings, "repeats": self.repeats}
-        if self.turns is None and self.rounds is None:
-            decisive["rounds"] = DEFAULT_ROUNDS
+        if self.max_turns is None and self.max_rounds is None:
+            decisive["max_rounds"] = DEFAULT_ROUNDS
         value = {**self.model_dump(exclude_unset=True), **decisive}
         out: dict[str, Any] = json.loads(json.dumps(value, default=plain))
         return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
 
 SECTIONS = ("resources", "limits", "price", "nudge", "budget")
 """Mappings that a sweep can set a key in although the specification leaves them out."""
@@ -23,7 +23,7 @@ def change(value: Any, path: list[str], setting: Any, where: str) -> None:
             chosen = [int(key)]
         else:
             there = ["*", *(n for n in names if n), *map(str, range(len(value)))]
-            raise BadInput(f"{where}: " + unknown("entry", key, there))
+            raise ConfigurationError(f"{where}: " + unknown("entry", key, there))
         for i in chosen:
             if rest:
                 change(value[i], rest, setting, where)
@@ -31,12 +31,12 @@ def change(value: Any, path: list[str], setting: Any, where: str) -> None:
                 value[i] = setting
         return
     if not isinstance(value, dict):
-        raise BadInput(f"{where}: {key!r} lies inside {value!r}, which has no settings")
+        raise ConfigurationError(f"{where}: {key!r} lies inside {value!r}, which has no settings")
     if not rest:
         value[key] = setting
         return
     if value.get(key) is None and key in SECTIONS:
         value[key] = {}
     if key not in value:
-        raise BadInput(f"{where}: " + unknown("key", key, value))
+        raise ConfigurationError(f"{where}: " + unknown("key", key, value))
     change(value[key], rest, setting, where)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from a2a_ray.core.errors import A2AError, AgentError, AuthenticationError, BadInput, PlacementError, plainer
+from a2a_ray.core.errors import A2AError, AgentError, AuthenticationError, ConfigurationError, PlacementError, plainer
 from a2a_ray.interface.commands import reproduce
 from a2a_ray.interface.console import (
     INTERRUPTED,
@@ -34,7 +34,7 @@ app = typer.Typer(
     \b
     Start with:  a2a-ray demo       both phenomena, no key, no download
     Published:   a2a-ray reproduce misaligned | loops
-    Your own:    a2a-ray new && a2a-ray run experiment.yaml
+    Your own:    a2a-ray init && a2a-ray run experiment.yaml
     Then:        a2a-ray ls, show, analyze, detect, report, export
                  (resume goes on where a run stopped)
 
@@ -46,7 +46,7 @@ app = typer.Typer(
 
 app.add_typer(reproduce.app, name="reproduce")
 
-Spec = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="Specification; `a2a-ray new` writes one.")]
+Spec = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="Specification; `a2a-ray init` writes one.")]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URI of a run; `a2a-ray ls` lists them.")]
 Source = Annotated[str, typer.Argument(metavar="RUN|FILE.jsonl", help="A run, or transcripts in the exchange format.")]
 Storage = Annotated[str, typer.Option(metavar="DIR|URI", help="Where runs are kept: a folder or an object store.")]
@@ -55,7 +55,7 @@ Address = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluste
 OnFailure = Annotated[
     str,
     typer.Option(
-        metavar="restore|raise", help="When a process or node of the run dies: replace it, or end the run (resumable)."
+        metavar="recover|raise", help="When a process or node of the run dies: replace it, or end the run (resumable)."
     ),
 ]
 Budget = Annotated[
@@ -110,7 +110,7 @@ def demo(
 
 
 @app.command()
-def new(
+def init(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="File to write.")] = Path("experiment.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it is there.")] = False,
 ) -> None:
@@ -119,12 +119,12 @@ def new(
 
     check_folder(path)
     if path.exists() and not force:
-        raise BadInput(f"{path}: is there already; choose another name, or --force to overwrite it")
+        raise ConfigurationError(f"{path}: is there already; choose another name, or --force to overwrite it")
     text = resources.files("a2a_ray").joinpath("data/experiment.yaml").read_text(encoding="utf-8")
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror or error}") from None
+        raise ConfigurationError(f"{path}: {error.strerror or error}") from None
     print_status(f"Wrote {path}. Try: a2a-ray run {path} --dry-run")
 
 
@@ -134,7 +134,7 @@ def run(
     storage: Storage = "runs",
     workers: Workers = None,
     address: Address = None,
-    on_failure: OnFailure = "restore",
+    on_failure: OnFailure = "recover",
     budget: Budget = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and start nothing.")] = False,
     as_json: Json = False,
@@ -150,10 +150,10 @@ def run(
         experiment.check()
         show_estimate(estimate(experiment), as_json)
         return
-    from a2a_ray.runtime.run_experiment import run_many
+    from a2a_ray.runtime.run_experiment import run_experiment
 
     with resumable():
-        done = run_many(
+        done = run_experiment(
             experiment,
             storage=storage,
             workers=workers,
@@ -169,26 +169,26 @@ def resume(
     path: RunPath,
     workers: Workers = None,
     address: Address = None,
-    on_failure: OnFailure = "restore",
+    on_failure: OnFailure = "recover",
     budget: Budget = None,
-    steal: Annotated[
-        bool, typer.Option("--steal", help="Take the run from a driver that still seems to hold it.")
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Take the run from a driver that still seems to hold it.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Let failed conversations go on too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Go on with a run where it stopped."""
-    from a2a_ray.runtime.run_experiment import resume as go_on
+    from a2a_ray.runtime.run_experiment import resume_run
 
     with resumable():
-        done = go_on(
+        done = resume_run(
             path,
             workers=workers,
             address=address,
             on_failure=_policy(on_failure),
             retry_failed=retry_failed,
             budget=budget,
-            steal=steal,
+            takeover=takeover,
         )
     finish(done, as_json)
 
@@ -299,7 +299,7 @@ def detect(
     if alarms is not None:
         check_folder(alarms)
         if Path(source).exists() and alarms.exists() and alarms.samefile(source):
-            raise BadInput(f"{alarms}: holds the transcripts; choose another file for the alarms")
+            raise ConfigurationError(f"{alarms}: holds the transcripts; choose another file for the alarms")
     with kept():
         results = analyze_source(source, analysis_settings(embedder, threshold), only=(ANALYZER,))
     if alarms is not None:
@@ -348,8 +348,8 @@ def export(
 
 
 def _policy(on_failure: str) -> Any:
-    if on_failure not in ("restore", "raise"):
-        raise BadInput(f"--on-failure: {on_failure!r}; expected restore or raise")
+    if on_failure not in ("recover", "raise"):
+        raise ConfigurationError(f"--on-failure: {on_failure!r}; expected recover or raise")
     return on_failure
 
 
@@ -362,7 +362,7 @@ def main(arguments: list[str] | None = None) -> None:
     except AuthenticationError as error:  # something was started, and can be resumed
         print_status(f"Error: {error}")
         sys.exit(1)
-    except (BadInput, PlacementError, AgentError) as error:
+    except (ConfigurationError, PlacementError, AgentError) as error:
         print_status(f"Error: {error}")
         sys.exit(2)
     except A2AError as error:

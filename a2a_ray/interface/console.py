@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.runtime.progress import print_status
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def finish(run: Run, as_json: bool) -> None:
         f"{run.path}: {counts['done']} of {counts['conversations']} conversations done, {counts['turns']:,} turns."
     )
     ledger = run.ledger()
-    if ledger["perhaps_paid_twice"]:
-        print_status(f"Of {ledger['calls']:,} paid calls, {ledger['perhaps_paid_twice']:,} may have been paid twice.")
+    if ledger["possibly_duplicated"]:
+        print_status(f"Of {ledger['calls']:,} paid calls, {ledger['possibly_duplicated']:,} may have been paid twice.")
     if run.stopped:
         print_status(f"Stopped: {run.stopped}")
     if as_json:
@@ -77,7 +77,7 @@ def kept() -> Iterator[None]:
 
 
 def analysis_settings(embedder: str, threshold: str | None) -> AnalysisSettings:
-    """The settings of an analysis from the options of a command. Raises BadInput."""
+    """The settings of an analysis from the options of a command. Raises ConfigurationError."""
     from a2a_ray.analysis.analyze import AnalysisSettings
     from a2a_ray.analysis.loops.calibration import given_threshold
 
@@ -86,17 +86,17 @@ def analysis_settings(embedder: str, threshold: str | None) -> AnalysisSettings:
 
 
 def check_folder(out: Path) -> None:
-    """Before any work: a file can be made at this path. Raises BadInput."""
+    """Before any work: a file can be made at this path. Raises ConfigurationError."""
     if not out.parent.is_dir():
-        raise BadInput(f"{out}: there is no folder {out.parent}; make it first, or choose another file")
+        raise ConfigurationError(f"{out}: there is no folder {out.parent}; make it first, or choose another file")
     if out.is_dir():
-        raise BadInput(f"{out}: is a folder; expected the name of a file to write")
+        raise ConfigurationError(f"{out}: is a folder; expected the name of a file to write")
     new = not out.exists()
     if not new and not out.is_file():  # a pipe or a device: opening it would be seen at its other end
         return
     try:
         out.open("ab").close()
     except OSError as error:
-        raise BadInput(f"{out}: cannot be written: {error.strerror or error}; choose another file") from None
+        raise ConfigurationError(f"{out}: cannot be written: {error.strerror or error}; choose another file") from None
     if new:
         out.unlink()

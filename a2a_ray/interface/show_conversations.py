@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def show_conversations(results: Results, console: Console, conversation: str | None, limit: int) -> int:
-    """Prints one conversation, or the first `limit` (0: all), as chats; gives their number. Raises BadInput."""
+    """Prints one conversation, or the first `limit` (0:
+
+    all), as chats; gives their number. Raises ConfigurationError.
+    """
     if conversation is not None:
         check_conversation(results, conversation)
     ids = [conversation] if conversation is not None else results.ids[: limit or None]

@@ -49,7 +49,7 @@ def show_runs(found: Sequence[dict[str, Any]], storage: str, as_json: bool) -> N
         print(json.dumps({"runs": found}))
         return
     if not found:
-        print(f"No runs in {storage}. Start one: a2a-ray new && a2a-ray run experiment.yaml")
+        print(f"No runs in {storage}. Start one: a2a-ray init && a2a-ray run experiment.yaml")
         return
     columns = ("run", "total", "done", "failed", "turns", "looped", "created")
     keys = ("run", "conversations", *columns[2:6])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from a2a_ray.core.findings import Finding
 from a2a_ray.report.agent_pairs import Pair, is_pair
-from a2a_ray.report.report_data import Table
+from a2a_ray.report.page_parts import Table
 
 PAIRS = "Where pairs of agents settled"
 EQUILIBRIA = "Equilibria"

@@ -10,9 +10,8 @@ import numpy as np
 from a2a_ray.analysis.equilibria.negotiation import IN_A_ROW, PARTIES, Status
 from a2a_ray.analysis.equilibria.negotiation_analyzer import KIND, NegotiationAnalyzer
 from a2a_ray.core.findings import Finding
+from a2a_ray.report.page_parts import Panel, Section, Table
 from a2a_ray.report.plotly_traces import Figure, Trace, axis, band_trace, line_trace, make_figure
-from a2a_ray.report.report_data import Table
-from a2a_ray.report.study_page import Panel, Section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

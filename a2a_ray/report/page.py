@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.report.sanitize import clean, clean_line
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -51,7 +51,7 @@ def render_page(template: str, drawn: dict[str, Any], **context: Any) -> str:
 
 
 def write_page(path: str | Path, page: str) -> Path:
-    """Writes a page, all or nothing, and gives its path. Raises BadInput where it cannot be written."""
+    """Writes a page, all or nothing, and gives its path. Raises ConfigurationError where it cannot be written."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -61,7 +61,7 @@ def write_page(path: str | Path, page: str) -> Path:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise BadInput(f"{path}: {error.strerror or error}; choose another file with -o") from error
+        raise ConfigurationError(f"{path}: {error.strerror or error}; choose another file with -o") from error
     return path
 
 

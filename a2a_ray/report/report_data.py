@@ -4,35 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.transcript import FAILED, Transcript
 from a2a_ray.report.chat import Spans
+from a2a_ray.report.page_parts import BigNumber, Section, Table
 
-if TYPE_CHECKING:
-    from a2a_ray.report.study_page import Section
-
-Cell: TypeAlias = "str | int | float | None"
 PairKind: TypeAlias = Literal["pair", "adversary", "helper"]
-
-
-@dataclass(frozen=True, slots=True)
-class BigNumber:
-    """One figure that the reader should take home, e.g. BigNumber("9 of 12", "conversations looped")."""
-
-    value: str
-    label: str
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table. None is shown as a dash; floats with four significant digits."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ class Chat:
 
 
 def write_report(path: str | Path, data: ReportData) -> Path:
-    """Writes the report, all or nothing, and gives its path. Raises BadInput where it cannot be written."""
+    """Writes the report, all or nothing, and gives its path. Raises ConfigurationError where it cannot be written."""
     return write_page(path, render_report(data))
 
 

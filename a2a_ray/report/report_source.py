@@ -12,7 +12,8 @@ from a2a_ray.core.transcript import Transcript
 from a2a_ray.report.agent_pairs import Pair, pairs_of
 from a2a_ray.report.equilibrium_tables import equilibria_table, pairs_table
 from a2a_ray.report.negotiation_figure import games_of, negotiation_section
-from a2a_ray.report.report_data import AgentEntry, BigNumber, ConversationItem, ReportData, TrajectoryPoint
+from a2a_ray.report.page_parts import BigNumber
+from a2a_ray.report.report_data import AgentEntry, ConversationItem, ReportData, TrajectoryPoint
 from a2a_ray.report.results import Results, cell_label
 from a2a_ray.store.run import Run
 
@@ -146,7 +147,7 @@ def _paid(run: Run) -> dict[str, str]:
     ledger, took = run.ledger(), run.cost()
     facts = {}
     if ledger["calls"]:
-        twice, lost = ledger["perhaps_paid_twice"], ledger["unanswered"]
+        twice, lost = ledger["possibly_duplicated"], ledger["unanswered"]
         facts["paid calls"] = f"{ledger['calls']:,}; {twice:,} perhaps paid twice, {lost:,} without a stored answer"
     if took.get("cost"):
         facts["cost"] = f"{took['cost']:,.4f}"

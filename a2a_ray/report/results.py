@@ -20,11 +20,11 @@ from a2a_ray.analysis.equilibria.equilibrium_analyzer import EquilibriumAnalyzer
 from a2a_ray.analysis.equilibria.negotiation import has_offers
 from a2a_ray.analysis.equilibria.negotiation_analyzer import NegotiationAnalyzer
 from a2a_ray.analysis.text.embedding import Embedder
-from a2a_ray.core.errors import BadInput, StorageError, unknown
+from a2a_ray.core.errors import ConfigurationError, StorageError, unknown
 from a2a_ray.core.findings import Finding, row_as_json
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.report.finding_counts import COUNTED, OF_AGENTS, Counts, titles_of
-from a2a_ray.report.report_data import Table
+from a2a_ray.report.page_parts import Table
 from a2a_ray.report.report_page import wilson_interval
 from a2a_ray.report.stopped import StoppedTalk, stopped_talk
 from a2a_ray.runtime.analyze_run import analyze_run, embeddings_file
@@ -274,7 +274,8 @@ def analyze_source(
 ) -> Results:
     """Analyzes a run, as far as that was not done before, or a file of transcripts.
 
-    only: names of analyzers that are to read a file; all by default. Raises BadInput, PlacementError, StorageError.
+    only: names of analyzers that are to read a file; all by default. Raises ConfigurationError, PlacementError,
+    StorageError.
     """
     if not is_file(source):
         return analyze_opened(open_run(source), settings, workers=workers, address=address)
@@ -347,9 +348,9 @@ def read_file(source: str) -> tuple[list[Transcript], list[str]]:
 
 
 def check_conversation(results: Results, conversation: str) -> None:
-    """Raises BadInput, with ids that exist, if the source has no conversation of this id."""
+    """Raises ConfigurationError, with ids that exist, if the source has no conversation of this id."""
     if conversation not in results._places:
-        raise BadInput(f"{results.source}: " + unknown("conversation", conversation, results.ids[:20]))
+        raise ConfigurationError(f"{results.source}: " + unknown("conversation", conversation, results.ids[:20]))
 
 
 def cell_label(changes: dict[str, Any]) -> str:

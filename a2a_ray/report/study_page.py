@@ -9,38 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from a2a_ray.report.page import TEMPLATES, render_page, write_page
+from a2a_ray.report.page_parts import BigNumber, Panel, Section
 from a2a_ray.report.plotly_traces import Figure
-from a2a_ray.report.report_data import BigNumber, Table
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One figure.
-
-    name: of its file, and its anchor on the page; unique in a study, of letters, digits and hyphens.
-    figure: plotly JSON, with colours named as in `report/plotly_traces.py`.
-    title: above it, where a section has several.
-    """
-
-    name: str
-    figure: Figure
-    title: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One question of a study: what was done, figures, what they show, tables.
-
-    legend: (text, colour) of each thing drawn, the colour as in the style sheet, such as "agent-1" or "cell-3"; an
-    empty colour for a key that has none ("● measured").
-    """
-
-    title: str
-    text: str
-    panels: Sequence[Panel] = ()
-    legend: Sequence[tuple[str, str]] = ()
-    caption: str = ""
-    tables: Sequence[Table] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +28,7 @@ def write_study(folder: Path, study: Study) -> list[Path]:
     """Writes folder/report.html and folder/figures/NAME.html, one for each panel, and gives the latter's paths.
 
     The figures' own files share one plotly.min.js beside them, are zoomable, and can be saved as SVG from their tool
-    bar. Raises BadInput where they cannot be written.
+    bar. Raises ConfigurationError where they cannot be written.
     """
     panels = [panel for section in study.sections for panel in section.panels]
     page = render_page("study.html.j2", {"figures": {p.name: p.figure for p in panels}}, data=study)

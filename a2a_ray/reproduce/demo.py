@@ -13,13 +13,13 @@ from a2a_ray.analysis.text.embedding import DEFAULT_MODEL
 from a2a_ray.experiment.spec import AgentSpec, Experiment
 from a2a_ray.report.agent_pairs import Pair, pairs_of
 from a2a_ray.report.finding_text import described
-from a2a_ray.report.report_data import BigNumber
+from a2a_ray.report.page_parts import BigNumber
 from a2a_ray.report.report_page import write_report
 from a2a_ray.report.report_source import report_data
 from a2a_ray.report.results import Results, analyze_opened
 from a2a_ray.report.terminal_table import print_table
 from a2a_ray.runtime.progress import print_status
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 
 ANGLES = range(0, 181, 10)
 DIM = 10
@@ -31,7 +31,7 @@ def run_demo(out: Path, full: bool) -> dict[str, Any]:
     """Runs the demonstration, prints its table, and gives what `a2a-ray demo --json` prints."""
     started = time.perf_counter()
     print_status("Pairs of LSA agents at 19 angles, and two small language models that answer each other...")
-    run = run_many(demo_experiment(FULL_OPENINGS if full else OPENINGS), storage=out)
+    run = run_experiment(demo_experiment(FULL_OPENINGS if full else OPENINGS), storage=out)
     print_status(f"{run.summary()['turns']:,} turns in {time.perf_counter() - started:.0f} s. Analyzing them...")
     results = analyze_opened(run, AnalysisSettings(DEFAULT_MODEL, detector_embeds=False))
     found = pairs_of(results.findings(), results.labels)
@@ -60,7 +60,7 @@ def demo_experiment(openings: int) -> Experiment:
     geometry = {"examples": 40, "condition": 4.0}
     w = {"kind": "lsa", "dim": DIM, "step_size": 0.5, "objective": {"angle": 0.0}, "geometry": {**geometry, "seed": 1}}
     u = {**w, "geometry": {**geometry, "seed": 2}}
-    start = {"openings": {"zeros": DIM}, "rounds": 80, "protocol": {"kind": "alternating"}}
+    start = {"openings": {"zeros": DIM}, "max_rounds": 80, "protocol": {"kind": "alternating"}}
 
     def pair(label: str, w: dict[str, Any], u: dict[str, Any], **more: Any) -> dict[str, Any]:
         return {"label": label, "agents": [{"name": "w", **w}, {"name": "u", **u}], **start, **more}
@@ -73,15 +73,17 @@ def demo_experiment(openings: int) -> Experiment:
     attacker = {k: v for k, v in at(90).items() if k != "geometry"}
     attacker["examples"] = _attack(w, at(90))
     cells.append(pair("adversary at 90 degrees", w, attacker, rounds=400))  # rank one: other directions settle slowly
-    helper = {"kind": "helper", "helped": _prompt(w), "helper": _prompt(at(90))}
+    helper = {"kind": "newton_helper", "helped": _prompt(w), "helper": _prompt(at(90))}
     cells.append(pair("helper at 90 degrees", w, at(90), protocol=helper))
 
     models = [{"name": "lou", "kind": "hf", "model": "tiny-llama"}, {"name": "neo", "kind": "hf", "model": "tiny-neox"}]
-    talk = {"openings": {"first": openings}, "rounds": 25}
+    talk = {"openings": {"first": openings}, "max_rounds": 25}
     published = [{**m, "max_new_tokens": 50, "temperature": 0.7, "top_p": 0.95} for m in models]
     looping = [{**m, "max_new_tokens": 50, "temperature": 0.0, "top_p": 0.95} for m in models]
-    cells.append({"label": PUBLISHED, "agents": published, "protocol": {"kind": "alternating", "show": "last"}, **talk})
-    shown = {"kind": "alternating", "show": {"characters": 400}}
+    cells.append(
+        {"label": PUBLISHED, "agents": published, "protocol": {"kind": "alternating", "context": "last"}, **talk}
+    )
+    shown = {"kind": "alternating", "context": {"characters": 400}}
     cells.append({"label": LOOPING, "agents": looping, "protocol": shown, **talk})
     return Experiment.parse(
         {"name": "demo", "agents": cells[0]["agents"], "openings": start["openings"], "sweep": cells}

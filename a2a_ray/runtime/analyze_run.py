@@ -16,7 +16,7 @@ from a2a_ray.analysis.analyze import AnalysisSettings, Analyzer, analyze, key_of
 from a2a_ray.analysis.equilibria.negotiation import has_offers
 from a2a_ray.analysis.equilibria.negotiation_analyzer import NegotiationAnalyzer
 from a2a_ray.analysis.text.embedding import Embedder
-from a2a_ray.core.errors import BadInput, StorageError
+from a2a_ray.core.errors import ConfigurationError, StorageError
 from a2a_ray.core.findings import LOOP, RECOVERED, Finding, to_arrow
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.experiment.closed_form import equilibrium_analyzer
@@ -53,11 +53,11 @@ def analyze_run(
     `IN_PROCESS` records, or an `address`, use Ray: tasks read ranges of the stored table, with an embedder in actors of
     its own, on GPUs if there are some. This process holds ids and counts only.
 
-    workers: tasks at once; by default as many as there are CPUs. Raises BadInput, PlacementError, StorageError. What
-    was found before an error or KeyboardInterrupt is stored.
+    workers: tasks at once; by default as many as there are CPUs. Raises ConfigurationError, PlacementError,
+    StorageError. What was found before an error or KeyboardInterrupt is stored.
     """
     if workers is not None and workers < 1:
-        raise BadInput(f"workers: {workers}; expected at least 1")
+        raise ConfigurationError(f"workers: {workers}; expected at least 1")
     embedder = settings.load(embeddings_file(run.path))
     base = [key_of(each) for each in loop_analyzers(settings, embedder)]
     of_cell = {i: key_of(equilibrium_of(run, i)) for i in range(len(run.experiment.cells))}

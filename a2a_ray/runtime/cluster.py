@@ -19,7 +19,7 @@ from ray._private import services
 from ray.exceptions import ActorUnschedulableError, RayActorError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from a2a_ray.core.errors import BadInput, PlacementError
+from a2a_ray.core.errors import ConfigurationError, PlacementError
 
 
 class EndedAtStart(PlacementError):
@@ -213,12 +213,12 @@ def storage_place(path: str, shared: bool = False) -> NodeAffinitySchedulingStra
     """Where the actor that writes `path` must be placed: on the driver's node for a folder of this machine.
 
     None, anywhere, for the URI of an object store, or where `shared` says that every node sees the folder. Raises
-    BadInput for a folder of this machine that no node of the cluster has, since this process is outside (ray://).
+    ConfigurationError for a folder of this machine that no node of the cluster has, since this process is outside (ray://).
     """
     if shared or path.partition("://")[0] not in (path, "file"):
         return None
     if by_client():
-        raise BadInput(
+        raise ConfigurationError(
             f"storage: {path!r}; a folder of this machine, which the cluster behind ray:// cannot write; give the URI"
             " of an object store, or write `shared_storage: true` in the specification where every node has this folder"
         )

@@ -51,13 +51,13 @@ LOST_SECONDS = 120.0
 BAD_STARTS = 5
 """So many workers in a row that die before they are ready are no accident."""
 
-OnFailure = Literal["restore", "raise"]
+OnFailure = Literal["recover", "raise"]
 
 
 class Session:
     """The actors of one run, from start to end.
 
-    on_failure: "restore" replaces what dies and goes on, "raise" ends with StorageError.
+    on_failure: "recover" replaces what dies and goes on, "raise" ends with StorageError.
     plan: makes the plan, from what is on record once nobody else can write any more. lease: this driver's.
     spent: of the budget, before this start.
     """
@@ -68,7 +68,7 @@ class Session:
         experiment: Experiment,
         plan: Callable[[], Plan],
         workers: int | None,
-        on_failure: OnFailure = "restore",
+        on_failure: OnFailure = "recover",
         lease: Lease | None = None,
         spent: Spent = NOTHING,
     ) -> None:
@@ -86,7 +86,7 @@ class Session:
             options: dict[str, Any] = {
                 "num_cpus": 0,
                 "max_task_retries": 0,
-                "max_restarts": -1 if on_failure == "restore" else 0,
+                "max_restarts": -1 if on_failure == "recover" else 0,
             }
             place = storage_place(path, experiment.shared_storage)
             if place is not None:
@@ -163,7 +163,7 @@ class Session:
                 timeout=spec.step_timeout,
                 max_hung_steps=spec.limits.max_hung_steps,
                 paid=spec.paid,
-                restore=self._on_failure == "restore",
+                recover=self._on_failure == "recover",
             )
             pools[key] = made
             self._actors += pools[key].hosts

@@ -14,8 +14,15 @@ from ray.exceptions import RayTaskError
 from torch import Tensor
 
 from a2a_ray.analysis.dynamics.pair_geometry import BLOCK, GivenPairs
-from a2a_ray.analysis.dynamics.pair_population import Options, Population, Reduce, Simulation, States, simulate
-from a2a_ray.core.errors import A2AError, BadInput, PlacementError
+from a2a_ray.analysis.dynamics.pair_population import (
+    Options,
+    PairPopulation,
+    Reduce,
+    Simulation,
+    States,
+    simulate_pairs,
+)
+from a2a_ray.core.errors import A2AError, ConfigurationError, PlacementError
 from a2a_ray.runtime.cluster import connect
 from a2a_ray.runtime.progress import progress_bar
 
@@ -40,8 +47,8 @@ Watch: TypeAlias = Callable[[PopulationProgress], None]
 
 
 @overload
-def run_population(
-    population: Population,
+def run_pair_population(
+    population: PairPopulation,
     rounds: int,
     *,
     reduce: None = None,
@@ -51,8 +58,8 @@ def run_population(
     **options: Unpack[Options],
 ) -> States: ...
 @overload
-def run_population(
-    population: Population,
+def run_pair_population(
+    population: PairPopulation,
     rounds: int,
     *,
     reduce: Reduce,
@@ -61,8 +68,8 @@ def run_population(
     progress: Watch | bool = True,
     **options: Unpack[Options],
 ) -> dict[str, Tensor]: ...
-def run_population(
-    population: Population,
+def run_pair_population(
+    population: PairPopulation,
     rounds: int,
     *,
     reduce: Reduce | None = None,
@@ -71,19 +78,19 @@ def run_population(
     progress: Watch | bool = True,
     **options: Unpack[Options],
 ) -> States | dict[str, Tensor]:
-    """What `simulate` gives, computed by Ray workers: one process with one thread per CPU, or per GPU on "cuda".
+    """What `simulate_pairs` gives, computed by Ray workers: one process with one thread per CPU, or per GPU on "cuda".
 
-    reduce, options: as for `simulate`; `reduce` works in the workers, and only what it gives comes back.
+    reduce, options: as for `simulate_pairs`; `reduce` works in the workers, and only what it gives comes back.
     workers: shards at work at the same time; by default as many as there are CPUs (GPUs) free.
     address: a Ray cluster; without it, the Ray that runs in this process, or a new local one (ended afterwards).
     progress: shows a bar (True), nothing (False), or is called with a PopulationProgress after every shard.
 
     Results come back to this process's memory, on the CPU. Pairs given as .npy files are read by the workers, which
     must reach them; arrays are sent. A shard whose worker dies is computed again, with the same result. Raises as
-    `simulate`, and PlacementError where the cluster has no CPU (GPU).
+    `simulate_pairs`, and PlacementError where the cluster has no CPU (GPU).
     """
     if workers is not None and workers < 1:
-        raise BadInput(f"workers: {workers}; expected at least 1")
+        raise ConfigurationError(f"workers: {workers}; expected at least 1")
     elsewhere: Options = {**options, "device": "cpu"}  # whether there is a GPU is for the workers to say
     simulation = Simulation(population, rounds, **elsewhere)
     own = connect(address)
@@ -102,7 +109,7 @@ def run_population(
 
 
 def _compute(
-    population: Population,
+    population: PairPopulation,
     rounds: int,
     reduce: Reduce | None,
     options: Options,
@@ -137,7 +144,7 @@ def _compute(
 
 
 def _shards(
-    population: Population, rounds: int, reduce: Reduce | None, options: Options, workers: int
+    population: PairPopulation, rounds: int, reduce: Reduce | None, options: Options, workers: int
 ) -> Iterator[tuple[int, int]]:
     """The first pair of each shard and the first one after it, cut between blocks."""
     d = population.dim
@@ -153,14 +160,14 @@ def _shards(
         first = last
 
 
-def _shard(population: Population, rounds: int, reduce: Reduce | None, options: Options) -> Arrays:
+def _shard(population: PairPopulation, rounds: int, reduce: Reduce | None, options: Options) -> Arrays:
     """In a worker: one shard."""
     torch.set_num_threads(1)
     if reduce is None:
-        states = simulate(population, rounds, **options)
+        states = simulate_pairs(population, rounds, **options)
         out = {name: value for name in _KEPT if (value := getattr(states, name)) is not None}
     else:
-        out = simulate(population, rounds, reduce=reduce, **options)
+        out = simulate_pairs(population, rounds, reduce=reduce, **options)
     return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in out.items()}
 
 

@@ -9,12 +9,12 @@ import ray
 from ray import cloudpickle
 from ray.runtime_env import RuntimeEnv
 
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.experiment.spec import AgentSpec, Experiment
 
 
 def check_startable(experiment: Experiment) -> None:
-    """Raises BadInput, naming the agent and the key, for an agent that no other process can be given, and for
+    """Raises ConfigurationError, naming the agent and the key, for an agent that no other process can be given, and for
     num_gpus, scheduling_strategy and runtime_env that Ray would refuse when the run has begun."""
     for cell in experiment.cells:
         for i, spec in enumerate(cell.agents):
@@ -32,7 +32,7 @@ def _check_sendable(value: object, where: str) -> None:
         cloudpickle.dumps(value)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise BadInput(
+        raise ConfigurationError(
             f"{where}: cannot be sent to another process: {reason}; make what it holds inside it (in the agent's"
             " __init__ or setup), or name it as module:attr"
         ) from None
@@ -41,21 +41,25 @@ def _check_sendable(value: object, where: str) -> None:
 def _check_options(spec: AgentSpec, where: str) -> None:
     ask, where = spec.resources, f"{where}.resources"
     if ask.num_gpus > 1 and ask.num_gpus % 1:
-        raise BadInput(f"{where}.num_gpus: {ask.num_gpus:g}; expected a whole number, or a share below 1 of one GPU")
+        raise ConfigurationError(
+            f"{where}.num_gpus: {ask.num_gpus:g}; expected a whole number, or a share below 1 of one GPU"
+        )
     strategy = ask.scheduling_strategy
     if isinstance(strategy, str) and strategy not in ("DEFAULT", "SPREAD"):
-        raise BadInput(f"{where}.scheduling_strategy: " + unknown("strategy", strategy, ("DEFAULT", "SPREAD")))
+        raise ConfigurationError(
+            f"{where}.scheduling_strategy: " + unknown("strategy", strategy, ("DEFAULT", "SPREAD"))
+        )
     if ask.runtime_env is None:
         return
     known = {key for key in RuntimeEnv.known_fields if not key.startswith("_")}
     for key in ask.runtime_env:
         if key not in known and not os.environ.get("RAY_RUNTIME_ENV_PLUGINS"):
-            raise BadInput(f"{where}.runtime_env: " + unknown("key", key, known))
+            raise ConfigurationError(f"{where}.runtime_env: " + unknown("key", key, known))
     try:
         options: dict[str, Any] = {"runtime_env": ask.runtime_env}
         ray.remote(_Nothing).options(**options)
     except (ValueError, TypeError) as error:
-        raise BadInput(f"{where}.runtime_env: {str(error).splitlines()[0]}") from None
+        raise ConfigurationError(f"{where}.runtime_env: {str(error).splitlines()[0]}") from None
 
 
 class _Nothing:

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from a2a_ray.core.errors import AgentError, AuthenticationError, BadInput, PlacementError, StorageError
+from a2a_ray.core.errors import AgentError, AuthenticationError, ConfigurationError, PlacementError, StorageError
 from a2a_ray.core.transcript import DONE, FAILED
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.cluster import connect
@@ -31,14 +31,14 @@ UNREACHABLE = re.compile(r"^__main__:|<lambda>|<locals>")
 """Names of functions and classes that cannot be imported by name elsewhere."""
 
 
-def run_many(
+def run_experiment(
     experiment: Experiment | Mapping[str, Any] | str | Path,
     *,
     storage: str | Path = "runs",
     workers: int | None = None,
     address: str | None = None,
     progress: Watch | bool = True,
-    on_failure: OnFailure = "restore",
+    on_failure: OnFailure = "recover",
     budget: float | Mapping[str, float] | None = None,
 ) -> Run:
     """Holds every conversation of an experiment on Ray and gives the finished run.
@@ -48,16 +48,16 @@ def run_many(
     workers: worker actors that hold conversations; as many as fit by default.
     address: a Ray cluster; without it, the Ray that runs in this process, or a new local one (ended afterwards).
     progress: shows a bar (True), nothing (False), or is called with a Progress about twice a second.
-    on_failure: what to do when a process or a node of the run dies: "restore" replaces it and goes on after the last
+    on_failure: what to do when a process or a node of the run dies: "recover" replaces it and goes on after the last
     turn on record, "raise" ends with StorageError. A conversation that kills its worker again and again is set aside
     as failed.
     budget: takes the place of the specification's: money, or a mapping with some of cost, tokens, requests, seconds.
 
     Conversations that fail are kept with their error; see `run.summary()`. Where the budget is spent first,
-    `run.stopped` says so; `resume(run.path, budget=more)` goes on. Raises BadInput before anything starts,
-    PlacementError where the cluster lacks something, AgentError where an agent cannot be set up (no run is left then),
-    StorageError where turns cannot be written, AuthenticationError when a server refuses an agent's key. After the last
-    two, or a KeyboardInterrupt, `resume(run.path)` goes on.
+    `run.stopped` says so; `resume_run(run.path, budget=more)` goes on. Raises ConfigurationError before anything
+    starts, PlacementError where the cluster lacks something, AgentError where an agent cannot be set up (no run is left
+    then), StorageError where turns cannot be written, AuthenticationError when a server refuses an agent's key. After
+    the last two, or a KeyboardInterrupt, `resume_run(run.path)` goes on.
     """
     experiment = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
     experiment = _budgeted(experiment, budget)
@@ -69,45 +69,47 @@ def run_many(
         return _hold(run, experiment, lambda: Plan(experiment), workers, address, progress, on_failure)
     except AuthenticationError:
         raise
-    except (BadInput, PlacementError, AgentError) as error:
+    except (ConfigurationError, PlacementError, AgentError) as error:
         if remove_run(run):  # nothing was said, so nothing is left
             raise
         raise type(error)(f"{error}; what was said is kept: a2a-ray resume {run.path}") from None
 
 
-def resume(
+def resume_run(
     run: Run | str | Path,
     *,
     workers: int | None = None,
     address: str | None = None,
     progress: Watch | bool = True,
-    on_failure: OnFailure = "restore",
+    on_failure: OnFailure = "recover",
     retry_failed: bool = False,
     experiment: Experiment | Mapping[str, Any] | None = None,
     budget: float | Mapping[str, float] | None = None,
-    steal: bool = False,
+    takeover: bool = False,
 ) -> Run:
     """Goes on with a run where it stopped: conversations that ended stay, the others continue after their last turn.
 
     retry_failed: failed conversations go on too, with the turn that failed.
     experiment: the specification again, for a run whose agents are Python functions that cannot be imported by name.
     budget: takes the place of the one that the run was started with; what was spent before is counted.
-    steal: takes the run from a driver that seems to hold it.
+    takeover: takes the run from a driver that seems to hold it.
 
-    Raises as `run_many`.
+    Raises as `run_experiment`.
     """
     run = open_run(run.path if isinstance(run, Run) else run)
     here = [f for f in re.findall(r'"([\w.]+:[^"]*)"', json.dumps(run.manifest["experiment"])) if UNREACHABLE.search(f)]
     if here and experiment is None:
-        raise BadInput(
+        raise ConfigurationError(
             f"{run.path}: it was started with {here[0]}, which only the program that defines it has;"
-            " resume it from there: resume(path, experiment=the same specification)"
+            " resume it from there: resume_run(path, experiment=the same specification)"
         )
     given = run.experiment if experiment is None else Experiment.parse(experiment)
     if experiment is not None and _decisive(given) != _decisive(run.experiment):
-        raise BadInput(f"{run.path}: was started with another specification; resume it with the one in its manifest")
+        raise ConfigurationError(
+            f"{run.path}: was started with another specification; resume it with the one in its manifest"
+        )
     if given.openings_digest() != run.manifest["openings_sha256"]:
-        raise BadInput(f"{run.path}: its openings have changed since it was started; put the old ones back")
+        raise ConfigurationError(f"{run.path}: its openings have changed since it was started; put the old ones back")
     given = _budgeted(given, budget)
     _check_start(workers)
     counts = run.summary()
@@ -123,7 +125,7 @@ def resume(
         left = [id for id, status in statuses.items() if status not in over]
         return Plan(given, statuses.keys() - left, {t.id: t for t in now.transcripts(left)})
 
-    return _hold(run, given, plan, workers, address, progress, on_failure, steal)
+    return _hold(run, given, plan, workers, address, progress, on_failure, takeover)
 
 
 def _budgeted(experiment: Experiment, budget: float | Mapping[str, float] | None) -> Experiment:
@@ -151,7 +153,7 @@ def _decisive(experiment: Experiment) -> dict[str, Any]:
 def _check_start(workers: int | None) -> None:
     tracing.settings()  # raises where spans are asked for that nothing here can send
     if workers is not None and workers < 1:
-        raise BadInput(f"workers: {workers}; expected at least 1")
+        raise ConfigurationError(f"workers: {workers}; expected at least 1")
 
 
 def _hold(
@@ -162,10 +164,10 @@ def _hold(
     address: str | None,
     progress: Watch | bool,
     on_failure: OnFailure,
-    steal: bool = False,
+    takeover: bool = False,
 ) -> Run:
     own, session = False, None
-    lease = Lease.acquire(run.path, steal)
+    lease = Lease.acquire(run.path, takeover)
     try:
         own = connect(address)
         with _terminable():

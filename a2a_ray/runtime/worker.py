@@ -12,15 +12,23 @@ from typing import Any
 import ray
 
 from a2a_ray.core.conversation import Conversation
-from a2a_ray.core.errors import A2AError, AuthenticationError, BadInput, PlacementError, StorageError, traceback_of
+from a2a_ray.core.errors import (
+    A2AError,
+    AuthenticationError,
+    ConfigurationError,
+    PlacementError,
+    StorageError,
+    traceback_of,
+)
 from a2a_ray.core.message import Message
-from a2a_ray.core.registry import detectors, protocols, stops
-from a2a_ray.core.termination import StopCondition
+from a2a_ray.core.registry import observers as observer_kinds
+from a2a_ray.core.registry import protocols, terminations
+from a2a_ray.core.termination import TerminationCondition
 from a2a_ray.core.transcript import FAILED, RUNNING, Transcript
 from a2a_ray.experiment.spec import Experiment, Task
 from a2a_ray.runtime.agents.pool import RemoteAgent
 from a2a_ray.runtime.limits.gate import Halted
-from a2a_ray.runtime.limits.metered import Calling, Calls
+from a2a_ray.runtime.limits.metered import Calling, MeteredCalls
 from a2a_ray.runtime.plan import Outcome, Said
 from a2a_ray.runtime.recorder_client import Recording
 from a2a_ray.runtime.telemetry import logs
@@ -59,10 +67,10 @@ class Worker:
         self._cells, self._keys = experiment.cells, keys
         logs.name_records(calling.run)
         self._recording = Recording(recorder, name)
-        self._calls = Calls(calling, self._recording)
+        self._calls = MeteredCalls(calling, self._recording)
         self._remote = {key: RemoteAgent(*parts) for key, parts in pools.items()}
         self._stateful = {key for key, agent in self._remote.items() if agent.stateful}
-        self._parts: dict[int, tuple[list[Any], Any, StopCondition | None, dict[str, Any]]] = {}
+        self._parts: dict[int, tuple[list[Any], Any, TerminationCondition | None, dict[str, Any]]] = {}
         self._light: dict[str, Any] = {}
         self._slots = asyncio.Semaphore(slots)
         self._stopped = False
@@ -124,7 +132,7 @@ class Worker:
     async def _held(self, task: Task, earlier: Sequence[Message], careful: bool) -> Outcome:
         try:
             conversation = self._conversation(task, earlier)
-        except BadInput as error:  # the driver could build all parts
+        except ConfigurationError as error:  # the driver could build all parts
             raise PlacementError(f"on a node: {error}; is the same code, and data, on every node?") from None
         except (Exception, SystemExit) as error:  # an observer's first look, or an agent's set-up
             return await self._never_begun(task, error, earlier)
@@ -184,12 +192,18 @@ class Worker:
         transcript = Transcript(task.id, names, cell.opening_contents[task.opening], task.seed)
         for message in earlier:
             transcript.append(message)
-        observers = {name: detectors.build(o, f"observer {name}") for name, o in cell.named_observers.items()}
+        observers = {name: observer_kinds.build(o, f"observer {name}") for name, o in cell.named_observers.items()}
         return Conversation(
-            agents, protocol, turns=cell.limit, stop=stop, observers=observers, options=options, transcript=transcript
+            agents,
+            protocol,
+            max_turns=cell.limit,
+            termination=stop,
+            observers=observers,
+            options=options,
+            transcript=transcript,
         )
 
-    def _parts_of(self, index: int) -> tuple[list[Any], Any, StopCondition | None, dict[str, Any]]:
+    def _parts_of(self, index: int) -> tuple[list[Any], Any, TerminationCondition | None, dict[str, Any]]:
         """Agents, protocol, stop condition and per-turn options of a cell; made once."""
         if index not in self._parts:
             cell = self._cells[index]
@@ -204,9 +218,9 @@ class Worker:
                     if hasattr(self._light[key], "setup"):
                         self._light[key].setup()
                 agents.append(self._calls.wrapped(self._light[key], spec, key))
-            stop: StopCondition | None = None
-            for each in cell.stop:
-                condition = stops.build(each, "stop")
+            stop: TerminationCondition | None = None
+            for each in cell.termination:
+                condition = terminations.build(each, "termination")
                 stop = condition if stop is None else stop | condition
             self._parts[index] = (agents, protocols.build(cell.protocol, "protocol"), stop, options)
         return self._parts[index]

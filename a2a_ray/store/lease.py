@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from a2a_ray.core.errors import BadInput, StorageError
+from a2a_ray.core.errors import ConfigurationError, StorageError
 from a2a_ray.store.dataset import filesystem, reason
 
 if TYPE_CHECKING:
@@ -54,12 +54,12 @@ class Lease:
         self._renewals = 0
 
     @classmethod
-    def acquire(cls, path: str | Path, steal: bool = False) -> Lease:
+    def acquire(cls, path: str | Path, takeover: bool = False) -> Lease:
         """The lease of the run at a folder or URI; the holder's must have ended, or be expired.
 
         It is taken at once from a process of this machine that is gone. From another that seems to have expired it is
-        taken after watching for EXPIRY_SECONDS by our own clock that it gives no sign of life. steal: takes it from
-        anybody. Raises BadInput where another holds it, StorageError where it cannot be read or written.
+        taken after watching for EXPIRY_SECONDS by our own clock that it gives no sign of life. takeover: takes it from
+        anybody. Raises ConfigurationError where another holds it, StorageError where it cannot be read or written.
         """
         from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -67,7 +67,7 @@ class Lease:
         try:
             table = _open(location)
             holder = _holder(table, location)
-            alive = holder and not steal and not _gone(holder)
+            alive = holder and not takeover and not _gone(holder)
             if holder and alive and (time.time() - holder["renewed"] < EXPIRY_SECONDS or _moves(table)):
                 raise _held(location, holder)
             lease = cls(location, table, (table.transaction_version(_APP) or 0) + 1)
@@ -200,14 +200,14 @@ def _started(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def _held(path: str, holder: dict[str, Any]) -> BadInput:
+def _held(path: str, holder: dict[str, Any]) -> ConfigurationError:
     if not holder:
-        return BadInput(f"{path}: another driver has just taken and left this run; try again")
+        return ConfigurationError(f"{path}: another driver has just taken and left this run; try again")
     silent = time.time() - holder["renewed"]
     seen = f"{silent:.0f} s ago" if silent >= 0 else f"{-silent:.0f} s ahead of this machine's clock"
-    return BadInput(
+    return ConfigurationError(
         f"{path}: process {holder['pid']} on {holder['host']} drives this run since {holder['since']}"
-        f" (last sign of life {seen}); wait until it ends, or take the run from it with --steal"
+        f" (last sign of life {seen}); wait until it ends, or take the run from it with --takeover"
     )
 
 

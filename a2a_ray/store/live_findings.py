@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import LOOP, RECOVERED, Finding, as_finding, canonical
-from a2a_ray.core.registry import detectors
+from a2a_ray.core.registry import observers as observer_kinds
 from a2a_ray.core.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def live_keys(experiment: Experiment) -> list[Key]:
 @cache
 def _key(name: str, settings: str) -> Key | None:
     try:
-        observer = detectors.build(json.loads(settings), f"observer {name}")
-    except BadInput:
+        observer = observer_kinds.build(json.loads(settings), f"observer {name}")
+    except ConfigurationError:
         return None
     if hasattr(observer, "findings"):
         key: Key = observer.findings("")[0].key[1:]

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import ASIDE, Message
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
@@ -104,12 +104,12 @@ class Run:
         return out
 
     def transcript(self, conversation: str) -> Transcript:
-        """One conversation. Raises BadInput, with ids that exist, where there is none of this id."""
+        """One conversation. Raises ConfigurationError, with ids that exist, where there is none of this id."""
         for transcript in self.transcripts([conversation]):
             return transcript
         there = sorted(last_seqs(self._table()).column("conversation_id").to_pylist())
         more = f" and {len(there) - 20} more" if len(there) > 20 else ""
-        raise BadInput(unknown("conversation", conversation, there[:20]).rstrip(".") + more + ".")
+        raise ConfigurationError(unknown("conversation", conversation, there[:20]).rstrip(".") + more + ".")
 
     def findings(self, ids: Sequence[str] | None = None) -> Iterator[Finding]:
         """What was found in these conversations, or in all, by every analyzer and settings; by conversation."""
@@ -135,7 +135,7 @@ class Run:
     def ledger(self) -> dict[str, int]:
         """What is known of the calls to paid agents, each of which is on record before it is sent.
 
-        calls: on record, so no more were made. answered: have their answer on record. perhaps_paid_twice: were made
+        calls: on record, so no more were made. answered: have their answer on record. possibly_duplicated: were made
         again, since it is not known whether they had reached the agent. unanswered: have no answer on record; they
         failed, were under way when the run was cut off, or never left. calls is the sum of the three others.
         """
@@ -148,7 +148,7 @@ class Run:
         return {
             "calls": len(calls),
             "answered": answered,
-            "perhaps_paid_twice": len(calls) - len(once),
+            "possibly_duplicated": len(calls) - len(once),
             "unanswered": len(once) - answered,
         }
 
@@ -191,7 +191,7 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """The run in a folder or at a URI. Raises BadInput where there is none."""
+    """The run in a folder or at a URI. Raises ConfigurationError where there is none."""
     location = str(path).rstrip("/").removesuffix(f"/{MANIFEST}")
     try:
         fs, root = filesystem(location)
@@ -204,8 +204,10 @@ def open_run(path: str | Path) -> Run:
         names = [name.removeprefix("./") for name in names if name.removeprefix("./") != location]
         there = f" There is: {', '.join(names[-20:])}." if names else " a2a-ray ls lists runs."
         if "://" not in location and not Path(location).exists():
-            raise BadInput(f"{location}: there is no such run or file.{there}") from None
-        raise BadInput(f"{location}: not a run (no readable {MANIFEST} in it: {reason(error)}).{there}") from None
+            raise ConfigurationError(f"{location}: there is no such run or file.{there}") from None
+        raise ConfigurationError(
+            f"{location}: not a run (no readable {MANIFEST} in it: {reason(error)}).{there}"
+        ) from None
     return Run(location, manifest)
 
 
@@ -224,7 +226,10 @@ def run_names(storage: str | Path) -> list[str]:
 
 
 def create_run(experiment: Experiment, storage: str | Path) -> Run:
-    """A new run under the storage path: its manifest is written. Raises BadInput where that cannot be written."""
+    """A new run under the storage path:
+
+    its manifest is written. Raises ConfigurationError where that cannot be written.
+    """
     started = datetime.now(UTC)
     base = f"{str(storage).rstrip('/')}/{experiment.name}-{started:%Y%m%d-%H%M%S}"
     manifest = {
@@ -240,7 +245,7 @@ def create_run(experiment: Experiment, storage: str | Path) -> Run:
         fs, root = filesystem(path)
         _write(fs, f"{root}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
     except (OSError, pa.ArrowInvalid) as error:
-        raise BadInput(
+        raise ConfigurationError(
             f"storage: {storage}: cannot write there: {reason(error)}; choose another with --storage"
         ) from None
     return Run(path, manifest)
@@ -271,7 +276,7 @@ def _own_folder(base: str) -> str:
             return path
         if fs.get_file_info(f"{root}/{MANIFEST}").type == pafs.FileType.NotFound:
             return path
-    raise BadInput(f"storage: {base}: ten thousand runs began in this second; use several storage folders")
+    raise ConfigurationError(f"storage: {base}: ten thousand runs began in this second; use several storage folders")
 
 
 def remove_run(run: Run) -> bool:

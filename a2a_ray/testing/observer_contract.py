@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from a2a_ray.core.contracts import Observer, Verdict
+from a2a_ray.core.contracts import Observer
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Content, Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.verdict import ObserverVerdict
 from a2a_ray.testing.comparing import hold
 
 
-def check_detector(factory: Callable[[], Observer], transcripts: Sequence[Transcript] | None = None) -> None:
+def check_observer(factory: Callable[[], Observer], transcripts: Sequence[Transcript] | None = None) -> None:
     """Verdicts follow from the messages alone: not from other conversations, the clock, or how speakers are named.
 
     factory: makes a fresh detector; one watches one conversation.
@@ -38,14 +39,14 @@ def check_detector(factory: Callable[[], Observer], transcripts: Sequence[Transc
         other = [(v.status, v.action, dict(v.scores)) for v in renamed]
         hold(same == other, f"talk {talk.id!r}: other verdicts when the speakers have other names")
     together = [factory() for _ in talks]
-    mixed: list[list[Verdict]] = [[] for _ in talks]
+    mixed: list[list[ObserverVerdict]] = [[] for _ in talks]
     for place in range(max(len(t) for t in talks)):
         for detector, talk, out in zip(together, talks, mixed, strict=True):
             out.extend(detector.update(m) for m in talk.turns[place : place + 1])
     hold(mixed == alone, "other verdicts when several conversations are watched at once")
 
 
-def _verdicts(detector: Observer, messages: Sequence[Message]) -> list[Verdict]:
+def _verdicts(detector: Observer, messages: Sequence[Message]) -> list[ObserverVerdict]:
     return [detector.update(m) for m in messages]
 
 
@@ -67,9 +68,9 @@ def _check_findings(detector: Observer, talk: Transcript) -> None:
     hold(len({each.number for each in found}) == len(found), f"talk {talk.id!r}: two findings have one number")
 
 
-def _check_verdict(verdict: Verdict, message: Message) -> None:
+def _check_verdict(verdict: ObserverVerdict, message: Message) -> None:
     where = f"the verdict after turn {message.turn}"
-    hold(isinstance(verdict, Verdict), f"{where} is {type(verdict).__name__}; expected a Verdict")
+    hold(isinstance(verdict, ObserverVerdict), f"{where} is {type(verdict).__name__}; expected a ObserverVerdict")
     actions = ("record", "nudge", "stop")
     hold(verdict.action in actions, f"{where} has action {verdict.action!r}; expected one of {actions}")
     hold(verdict.action != "stop" or bool(verdict.reason), f"{where} stops without a reason")

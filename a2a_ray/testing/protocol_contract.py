@@ -7,11 +7,12 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-from a2a_ray.core.contracts import Bids, Say, Stop, TurnProtocol, View
+from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import A2AError
 from a2a_ray.core.message import Content, Message
 from a2a_ray.core.transcript import RUNNING, Transcript
+from a2a_ray.core.turns import BidRequest, ProtocolMessage, Stop, TurnContext
 from a2a_ray.testing.comparing import comparable, finish, hold
 
 
@@ -44,7 +45,7 @@ def check_protocol(
 def _talk(protocol: TurnProtocol, transcript: Transcript, turns: int) -> Transcript:
     """The transcript, led to its end by the protocol; its agents are pure functions of what they are shown."""
     voices = [_Voice(name) for name in transcript.agents]
-    conversation = Conversation(voices, protocol, turns=turns, transcript=transcript)
+    conversation = Conversation(voices, protocol, max_turns=turns, transcript=transcript)
     transcript = conversation.transcript
     most = (turns + 1) * (2 + len(voices))
 
@@ -87,16 +88,18 @@ def _asked(protocol: TurnProtocol, transcript: Transcript, names: tuple[str, ...
     chosen = protocol.speakers(transcript)
     if isinstance(chosen, Stop):
         return chosen
-    if isinstance(chosen, Say):
+    if isinstance(chosen, ProtocolMessage):
         return Message("", 0, chosen.sender, chosen.content, kind=chosen.kind).to_dict()
-    speakers = (chosen,) if isinstance(chosen, str) else tuple(chosen.speakers if isinstance(chosen, Bids) else chosen)
+    speakers = (
+        (chosen,) if isinstance(chosen, str) else tuple(chosen.speakers if isinstance(chosen, BidRequest) else chosen)
+    )
     strange = [s for s in speakers if s not in names]
     hold(bool(speakers) and not strange, f"it named {speakers}; expected names out of {names}")
-    return type(chosen).__name__, [(s, _shown(protocol.view(transcript, s), s)) for s in speakers]
+    return type(chosen).__name__, [(s, _shown(protocol.context(transcript, s), s)) for s in speakers]
 
 
-def _shown(view: View, speaker: str) -> dict[str, Any]:
-    hold(isinstance(view, View), f"the view of {speaker!r} is {type(view).__name__}; expected a View")
+def _shown(view: TurnContext, speaker: str) -> dict[str, Any]:
+    hold(isinstance(view, TurnContext), f"the context of {speaker!r} is {type(view).__name__}; expected a TurnContext")
     return Message("", 0, view.sender, view.content, tuple(view.history), options=view.options).to_dict()
 
 

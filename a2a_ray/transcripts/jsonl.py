@@ -12,20 +12,22 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.transcript import Transcript
 
 
 def read_jsonl(path: str | Path) -> tuple[list[Transcript], list[str]]:
     """All conversations of a file that can be read, and one sentence for each line that cannot, with its number.
 
-    Raises BadInput where there is no such file, or nothing in it can be read.
+    Raises ConfigurationError where there is no such file, or nothing in it can be read.
     """
     path = Path(path)
     try:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror or error}; expected a JSONL file of conversations") from error
+        raise ConfigurationError(
+            f"{path}: {error.strerror or error}; expected a JSONL file of conversations"
+        ) from error
     transcripts: list[Transcript] = []
     problems: list[str] = []
     seen: set[str] = set()
@@ -34,7 +36,10 @@ def read_jsonl(path: str | Path) -> tuple[list[Transcript], list[str]]:
             continue
         try:
             transcript = Transcript.from_exchange(json.loads(line.decode("utf-8")), id=f"line-{number}")
-        except (ValueError, RecursionError) as error:  # BadInput, broken JSON and broken UTF-8 are all ValueErrors
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # ConfigurationError, broken JSON and broken UTF-8 are all ValueErrors
             problems.append(f"{path}, line {number}: {_reason(error)}")
             continue
         if transcript.id in seen:
@@ -45,7 +50,7 @@ def read_jsonl(path: str | Path) -> tuple[list[Transcript], list[str]]:
         seen.add(transcript.id)
         transcripts.append(transcript)
     if not transcripts:
-        raise BadInput(
+        raise ConfigurationError(
             f"{path}: no conversation in it ({problems[0].removeprefix(f'{path}, ') if problems else 'it is empty'});"
             ' expected one JSON object a line: {"id": "...", "turns": [{"speaker": "...", "text": "..."}]}'
         )
@@ -59,7 +64,10 @@ def _reason(error: Exception) -> str:
 
 
 def write_jsonl(transcripts: Iterable[Transcript], path: str | Path) -> int:
-    """Writes one line a conversation; gives their number. Raises BadInput where the file cannot be written."""
+    """Writes one line a conversation; gives their number.
+
+    Raises ConfigurationError where the file cannot be written.
+    """
     count = 0
     try:
         with Path(path).open("w", encoding="utf-8") as file:
@@ -67,5 +75,5 @@ def write_jsonl(transcripts: Iterable[Transcript], path: str | Path) -> int:
                 file.write(json.dumps(transcript.to_exchange(), ensure_ascii=False) + "\n")
                 count += 1
     except OSError as error:
-        raise BadInput(f"{path}: {error.strerror or error}; choose another file with -o") from error
+        raise ConfigurationError(f"{path}: {error.strerror or error}; choose another file with -o") from error
     return count

@@ -13,13 +13,13 @@ from a2a_ray.agents.chat_prompts import chat, decoded, rendered, running_text
 from a2a_ray.agents.hf.hf_loading import Loaded, load
 from a2a_ray.agents.hf.hf_source import config_context, fetch, has_chat_template, local_folder
 from a2a_ray.agents.hf.sampler import Generated, Request, generate
-from a2a_ray.core.errors import AgentError, BadInput, ContextTooSmall, unknown
+from a2a_ray.core.errors import AgentError, ConfigurationError, ContextLengthError, unknown
 from a2a_ray.core.message import Message
 
 NO_TEMPLATE = "has no chat template; use mode: completion, or a model made for chat"
 
 
-class Prompt(NamedTuple):
+class GenerationPrompt(NamedTuple):
     """One row of a batch, and how many old messages were left out of it."""
 
     request: Request
@@ -67,14 +67,14 @@ class HFAgent:
         threads: int | None = None,
     ) -> None:
         if not model:
-            raise BadInput("model: ''; expected an embedded model, a folder or a hub id")
+            raise ConfigurationError("model: ''; expected an embedded model, a folder or a hub id")
         _one_of("dtype", dtype, ("float32", "float64", "bfloat16", "float16", "auto"))
         _one_of("mode", mode, ("completion", "chat"))
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-            raise BadInput(f"device: {device!r}; expected auto, cpu, cuda, cuda:0, ... or mps")
+            raise ConfigurationError(f"device: {device!r}; expected auto, cpu, cuda, cuda:0, ... or mps")
         for key, value in (("batch_size", batch_size), ("threads", 1 if threads is None else threads)):
             if value < 1:
-                raise BadInput(f"{key}: {value}; expected at least 1")
+                raise ConfigurationError(f"{key}: {value}; expected at least 1")
         self.name = name
         self.model = model
         self.revision = revision
@@ -90,15 +90,17 @@ class HFAgent:
         self._loaded: Loaded | None = None
 
     def check(self) -> None:
-        """Raises BadInput for a model that cannot be there; offline, and nothing is loaded."""
+        """Raises ConfigurationError for a model that cannot be there; offline, and nothing is loaded."""
         folder = local_folder(self.model)
         if folder is None:
             return
         if self.mode == "chat" and not has_chat_template(folder):
-            raise BadInput(f"mode: 'chat'; model {self.model!r} {NO_TEMPLATE}")
+            raise ConfigurationError(f"mode: 'chat'; model {self.model!r} {NO_TEMPLATE}")
         context, new = config_context(folder), self.settings["max_new_tokens"]
         if context is not None and new >= context:
-            raise BadInput(f"max_new_tokens: {new}; the context of {self.model!r} has {context} tokens in all")
+            raise ConfigurationError(
+                f"max_new_tokens: {new}; the context of {self.model!r} has {context} tokens in all"
+            )
 
     def max_output_tokens(self) -> int:
         """`max_new_tokens`."""
@@ -127,7 +129,7 @@ class HFAgent:
         return loaded
 
     def step(self, message: Message) -> Message:
-        """The answer to one message. Raises AgentError, ContextTooSmall among them."""
+        """The answer to one message. Raises AgentError, ContextLengthError among them."""
         (answer,) = self.step_batch([message])
         if isinstance(answer, AgentError):
             raise answer
@@ -138,7 +140,7 @@ class HFAgent:
         error and does not touch the others. Raises AgentError where the model as a whole fails."""
         loaded = self._ready()
         answers: dict[int, Message | AgentError] = {}
-        prompts: dict[int, Prompt] = {}
+        prompts: dict[int, GenerationPrompt] = {}
         for place, message in enumerate(messages):
             try:
                 prompts[place] = self._prompt(message, loaded)
@@ -158,7 +160,7 @@ class HFAgent:
                 answers[place] = self._answer(messages[place], prompts[place], output, text)
         return [answers[place] for place in range(len(messages))]
 
-    def _answer(self, message: Message, prompt: Prompt, output: Generated, text: str) -> Message | AgentError:
+    def _answer(self, message: Message, prompt: GenerationPrompt, output: Generated, text: str) -> Message | AgentError:
         if output.finish == "invalid":
             return AgentError(
                 f"agent {self.name!r} at turn {message.turn}: {self.model!r} computed NaN or infinite logits"
@@ -171,7 +173,7 @@ class HFAgent:
         usage = {"input_tokens": len(prompt.request.tokens), "output_tokens": spent, "requests": 1}
         return message.reply(text, self.name, usage, metadata)
 
-    def _prompt(self, message: Message, loaded: Loaded) -> Prompt:
+    def _prompt(self, message: Message, loaded: Loaded) -> GenerationPrompt:
         """What the model is given for one message: as much of the history as fits."""
         where = f"agent {self.name!r} at turn {message.turn}"
         settings = self._settings(message.options, where)
@@ -192,12 +194,12 @@ class HFAgent:
 
         dropped = 0 if fits(0) else bisect_left(range(len(shown)), True, lo=1, key=fits)
         if dropped == len(shown):
-            raise ContextTooSmall(
+            raise ContextLengthError(
                 f"{where}: the newest message takes {len(tokens(dropped - 1))} tokens and max_new_tokens {new};"
                 f" the context of {self.model!r} has {loaded.context}"
             )
         request = Request(tokens(dropped), message.seed, settings["temperature"], settings["top_p"], new)
-        return Prompt(request, dropped)
+        return GenerationPrompt(request, dropped)
 
     def _encode(self, shown: Sequence[Message], instructions: str | None, loaded: Loaded) -> list[int]:
         tokenizer = loaded.tokenizer
@@ -218,24 +220,24 @@ class HFAgent:
             raise AgentError(f"{where}: " + unknown("turn option", strange, self.turn_options))
         try:
             return _checked({**self.settings, **options})
-        except BadInput as error:
+        except ConfigurationError as error:
             raise AgentError(f"{where}: {error}") from None
 
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of one turn, proven to be usable. Raises BadInput."""
+    """The settings of one turn, proven to be usable. Raises ConfigurationError."""
     new, temperature, top_p = settings["max_new_tokens"], settings["temperature"], settings["top_p"]
     if not isinstance(new, int) or isinstance(new, bool) or new < 1:
-        raise BadInput(f"max_new_tokens: {new!r}; expected a whole number of at least 1")
+        raise ConfigurationError(f"max_new_tokens: {new!r}; expected a whole number of at least 1")
     if not isinstance(temperature, (int, float)) or not 0 <= temperature < float("inf"):
-        raise BadInput(f"temperature: {temperature!r}; expected a number of at least 0")
+        raise ConfigurationError(f"temperature: {temperature!r}; expected a number of at least 0")
     if not isinstance(top_p, (int, float)) or not 0 < top_p <= 1:
-        raise BadInput(f"top_p: {top_p!r}; expected a number above 0 and at most 1")
+        raise ConfigurationError(f"top_p: {top_p!r}; expected a number above 0 and at most 1")
     if not isinstance(settings["instructions"], (str, type(None))):
-        raise BadInput(f"instructions: {settings['instructions']!r}; expected text")
+        raise ConfigurationError(f"instructions: {settings['instructions']!r}; expected text")
     return settings
 
 
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise BadInput(f"{key}: {unknown(key, value, known)}")
+        raise ConfigurationError(f"{key}: {unknown(key, value, known)}")

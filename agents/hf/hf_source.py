@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from a2a_ray.agents.hf.hf_loading import first_line, quiet
-from a2a_ray.core.errors import AgentError, BadInput
+from a2a_ray.core.errors import AgentError, ConfigurationError
 
 WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 # Other copies of the weights: in subfolders, or unsplit beside the split ones.
@@ -25,25 +25,25 @@ def embedded() -> dict[str, Path]:
 def local_folder(model: str) -> Path | None:
     """The folder of an embedded model or of a path, with config.json and weights in it; None for a hub id.
 
-    Raises BadInput for a folder without them, and for a name that is none of the three.
+    Raises ConfigurationError for a folder without them, and for a name that is none of the three.
     """
     carried = embedded()
     path = carried.get(model) or Path(model).expanduser()
     if model.startswith((".", "/", "~")) or path.exists():
         if not path.is_dir():
-            raise BadInput(f"model: {model!r}; no such folder")
+            raise ConfigurationError(f"model: {model!r}; no such folder")
         if not (path / "config.json").is_file():
-            raise BadInput(f"model: {model!r}; no config.json in it; expected a model folder of transformers")
+            raise ConfigurationError(f"model: {model!r}; no config.json in it; expected a model folder of transformers")
         if missing := missing_weights(path):
-            raise BadInput(f"model: {model!r}; {missing}")
+            raise ConfigurationError(f"model: {model!r}; {missing}")
         return path
     if "/" not in model:
-        raise BadInput(
+        raise ConfigurationError(
             f"model: {model!r}; neither a folder nor an embedded model ({', '.join(carried) or 'there are none'});"
             " a model of the hub has an owner: owner/name"
         )
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]*\w", model, re.ASCII):
-        raise BadInput(f"model: {model!r}; neither a folder nor a hub id such as owner/name")
+        raise ConfigurationError(f"model: {model!r}; neither a folder nor a hub id such as owner/name")
     return None
 
 
@@ -125,11 +125,11 @@ def _snapshot(repo: str, revision: str | None, local_files_only: bool) -> Path:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is no such file. Raises BadInput where it is damaged."""
+    """The object in a file; empty where there is no such file. Raises ConfigurationError where it is damaged."""
     if not path.is_file():
         return {}
     try:
         value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise BadInput(f"model: {path.parent.name!r}; {path.name} in it is damaged: {error}") from None
+        raise ConfigurationError(f"model: {path.parent.name!r}; {path.name} in it is damaged: {error}") from None
     return value if isinstance(value, dict) else {}

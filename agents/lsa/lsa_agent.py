@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from a2a_ray.core.errors import AgentError, BadInput
-from a2a_ray.core.linear_task import make_prompt, read_objective
+from a2a_ray.agents.lsa.trained_weights import trained_weights
+from a2a_ray.core.errors import AgentError, ConfigurationError
+from a2a_ray.core.linear_task import make_task, read_objective
 from a2a_ray.core.message import Message
 
 if TYPE_CHECKING:
@@ -40,8 +39,8 @@ class LSAAgent:
     weights: of the layer: "analytic", the step to rounding for any d and eta; or "trained", what training made of
         random weights: the step to about 1e-6 of it, for d = 2, 5, 10 and 20 (docs/trained_lsa.md).
 
-    Raises BadInput for settings that do not fit together. Attributes, float64: `objective` (d,), `covariance` (d, d),
-    `examples` (n, d), `step_size`, `inner_steps`; and `weights`.
+    Raises ConfigurationError for settings that do not fit together. Attributes, float64: `objective` (d,), `covariance`
+    (d, d), `examples` (n, d), `step_size`, `inner_steps`; and `weights`.
     """
 
     placement = "worker"
@@ -61,10 +60,10 @@ class LSAAgent:
         weights: Literal["analytic", "trained"] = "analytic",
     ) -> None:
         if dtype not in ("float64", "float32"):
-            raise BadInput(f"dtype: {dtype!r}; expected float64 or float32")
+            raise ConfigurationError(f"dtype: {dtype!r}; expected float64 or float32")
         if weights not in ("analytic", "trained"):
-            raise BadInput(f"weights: {weights!r}; expected analytic or trained")
-        prompt = make_prompt(objective, dim, examples, geometry, step_size, inner_steps)
+            raise ConfigurationError(f"weights: {weights!r}; expected analytic or trained")
+        prompt = make_task(objective, dim, examples, geometry, step_size, inner_steps)
         self.name = name
         self.objective, self.covariance, self.examples = prompt.objective, prompt.covariance, prompt.examples
         self.step_size, self.inner_steps = prompt.step_size, prompt.inner_steps
@@ -134,7 +133,7 @@ class LSAAgent:
             return self.objective
         try:
             return read_objective(given, len(self.objective))
-        except BadInput as error:
+        except ConfigurationError as error:
             raise AgentError(f"agent {self.name!r} at turn {message.turn}: options: {error}") from None
 
     def _tokens_for(self, objective: Array) -> Array:
@@ -144,21 +143,6 @@ class LSAAgent:
         tokens[:, :d] = self.examples
         tokens[:, d] = _product(self.examples, objective)
         return tokens
-
-
-def trained_weights(dim: int) -> dict[str, Array]:
-    """What scripts/train_lsa.py found: `query_key` and `value`, shape (dim + 1, dim + 1), float64.
-
-    With them the `step_size` they take and the `seed` they were trained from. Raises BadInput where there are none for
-    `dim`.
-    """
-    folder = Path(str(files("a2a_ray"))) / "data" / "lsa"
-    path = folder / f"d{dim}.npz"
-    if not path.is_file():
-        known = ", ".join(map(str, sorted(int(other.stem[1:]) for other in folder.glob("d*.npz"))))
-        raise BadInput(f"weights: none were trained for {dim} dimensions; expected analytic weights, or one of {known}")
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
 
 
 def _product(matrix: Array, vector: Array) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from a2a_ray.agents.lsa.lsa_agent import trained_weights
+from a2a_ray.agents.lsa.trained_weights import trained_weights
 
 CHUNK = 2**16
 """Numbers in the example tokens that are worked on at once: what comes of them stays in a core's cache."""
@@ -43,7 +43,8 @@ class LSAModule(nn.Module):
         """The layer with trained weights (scripts/train_lsa.py; figures in docs/trained_lsa.md).
 
         They were trained for one step size eta. The value map is linear, so the weights for another are the value
-        matrix times step_size / eta, with the same relative error. Raises BadInput where `dim` has no trained weights.
+        matrix times step_size / eta, with the same relative error. Raises ConfigurationError where `dim` has no trained
+        weights.
         """
         stored = trained_weights(dim)
         module = cls(dim, step_size, dtype)

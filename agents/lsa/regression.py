@@ -14,8 +14,8 @@ import numpy as np
 
 from a2a_ray.agents.openai.openai_faults import shown
 from a2a_ray.core.contracts import Agent
-from a2a_ray.core.errors import AgentError, BadAnswer, BadInput
-from a2a_ray.core.linear_task import make_prompt, read_objective
+from a2a_ray.core.errors import AgentError, ConfigurationError, InvalidResponseError
+from a2a_ray.core.linear_task import make_task, read_objective
 from a2a_ray.core.message import Message, checked_answer
 from a2a_ray.core.registry import agents
 from a2a_ray.core.seeds import turn_seed
@@ -41,12 +41,12 @@ class RegressionAgent:
 
     The model sees the examples, the iterate and the rule, not the talk (`prompt` gives the text). Its answer has to be
     what `parse_vector` reads. Where it is not, the model is asked once more, with its answer and what is wrong with it,
-    under a seed drawn from the turn's; a second such answer raises BadAnswer, which quotes both.
+    under a seed drawn from the turn's; a second such answer raises InvalidResponseError, which quotes both.
 
     Messages in and out: arrays of shape (d,); answers float64. usage: the sum over the asks. metadata: the model's own
     for its last answer, `asks`, `raw` (its answers as they came) and, of a rejected one, `rejected` (the reason).
     placement: the model agent's. Attributes, float64: `objective` (d,), `covariance` (d, d), `examples` (n, d),
-    `step_size`, `inner_steps`. Raises BadInput for settings that do not fit together.
+    `step_size`, `inner_steps`. Raises ConfigurationError for settings that do not fit together.
     """
 
     max_requests = ASKS
@@ -67,8 +67,8 @@ class RegressionAgent:
         digits: int = 6,
     ) -> None:
         if not 1 <= digits <= 17:
-            raise BadInput(f"digits: {digits}; expected 1 to 17")
-        prompt = make_prompt(objective, dim, examples, geometry, step_size, inner_steps)
+            raise ConfigurationError(f"digits: {digits}; expected 1 to 17")
+        prompt = make_task(objective, dim, examples, geometry, step_size, inner_steps)
         self.name = name
         self.objective, self.covariance, self.examples = prompt.objective, prompt.covariance, prompt.examples
         self.step_size, self.inner_steps = prompt.step_size, prompt.inner_steps
@@ -77,11 +77,11 @@ class RegressionAgent:
         if isinstance(model_agent, dict):
             self.model_agent = agents.build(model_agent, "model_agent", name=name)
         elif not isinstance(model_agent, Agent):
-            raise BadInput(f"model_agent: {model_agent!r}; expected settings with a kind, or an agent")
+            raise ConfigurationError(f"model_agent: {model_agent!r}; expected settings with a kind, or an agent")
         self.placement = getattr(self.model_agent, "placement", "worker")
 
     def check(self) -> None:
-        """The model agent's own check. Raises BadInput."""
+        """The model agent's own check. Raises ConfigurationError."""
         if hasattr(self.model_agent, "check"):
             self.model_agent.check()
 
@@ -102,7 +102,7 @@ class RegressionAgent:
             self.model_agent.setup()
 
     async def step(self, message: Message) -> Message:
-        """The next iterate, shape (d,), float64. Raises AgentError, BadAnswer among them."""
+        """The next iterate, shape (d,), float64. Raises AgentError, InvalidResponseError among them."""
         (answer,) = await self.step_batch((message,))
         if isinstance(answer, Exception):
             raise answer
@@ -233,7 +233,7 @@ class _Turn:
         if self.outcome is not None:
             return self.outcome
         told = "; ".join(f"{shown(raw, None)!r}: {why}" for raw, why in zip(self.raw, self.reasons, strict=True))
-        return BadAnswer(f"{self.where}: no vector in {len(self.raw)} answers of the model: {told}")
+        return InvalidResponseError(f"{self.where}: no vector in {len(self.raw)} answers of the model: {told}")
 
     def _iterate(self) -> Array:
         content, d = self.message.content, len(self.agent.objective)
@@ -248,7 +248,7 @@ class _Turn:
         given = self.message.options.get("objective")
         try:
             return None if given is None else read_objective(given, len(self.agent.objective))
-        except BadInput as error:
+        except ConfigurationError as error:
             raise AgentError(f"{self.where}: options: {error}") from None
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from a2a_ray.agents.chat_prompts import chat, running_text
-from a2a_ray.agents.openai.openai_faults import InvalidResponse, failure, retry_after, scrubbed, worth_retrying
-from a2a_ray.core.errors import AgentError, AuthenticationError, BadInput, unknown
+from a2a_ray.agents.openai.openai_faults import MalformedResponse, failure, retry_after, scrubbed, worth_retrying
+from a2a_ray.core.errors import AgentError, AuthenticationError, ConfigurationError, unknown
 from a2a_ray.core.message import Message
 
 if TYPE_CHECKING:
@@ -109,28 +109,28 @@ class OpenAIAgent:
         extra_body: dict[str, Any] | None = None,
     ) -> None:
         if not model:
-            raise BadInput("model: ''; expected a model as the server names it")
+            raise ConfigurationError("model: ''; expected a model as the server names it")
         if mode not in ("chat", "completion"):
-            raise BadInput("mode: " + unknown("mode", mode, ("chat", "completion")))
+            raise ConfigurationError("mode: " + unknown("mode", mode, ("chat", "completion")))
         if api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", api_key_env):
             # Not repeated in the error: it may be the key itself.
-            raise BadInput(
+            raise ConfigurationError(
                 "api_key_env: not the name of an environment variable in capitals, such as OPENAI_API_KEY;"
                 " a key itself must not stand in a specification"
             )
         for key, value, least in (("max_attempts", max_attempts, 1), ("max_concurrency", max_concurrency, 1)):
             if value < least:
-                raise BadInput(f"{key}: {value}; expected at least {least}")
+                raise ConfigurationError(f"{key}: {value}; expected at least {least}")
         for key, seconds in (("backoff", backoff), ("max_backoff", max_backoff)):
             if not 0 <= seconds < math.inf:
-                raise BadInput(f"{key}: {seconds}; expected seconds, at least 0")
+                raise ConfigurationError(f"{key}: {seconds}; expected seconds, at least 0")
         if not 0 < timeout < math.inf:
-            raise BadInput(f"timeout: {timeout}; expected seconds above 0")
+            raise ConfigurationError(f"timeout: {timeout}; expected seconds above 0")
         for key, money in (price or {}).items():
             if key not in ("input", "output"):
-                raise BadInput("price: " + unknown("key", key, ("input", "output")))
+                raise ConfigurationError("price: " + unknown("key", key, ("input", "output")))
             if not 0 <= money < math.inf:
-                raise BadInput(f"price.{key}: {money}; expected money per million tokens, at least 0")
+                raise ConfigurationError(f"price.{key}: {money}; expected money per million tokens, at least 0")
         self.name = name
         self.model = model
         self.base_url = OPENAI if base_url is None else base_url
@@ -164,7 +164,7 @@ class OpenAIAgent:
         return {**self.__dict__, "_lines": {}}  # clients hold the key, and connections of one process
 
     def check(self) -> None:
-        """Raises BadInput where the environment holds no key; nothing is sent."""
+        """Raises ConfigurationError where the environment holds no key; nothing is sent."""
         self._key()
 
     def max_output_tokens(self) -> int | None:
@@ -173,20 +173,21 @@ class OpenAIAgent:
         return limit
 
     def setup(self) -> None:
-        """Loads the client library; raises BadInput where this process has no key."""
+        """Loads the client library; raises ConfigurationError where this process has no key."""
         import openai  # noqa: F401
 
         self._key()
 
     async def step(self, message: Message) -> Message:
-        """The answer to one message. Raises AgentError: ContextTooSmall, or AuthenticationError if the server refuses
+        """The answer to one message. Raises AgentError: ContextLengthError, or AuthenticationError if the server
+        refuses
         the key or the process has none; after that, nothing more is sent with this key."""
         from openai import APIStatusError
 
         where = f"agent {self.name!r} at turn {message.turn}"
         try:
             line = await self._line()
-        except BadInput as error:
+        except ConfigurationError as error:
             raise AuthenticationError(f"{where}: {error}") from None
         request = self._request(message, where)
         secret = None if self.api_key_env is None else line.client.api_key
@@ -208,7 +209,7 @@ class OpenAIAgent:
             if isinstance(read, _Read):
                 return read
             wasted.update(_tokens(read))
-            raise InvalidResponse(body)
+            raise MalformedResponse(body)
 
         async with line.slots:
             if line.refused:
@@ -244,12 +245,14 @@ class OpenAIAgent:
             return NO_KEY
         key = os.environ.get(self.api_key_env, "").strip()
         if not key:
-            raise BadInput(
+            raise ConfigurationError(
                 f"api_key_env: {self.api_key_env!r}; this environment variable is not set, or empty; put the key into"
                 " it, on every node, or use api_key_env: null for a server that wants no key"
             )
         if not re.fullmatch(r"[!-~]+", key):
-            raise BadInput(f"api_key_env: {self.api_key_env!r}; its value has spaces or signs that no key can have")
+            raise ConfigurationError(
+                f"api_key_env: {self.api_key_env!r}; its value has spaces or signs that no key can have"
+            )
         return key
 
     async def _line(self) -> _Line:
@@ -276,7 +279,7 @@ class OpenAIAgent:
                 raise AgentError(f"{where}: " + unknown("turn option", strange, self.turn_options))
             try:
                 settings = _checked({**settings, **message.options})
-            except BadInput as error:
+            except ConfigurationError as error:
                 raise AgentError(f"{where}: {error}") from None
         shown = (*message.history, message)
         if vector := next((m for m in shown if not isinstance(m.content, str)), None):
@@ -366,33 +369,35 @@ def _tokens(answer: Any) -> dict[str, int]:
 
 
 def _host(base_url: str) -> str:
-    """The host of a server's address. Raises BadInput, which repeats no address that may hold a secret."""
+    """The host of a server's address. Raises ConfigurationError, which repeats no address that may hold a secret."""
     try:
         parts = urlsplit(base_url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         good = False
     if "@" in base_url or "?" in base_url or "#" in base_url:
-        raise BadInput("base_url: expected http(s)://host[:port]/path only; name, password and key do not belong there")
+        raise ConfigurationError(
+            "base_url: expected http(s)://host[:port]/path only; name, password and key do not belong there"
+        )
     if not good:
-        raise BadInput(f"base_url: {base_url!r}; expected an address such as http://127.0.0.1:8000/v1")
+        raise ConfigurationError(f"base_url: {base_url!r}; expected an address such as http://127.0.0.1:8000/v1")
     return parts.hostname or ""
 
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of one turn, proven to be usable. Raises BadInput."""
+    """The settings of one turn, proven to be usable. Raises ConfigurationError."""
     temperature, top_p, limit, stop = (settings[k] for k in ("temperature", "top_p", "max_tokens", "stop"))
     if temperature is not None and not (_number(temperature) and 0 <= temperature < math.inf):
-        raise BadInput(f"temperature: {temperature!r}; expected a number of at least 0")
+        raise ConfigurationError(f"temperature: {temperature!r}; expected a number of at least 0")
     if top_p is not None and not (_number(top_p) and 0 < top_p <= 1):
-        raise BadInput(f"top_p: {top_p!r}; expected a number above 0 and at most 1")
+        raise ConfigurationError(f"top_p: {top_p!r}; expected a number above 0 and at most 1")
     if limit is not None and not (isinstance(limit, int) and _number(limit) and limit >= 1):
-        raise BadInput(f"max_tokens: {limit!r}; expected a whole number of at least 1")
+        raise ConfigurationError(f"max_tokens: {limit!r}; expected a whole number of at least 1")
     stops = [stop] if isinstance(stop, str) else stop
     if stop is not None and not (isinstance(stops, list) and stops and all(isinstance(s, str) and s for s in stops)):
-        raise BadInput(f"stop: {stop!r}; expected a text, or a list of texts")
+        raise ConfigurationError(f"stop: {stop!r}; expected a text, or a list of texts")
     if not isinstance(settings["instructions"], str | None):
-        raise BadInput(f"instructions: {settings['instructions']!r}; expected text")
+        raise ConfigurationError(f"instructions: {settings['instructions']!r}; expected text")
     return settings
 
 

@@ -8,7 +8,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Protocol
 
-from a2a_ray.core.errors import AgentError, AuthenticationError, ContextTooSmall
+from a2a_ray.core.errors import AgentError, AuthenticationError, ContextLengthError
 from a2a_ray.core.message import EMPTY
 
 HIDDEN = "[key]"
@@ -23,7 +23,7 @@ REMEDIES = {
 }
 
 
-class InvalidResponse(Exception):
+class MalformedResponse(Exception):
     """A response with a good status that holds no answer."""
 
     def __init__(self, body: str) -> None:
@@ -51,7 +51,7 @@ def failure(error: Exception, attempts: int, where: str, asker: Asker, secret: s
     tries = "1 attempt" if attempts == 1 else f"{attempts} attempts"
     if isinstance(error, TimeoutError | openai.APITimeoutError):
         return AgentError(f"{where}: {url} gave no answer within {asker.timeout:g} s, after {tries}; raise timeout")
-    if isinstance(error, InvalidResponse):
+    if isinstance(error, MalformedResponse):
         return AgentError(
             f"{where}: {url} answered, but not with a {asker.mode} completion, after {tries}:"
             f" {shown(error.body, secret)!r}; check base_url and mode"
@@ -66,7 +66,7 @@ def failure(error: Exception, attempts: int, where: str, asker: Asker, secret: s
     said = shown(_said(error), secret)
     sentence = f"{where}: {url} answered {error.status_code} after {tries}: {said}"
     if error.status_code < 500 and any(t in f"{error.code} {said}".lower() for t in TOO_LONG):
-        return ContextTooSmall(f"{sentence}; show less of the talk, or lower max_tokens")
+        return ContextLengthError(f"{sentence}; show less of the talk, or lower max_tokens")
     if error.status_code in (401, 403):
         remedy = REMEDIES[error.status_code].format(key=asker.api_key_env)
         if asker.api_key_env is None:
@@ -81,7 +81,7 @@ def worth_retrying(error: BaseException) -> bool:
 
     if isinstance(error, openai.APIStatusError):
         return (error.status_code in RETRIED or error.status_code >= 500) and error.code != "insufficient_quota"
-    return isinstance(error, TimeoutError | openai.APIConnectionError | InvalidResponse)
+    return isinstance(error, TimeoutError | openai.APIConnectionError | MalformedResponse)
 
 
 def retry_after(error: BaseException | None) -> float | None:

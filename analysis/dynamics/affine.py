@@ -14,14 +14,14 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from a2a_ray.analysis.checks import check_array, check_count, check_covariance, check_positive, step_bound
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import NULL, pull
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 class Stepping(Protocol):
-    """What an agent must tell of itself; an `LSAAgent` and a `core.prompts.Prompt` do."""
+    """What an agent must tell of itself; an `LSAAgent` and a `core.linear_task.LinearTask` do."""
 
     @property
     def covariance(self) -> Array: ...
@@ -70,19 +70,21 @@ def linear_agents(covariances: Any, objectives: Any, step_sizes: Any, inner_step
 
     covariances: (N, d, d), each symmetric and positive semi-definite. objectives: (N, d). step_sizes: above 0, (N,) or
     one for all; they may be so large that a turn does not contract: a round of such turns can still settle.
-    inner_steps: whole numbers of at least 1, N of them or one for all. Raises BadInput.
+    inner_steps: whole numbers of at least 1, N of them or one for all. Raises ConfigurationError.
     """
     s = check_covariance(covariances, "covariances", ("N", "d", "d"))
     wanted = check_array(objectives, "objectives", s.shape[:2])
     steps = check_positive(step_sizes, "step_sizes", (len(s),))
     counts = list(inner_steps) if np.ndim(inner_steps) else [inner_steps] * len(s)
     if len(counts) != len(s):
-        raise BadInput(f"inner_steps: {len(counts)} numbers; expected one, or one for each of the {len(s)} agents")
+        raise ConfigurationError(
+            f"inner_steps: {len(counts)} numbers; expected one, or one for each of the {len(s)} agents"
+        )
     inner = tuple(check_count(k, "inner_steps") for k in counts)
     with np.errstate(over="ignore", invalid="ignore"):
         pulls = np.stack([pull(s_i, eta, k) for s_i, eta, k in zip(s, steps, inner, strict=True)])
     if not np.isfinite(pulls).all():
-        raise BadInput(
+        raise ConfigurationError(
             f"step_sizes: {_listed(steps)}; one turn leaves the range of numbers; expected less than"
             f" {_listed(step_bound(s))}, which is 2 / lambda_max: below it every step contracts"
         )
@@ -90,12 +92,14 @@ def linear_agents(covariances: Any, objectives: Any, step_sizes: Any, inner_step
 
 
 def agents_of(agents: Sequence[Stepping]) -> LinearAgents:
-    """The same from LSA agents or their prompts. Raises BadInput."""
+    """The same from LSA agents or their prompts. Raises ConfigurationError."""
     if not agents:
-        raise BadInput("agents: none given; expected at least one")
+        raise ConfigurationError("agents: none given; expected at least one")
     shapes = [np.shape(agent.objective) for agent in agents]
     if len(set(shapes)) > 1:
-        raise BadInput(f"agents: objectives of shapes {', '.join(map(str, shapes))}; expected one shape for all")
+        raise ConfigurationError(
+            f"agents: objectives of shapes {', '.join(map(str, shapes))}; expected one shape for all"
+        )
     return linear_agents(
         np.stack([agent.covariance for agent in agents]),
         np.stack([agent.objective for agent in agents]),
@@ -124,21 +128,21 @@ def fixed_point(
     """The state x with shortfall x = offset, which x -> x - shortfall x + offset leaves where it is.
 
     shortfall: I - A, (d, d), composed of the pulls of the speakers, so that it vanishes on their common null space and
-    its image is orthogonal to that. There the state is that of `start`, (d,). Raises BadInput where it is needed and
-    None, and where the map leaves another direction unchanged.
+    its image is orthogonal to that. There the state is that of `start`, (d,). Raises ConfigurationError where it is
+    needed and None, and where the map leaves another direction unchanged.
     """
     if not np.isfinite(shortfall).all():
         check_convergence(agents, speakers, np.inf)
     moved, kept = directions(agents.pulls[sorted(set(speakers))])
     d, m = kept.shape
     if m and start is None:
-        raise BadInput(
+        raise ConfigurationError(
             f"start: not given; the covariances of all who speak have a common null space of {m} of {d} dimensions: no"
             f" turn moves the iterate along it, so the limit depends on the start; expected a start of shape ({d},)"
         )
     reduced = moved.T @ shortfall @ moved
     if np.linalg.matrix_rank(reduced) < d - m:
-        raise BadInput(
+        raise ConfigurationError(
             f"step_sizes: {_listed(agents.step_sizes)}; a round carries some direction over unchanged (I - A is"
             " singular) in which agents pull: steps are beyond 2 / lambda_max; expected less than"
             f" {_listed(step_bound(agents.covariances))}: below it every step contracts"
@@ -151,17 +155,17 @@ def fixed_point(
 
 
 def check_convergence(agents: LinearAgents, speakers: Sequence[int], radius: float) -> None:
-    """Raises BadInput unless the spectral radius of a round is below 1 by more than rounding (NULL)."""
+    """Raises ConfigurationError unless the spectral radius of a round is below 1 by more than rounding (NULL)."""
     if radius < 1 - NULL:
         return
     bounds = step_bound(agents.covariances)
     i = max(speakers, key=lambda k: agents.step_sizes[k] / bounds[k])
     if agents.step_sizes[i] < bounds[i]:
-        raise BadInput(
+        raise ConfigurationError(
             f"step_sizes: {_listed(agents.step_sizes)}; the spectral radius of a round is {radius:.15g}: too near to 1"
             " to be told from a talk that never settles; expected larger steps"
         )
-    raise BadInput(
+    raise ConfigurationError(
         f"step_sizes[{i}]: {agents.step_sizes[i]:.6g}; the spectral radius of a round is {radius:.6g}, so it does not"
         f" settle; expected less than {bounds[i]:.6g}, which is 2 / lambda_max of the agent's covariance: below it"
         " every step contracts"
@@ -169,7 +173,7 @@ def check_convergence(agents: LinearAgents, speakers: Sequence[int], radius: flo
 
 
 def check_start(start: Any, dim: int) -> Array | None:
-    """A start of shape (dim,), or None. Raises BadInput."""
+    """A start of shape (dim,), or None. Raises ConfigurationError."""
     return None if start is None else check_array(start, "start", (dim,))
 
 

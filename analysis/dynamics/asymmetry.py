@@ -16,7 +16,7 @@ import numpy as np
 
 from a2a_ray.analysis.checks import check_array, check_count, check_covariance, check_positive, check_steps
 from a2a_ray.analysis.dynamics.affine import LinearAgents, directions
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import NULL, pull
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -41,16 +41,16 @@ class AsymmetricCondition:
 def asymmetric_condition(agents: LinearAgents, winner: int = 1, tolerance: float = 1e-9) -> AsymmetricCondition:
     """Whether `winner`, 0 or 1, of two alternating agents settles at its objective, and the other does not.
 
-    It does not matter who speaks first. Raises BadInput for other than two agents, and where there is no gap.
+    It does not matter who speaks first. Raises ConfigurationError for other than two agents, and where there is no gap.
     """
     if len(agents) != 2:
-        raise BadInput(f"agents: {len(agents)}; expected 2")
+        raise ConfigurationError(f"agents: {len(agents)}; expected 2")
     u = check_count(winner, "winner", 0, 1)
     limit = float(check_positive(tolerance, "tolerance"))
     gap = agents.objectives[u] - agents.objectives[1 - u]
     size = float(np.linalg.norm(gap))
     if size == 0:
-        raise BadInput("agents: both have the same objective; expected two that differ")
+        raise ConfigurationError("agents: both have the same objective; expected two that differ")
     pulled = agents.pulls[1 - u] @ gap
     scale = float(np.linalg.norm(pulled))
     left = float(np.linalg.norm(pulled - agents.pulls[u] @ pulled))
@@ -100,7 +100,8 @@ def adversary(
     |h|^2 <= beta g.h, and then B = h h^T / g.h does. With g = M_W e - P_W D and h = g - e the least |e| is a problem of
     one convex quadratic constraint: in the eigenbasis of P_W one root of a scalar equation gives the global optimum.
 
-    Raises BadInput for arguments that do not fit, for a step of W that does not contract, and where P_W D = 0.
+    Raises ConfigurationError for arguments that do not fit, for a step of W that does not contract, and where P_W D =
+    0.
     """
     s_w = check_covariance(covariance_w, "covariance_w")
     d = len(s_w)
@@ -110,10 +111,10 @@ def adversary(
     check_count(rank, "rank", 1, d)
     step = min(float(check_positive(bound, "bound")), 1.0)  # eta_U lambda_max(S_U)
     if step < NULL:
-        raise BadInput(f"bound: {bound:.6g}; expected at least {NULL:g}")
+        raise ConfigurationError(f"bound: {bound:.6g}; expected at least {NULL:g}")
     pull_w = pull(s_w, eta_w, inner_w)
     if np.linalg.norm(pull_w @ difference) <= NULL * np.linalg.norm(pull_w) * np.linalg.norm(difference):
-        raise BadInput("gap: S_W D = 0, W does not pull along the gap, so there is nothing for U to undo")
+        raise ConfigurationError("gap: S_W D = 0, W does not pull along the gap, so there is nothing for U to undo")
     eigenvalues, vectors = np.linalg.eigh(pull_w)
     share = 1 - (1 - step) ** inner_u
     e_u = vectors @ _least_residual(eigenvalues, vectors.T @ difference, share)
@@ -128,7 +129,7 @@ def projecting_examples(span: Any, step_size: float, step: float = 1.0) -> Array
     """Examples X, (r, d), with eta X^T X / r = step times the projector on the span of the rows; r is its rank.
 
     span: (m, d), any directions, such as updates that were seen: with step 1 one turn reaches the objective within it.
-    step: eta lambda_max, above 0. Raises BadInput, also where all rows are 0.
+    step: eta lambda_max, above 0. Raises ConfigurationError, also where all rows are 0.
     """
     rows = check_array(span, "span", ("m", "d"))
     share = float(check_positive(step, "step")) / float(check_positive(step_size, "step_size"))
@@ -136,7 +137,7 @@ def projecting_examples(span: Any, step_size: float, step: float = 1.0) -> Array
     _, values, basis = np.linalg.svd(rows / np.where(sizes > 0, sizes, 1), full_matrices=False)
     basis = basis[values > NULL]
     if not len(basis):
-        raise BadInput("span: all rows are 0; expected at least one direction")
+        raise ConfigurationError("span: all rows are 0; expected at least one direction")
     return np.asarray(basis * np.sqrt(share * len(basis)))
 
 

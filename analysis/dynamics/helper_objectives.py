@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from a2a_ray.analysis.checks import check_array, check_covariance, check_positive
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import NULL, helper_gain
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -31,7 +31,8 @@ def helper_error_map(pull_w: Any, pull_u: Any, damping: float = 1.0) -> Array:
     A helper with an estimate of w* that is off by z, and of P_W with range projector R, has (I - alpha R_U R) M_W and
     adds alpha R_U R z. With a singular S_W nothing moves within its null space, where W's loss is flat.
 
-    pull_w, pull_u: I - (I - eta S)^k, (d, d), see `core.prompts.pull`. damping: alpha, above 0. Raises BadInput.
+    pull_w, pull_u: I - (I - eta S)^k, (d, d), see `core.prompts.pull`. damping: alpha, above 0. Raises
+    ConfigurationError.
     """
     p_w = check_covariance(pull_w, "pull_w")
     p_u = check_covariance(pull_u, "pull_u", p_w.shape)
@@ -44,7 +45,7 @@ def objective_to_reach(x: Any, target: Any, pull_u: Any) -> Array:
     """The turn-wise objective, (d,), with which one turn of U takes the iterate x to `target`, both (d,).
 
     u = x + P_U^+ (target - x): with a singular P_U the turn ends at the point of x + range(P_U) that is nearest to the
-    target. pull_u: (d, d). Raises BadInput.
+    target. pull_u: (d, d). Raises ConfigurationError.
     """
     p_u = check_covariance(pull_u, "pull_u")
     here = check_array(x, "x", (len(p_u),))
@@ -72,7 +73,7 @@ class TurnEstimate:
 def probe_points(centre: Any, scale: float | None = None) -> Array:
     """d + 1 iterates to show, (d + 1, d): the centre, (d,), then a step of size `scale` from it along each axis.
 
-    scale: by default the largest entry of the centre, or 1 where that is 0. Raises BadInput.
+    scale: by default the largest entry of the centre, or 1 where that is 0. Raises ConfigurationError.
     """
     middle = check_array(centre, "centre", ("d",))
     size = float(np.abs(middle).max()) or 1.0 if scale is None else float(check_positive(scale, "scale"))
@@ -83,15 +84,15 @@ def estimate_turn(points: Any, replies: Any) -> TurnEstimate:
     """W's turn from what it was shown and what it answered, both (m, d), m >= d + 1, by least squares.
 
     Exact, to rounding, for an affine turn without noise. Only the symmetric part of P is kept: a gradient step has no
-    other. Raises BadInput, also where the points do not span all d dimensions (a helper with a singular S_U cannot
-    show such points).
+    other. Raises ConfigurationError, also where the points do not span all d dimensions (a helper with a singular S_U
+    cannot show such points).
     """
     shown = check_array(points, "points", ("m", "d"))
     moves = shown - check_array(replies, "replies", shown.shape)
     middle, mean_move = shown.mean(axis=0), moves.mean(axis=0)
     solved, _, rank, _ = np.linalg.lstsq(shown - middle, moves - mean_move, rcond=NULL)
     if rank < shown.shape[1]:
-        raise BadInput(
+        raise ConfigurationError(
             f"points: {len(shown)} that span {rank} of {shown.shape[1]} dimensions; expected at least"
             f" {shown.shape[1] + 1} that span all"
         )
@@ -100,7 +101,10 @@ def estimate_turn(points: Any, replies: Any) -> TurnEstimate:
 
 
 def estimate_by_probes(turn: Callable[[Array], Array], centre: Any, scale: float | None = None) -> TurnEstimate:
-    """W's turn as a black box x -> x', (d,) to (d,), from d + 1 calls at the `probe_points`. Raises BadInput."""
+    """W's turn as a black box x -> x', (d,) to (d,), from d + 1 calls at the `probe_points`.
+
+    Raises ConfigurationError.
+    """
     points = probe_points(centre, scale)
     return estimate_turn(points, np.stack([check_array(turn(x), "turn(x)", x.shape) for x in points]))
 
@@ -114,7 +118,7 @@ def probing_objective(
     makes Newton's step: with damping 1, W's objective after d + 2 rounds.
 
     outputs_w: (t, d), what W has said; outputs_u: (t - 1, d), what U has said in between (W was shown it). pull_u:
-    (d, d), invertible. damping: above 0. scale: of the probes. Raises BadInput.
+    (d, d), invertible. damping: above 0. scale: of the probes. Raises ConfigurationError.
     """
     said = check_array(outputs_w, "outputs_w", ("t", "d"))
     t, d = said.shape

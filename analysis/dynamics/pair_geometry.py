@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from a2a_ray.analysis.checks import check_array, check_count
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -49,7 +49,7 @@ class DrawnPairs:
     norms: |w*| and |u*|, or one number for both.
     first: the number of the first pair.
 
-    Raises BadInput.
+    Raises ConfigurationError.
     """
 
     pairs: int
@@ -69,17 +69,17 @@ class DrawnPairs:
         check_count(self.first, "first", least=0)
         check_array(self.angles, "angles", (2,))
         if self.eigenvectors not in ("own", "pair", "all"):
-            raise BadInput(f"eigenvectors: {self.eigenvectors!r}; expected own, pair or all")
+            raise ConfigurationError(f"eigenvectors: {self.eigenvectors!r}; expected own, pair or all")
         for name, least in (("condition", 1.0), ("norms", 0.0)):
             value = check_array(getattr(self, name), name, () if np.ndim(getattr(self, name)) == 0 else (2,))
             if value.min() < least:
-                raise BadInput(f"{name}: {value.tolist()}; expected at least {least:g}")
+                raise ConfigurationError(f"{name}: {value.tolist()}; expected at least {least:g}")
         if self.eigenvalues is not None:
             if np.ndim(self.condition) or self.condition != 1.0:
-                raise BadInput("eigenvalues and condition are both given; give one of them")
+                raise ConfigurationError("eigenvalues and condition are both given; give one of them")
             given = check_array(self.eigenvalues, "eigenvalues", (2, self.dim)[-np.ndim(self.eigenvalues) :])
             if given.min() < 0 or given.max(axis=-1).min() == 0:
-                raise BadInput(f"eigenvalues: {given.tolist()}; expected none below 0 and at least one above")
+                raise ConfigurationError(f"eigenvalues: {given.tolist()}; expected none below 0 and at least one above")
 
     @property
     def spectra(self) -> Array:
@@ -124,7 +124,8 @@ class GivenPairs:
     objective_w, objective_u: shape (B, d), or (d,) for all pairs. At least one of the four has the axis B.
 
     Files are mapped into memory by each process that reads them, and only what is read is loaded. Values are looked at
-    when they are used (`check_pairs`). Raises BadInput for shapes that do not fit and files that cannot be read.
+    when they are used (`check_pairs`). Raises ConfigurationError for shapes that do not fit and files that cannot be
+    read.
     """
 
     def __init__(self, covariance_w: Any, covariance_u: Any, objective_w: Any, objective_u: Any) -> None:
@@ -154,7 +155,7 @@ class Stored:
         try:
             self._mapped = np.load(path, mmap_mode="c") if mapped is None else mapped  # "c": torch wants it writable
         except (OSError, ValueError) as error:
-            raise BadInput(f"{path}: {error}; expected a .npy file") from None
+            raise ConfigurationError(f"{path}: {error}; expected a .npy file") from None
         self._path, self._first = path, first
         self._rows = self._mapped[first:last]
         self.shape, self.ndim, self.dtype = self._rows.shape, self._rows.ndim, self._rows.dtype
@@ -171,23 +172,27 @@ class Stored:
 
 
 def readable(value: Any, name: str) -> Any:
-    """An array of numbers whose rows can be taken without reading the rest: NumPy's, or `Stored`. Raises BadInput."""
+    """An array of numbers whose rows can be taken without reading the rest:
+
+    NumPy's, or `Stored`. Raises ConfigurationError.
+    """
     if isinstance(value, (str, os.PathLike)):
         value = Stored(str(Path(value).absolute()))  # a process elsewhere may read it
     elif not isinstance(value, (np.ndarray, Stored)):
         try:
             value = np.asarray(value)
         except (TypeError, ValueError):
-            raise BadInput(
+            raise ConfigurationError(
                 f"{name}: {str(value)[:60]}; expected an array of numbers, or the path of a .npy file"
             ) from None
     if value.dtype.kind not in "fiu":
-        raise BadInput(f"{name}: dtype {value.dtype}; expected real numbers")
+        raise ConfigurationError(f"{name}: dtype {value.dtype}; expected real numbers")
     return value
 
 
 def check_pairs(pairs: Pairs, step_w: Array, step_u: Array, first: int) -> None:
-    """Raises BadInput unless values are finite, covariances symmetric and positive semi-definite, and steps contract.
+    """Raises ConfigurationError unless values are finite, covariances symmetric and positive semi-definite, and steps
+    contract.
 
     step_w, step_u: shape (b,); each is to be below 2 / lambda_max of its covariance. first: the number of the first
     pair, for the message, which names the worst pair. Symmetry and sign are judged as in `checks.check_covariance`.
@@ -195,7 +200,9 @@ def check_pairs(pairs: Pairs, step_w: Array, step_u: Array, first: int) -> None:
     for name, value in pairs._asdict().items():
         wrong = np.argwhere(~np.isfinite(value).reshape(len(value), -1).all(axis=1))
         if len(wrong):
-            raise BadInput(f"{name}: NaN or infinite values in pair {first + wrong[0, 0]}; expected finite numbers")
+            raise ConfigurationError(
+                f"{name}: NaN or infinite values in pair {first + wrong[0, 0]}; expected finite numbers"
+            )
     for agent, covariance, steps in (("w", pairs.covariance_w, step_w), ("u", pairs.covariance_u, step_u)):
         _check_covariances(f"covariance_{agent}", covariance, first)
         _check_contraction(f"step_{agent}", np.asarray(covariance, np.float64), steps, first)
@@ -208,7 +215,7 @@ def _check_covariances(name: str, covariance: Array, first: int) -> None:
     skew = np.abs(covariance - covariance.swapaxes(1, 2)).max(axis=(1, 2))
     worst = int(np.argmax(skew - tolerance * largest))
     if skew[worst] > tolerance * largest[worst]:
-        raise BadInput(
+        raise ConfigurationError(
             f"{name}: not symmetric in pair {first + worst}: entries across the diagonal differ by {skew[worst]:.6g};"
             " expected symmetric matrices"
         )
@@ -219,7 +226,7 @@ def _check_covariances(name: str, covariance: Array, first: int) -> None:
     worst = int(np.argmin(eigenvalues[:, 0] / np.maximum(largest, np.finfo(np.float64).tiny)))
     least = eigenvalues[worst, 0]
     if least < -tolerance * np.abs(eigenvalues[worst]).max():
-        raise BadInput(
+        raise ConfigurationError(
             f"{name}: smallest eigenvalue {least:.6g} in pair {first + worst}; expected positive semi-definite matrices"
         )
 
@@ -232,10 +239,11 @@ def _check_contraction(name: str, covariance: Array, steps: Array, first: int) -
 
 
 def refuse_steps(name: str, steps: Array, largest: Array, first: int) -> None:
-    """Raises BadInput where a step is not below 2 / lambda_max, and names the worst; both have the shape (b,)."""
+    """Raises ConfigurationError where a step is not below 2 / lambda_max, and names the worst; both have the shape
+    (b,)."""
     worst = int(np.argmax(steps * largest))
     if steps[worst] * largest[worst] >= 2:
-        raise BadInput(
+        raise ConfigurationError(
             f"{name}: {steps[worst]:.6g} in pair {first + worst}; expected less than {2 / largest[worst]:.6g}, which is"
             " 2 / lambda_max of its covariance: below it every step contracts"
         )
@@ -260,22 +268,26 @@ _AXES = (2, 2, 1, 1)
 
 
 def _sizes(values: Pairs) -> tuple[int, int]:
-    """B and d. Raises BadInput where shapes do not fit together."""
+    """B and d. Raises ConfigurationError where shapes do not fit together."""
     pairs, dims = {}, {}
     for (name, value), axes in zip(values._asdict().items(), _AXES, strict=True):
         wanted = ", ".join(["d"] * axes)
         if value.ndim not in (axes, axes + 1) or 0 in value.shape or len(set(value.shape[value.ndim - axes :])) > 1:
-            raise BadInput(f"{name}: shape {value.shape}; expected (B, {wanted}), or ({wanted}) for all pairs")
+            raise ConfigurationError(
+                f"{name}: shape {value.shape}; expected (B, {wanted}), or ({wanted}) for all pairs"
+            )
         dims[name] = value.shape[-1]
         if value.ndim > axes:
             pairs[name] = value.shape[0]
     for axis, told in (("pairs", pairs), ("dimensions", dims)):
         if len(set(told.values())) > 1:
-            raise BadInput(
+            raise ConfigurationError(
                 f"numbers of {axis} differ: {', '.join(f'{n}: {s}' for n, s in told.items())}; they must agree"
             )
     if not pairs:
-        raise BadInput(f"{', '.join(values._fields)}: none has an axis of pairs; expected (B, d, d) or (B, d) of one")
+        raise ConfigurationError(
+            f"{', '.join(values._fields)}: none has an axis of pairs; expected (B, d, d) or (B, d) of one"
+        )
     return next(iter(pairs.values())), next(iter(dims.values()))
 
 

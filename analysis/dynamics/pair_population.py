@@ -21,7 +21,7 @@ from a2a_ray.analysis.dynamics.pair_geometry import (
     readable,
     refuse_steps,
 )
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 
 After: TypeAlias = Literal["both", "w", "u"]
 Engine: TypeAlias = Literal["auto", "turns", "powers"]
@@ -33,7 +33,7 @@ STRETCH = {"cpu": BLOCK, "cuda": 128 * BLOCK}
 
 
 @dataclass(frozen=True, eq=False)
-class Population:
+class PairPopulation:
     """Pairs W, U that take turns: first W, then U.
 
     source: the pairs, DrawnPairs or GivenPairs.
@@ -46,7 +46,7 @@ class Population:
     dtype: in which turns are computed and states are kept.
     first: the number of the first pair, for its noise.
 
-    Raises BadInput.
+    Raises ConfigurationError.
     """
 
     source: DrawnPairs | GivenPairs
@@ -64,16 +64,16 @@ class Population:
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, (DrawnPairs, GivenPairs)):
-            raise BadInput(f"source: {type(self.source).__name__}; expected DrawnPairs or GivenPairs")
+            raise ConfigurationError(f"source: {type(self.source).__name__}; expected DrawnPairs or GivenPairs")
         if self.order not in ("alternating", "simultaneous"):
-            raise BadInput(f"order: {self.order!r}; expected alternating or simultaneous")
+            raise ConfigurationError(f"order: {self.order!r}; expected alternating or simultaneous")
         if self.dtype not in ("float32", "float64"):
-            raise BadInput(f"dtype: {self.dtype!r}; expected float32 or float64")
+            raise ConfigurationError(f"dtype: {self.dtype!r}; expected float32 or float64")
         for name, least in (("inner_steps_w", 1), ("inner_steps_u", 1), ("noise_seed", 0), ("first", 0)):
             check_count(getattr(self, name), name, least)
         for name in ("noise_w", "noise_u"):
             if not float(check_array(getattr(self, name), name, ())) >= 0:
-                raise BadInput(f"{name}: {getattr(self, name)}; expected a standard deviation of at least 0")
+                raise ConfigurationError(f"{name}: {getattr(self, name)}; expected a standard deviation of at least 0")
         for name in ("step_w", "step_u"):
             value = getattr(self, name)
             if np.ndim(value):
@@ -86,7 +86,9 @@ class Population:
                 refuse_steps(name, steps, np.broadcast_to(largest, steps.shape), self.first)
         start = readable(np.zeros(self.dim) if self.start is None else self.start, "start")
         if start.shape not in ((self.dim,), (self.pairs, self.dim)):
-            raise BadInput(f"start: shape {start.shape}; expected ({self.dim},) or ({self.pairs}, {self.dim})")
+            raise ConfigurationError(
+                f"start: shape {start.shape}; expected ({self.dim},) or ({self.pairs}, {self.dim})"
+            )
         object.__setattr__(self, "start", start)
 
     @property
@@ -104,7 +106,7 @@ class Population:
         """Whether any turn has noise."""
         return self.noise_w > 0 or self.noise_u > 0
 
-    def part(self, first: int, last: int) -> Population:
+    def part(self, first: int, last: int) -> PairPopulation:
         """Pairs `first` to `last` - 1 of these, each with the geometry and the noise that it has here."""
         check_count(first, "first", 0, self.pairs - 1)
         check_count(last, "last", first + 1, self.pairs)
@@ -157,12 +159,12 @@ class States:
 
     @property
     def residual_w(self) -> Tensor:
-        """after_w - w*, (b, K, d). Raises BadInput where `after_w` was not asked for."""
+        """after_w - w*, (b, K, d). Raises ConfigurationError where `after_w` was not asked for."""
         return _asked(self.after_w, "w") - self.objective_w[:, None]
 
     @property
     def residual_u(self) -> Tensor:
-        """after_u - u*, (b, K, d). Raises BadInput where `after_u` was not asked for."""
+        """after_u - u*, (b, K, d). Raises ConfigurationError where `after_u` was not asked for."""
         return _asked(self.after_u, "u") - self.objective_u[:, None]
 
 
@@ -180,7 +182,7 @@ def residual_norms(states: States) -> dict[str, Tensor]:
 
 
 class Options(TypedDict, total=False):
-    """What `simulate`, `simulate_chunks` and `run_population` take; each has a default.
+    """What `simulate_pairs`, `simulate_chunks` and `run_pair_population` take; each has a default.
 
     every: keeps rounds every, 2 every, ...: 1 keeps all round ends, None (the default) the last round.
     after: the states after which agent's turns are kept, "both" (the default), "w" or "u".
@@ -200,13 +202,15 @@ class Options(TypedDict, total=False):
 
 
 @overload
-def simulate(population: Population, rounds: int, *, reduce: None = None, **options: Unpack[Options]) -> States: ...
+def simulate_pairs(
+    population: PairPopulation, rounds: int, *, reduce: None = None, **options: Unpack[Options]
+) -> States: ...
 @overload
-def simulate(
-    population: Population, rounds: int, *, reduce: Reduce, **options: Unpack[Options]
+def simulate_pairs(
+    population: PairPopulation, rounds: int, *, reduce: Reduce, **options: Unpack[Options]
 ) -> dict[str, Tensor]: ...
-def simulate(
-    population: Population, rounds: int, *, reduce: Reduce | None = None, **options: Unpack[Options]
+def simulate_pairs(
+    population: PairPopulation, rounds: int, *, reduce: Reduce | None = None, **options: Unpack[Options]
 ) -> States | dict[str, Tensor]:
     """The States of all pairs after so many rounds, or what `reduce` makes of them.
 
@@ -215,7 +219,8 @@ def simulate(
         all states that are kept lie in memory: B K d numbers for each agent.
     options: see `Options`.
 
-    Raises BadInput for bad settings, for a device that is not there, and for given pairs that `check_pairs` refuses.
+    Raises ConfigurationError for bad settings, for a device that is not there, and for given pairs that `check_pairs`
+    refuses.
     """
     simulation = Simulation(population, rounds, **options)
     if reduce is None:
@@ -229,8 +234,8 @@ def simulate(
     return {name: torch.cat(values) for name, values in parts.items()}
 
 
-def simulate_chunks(population: Population, rounds: int, **options: Unpack[Options]) -> Iterator[States]:
-    """The States of one chunk of pairs after the other, each in memory of its own; otherwise as `simulate`."""
+def simulate_chunks(population: PairPopulation, rounds: int, **options: Unpack[Options]) -> Iterator[States]:
+    """The States of one chunk of pairs after the other, each in memory of its own; otherwise as `simulate_pairs`."""
     simulation = Simulation(population, rounds, **options)
     for first, last in simulation.chunks():
         yield simulation.fill(simulation.memory(last - first), first, last)
@@ -248,11 +253,11 @@ class _Memory(NamedTuple):
 
 
 class Simulation:
-    """One call of `simulate`: its settings, checked, and the work on a stretch of pairs."""
+    """One call of `simulate_pairs`: its settings, checked, and the work on a stretch of pairs."""
 
     def __init__(
         self,
-        population: Population,
+        population: PairPopulation,
         rounds: int,
         *,
         every: int | None = None,
@@ -266,11 +271,11 @@ class Simulation:
         self._rounds = check_count(rounds, "rounds")
         self._every = rounds if every is None else check_count(every, "every", 1, rounds)
         if after not in ("both", "w", "u"):
-            raise BadInput(f"after: {after!r}; expected both, w or u")
+            raise ConfigurationError(f"after: {after!r}; expected both, w or u")
         if engine not in ("auto", "turns", "powers"):
-            raise BadInput(f"engine: {engine!r}; expected auto, turns or powers")
+            raise ConfigurationError(f"engine: {engine!r}; expected auto, turns or powers")
         if engine == "powers" and population.noisy:
-            raise BadInput("engine: 'powers'; expected auto or turns: with noise every turn must be computed")
+            raise ConfigurationError("engine: 'powers'; expected auto or turns: with noise every turn must be computed")
         self._device = _device(device)
         self._powers = not population.noisy if engine == "auto" else engine == "powers"
         self._dtype = getattr(torch, population.dtype)
@@ -332,7 +337,9 @@ class Simulation:
             if isinstance(population.source, GivenPairs):
                 check_pairs(pairs, step_w, step_u, population.first + first)
             if not np.isfinite(start).all():
-                raise BadInput(f"start: NaN or infinite values in pairs {first} to {last - 1}; expected finite numbers")
+                raise ConfigurationError(
+                    f"start: NaN or infinite values in pairs {first} to {last - 1}; expected finite numbers"
+                )
         s_w, s_u = map(self._tensor, pairs[:2])
         w, u, eta_w, eta_u, x = (self._tensor(v).double() for v in (*pairs[2:], step_w, step_u, start))
         torch.stack([w, u], out=memory.objectives)
@@ -360,11 +367,13 @@ def _reduced(reduce: Reduce, states: States) -> Mapping[str, Tensor]:
     """What `reduce` makes of the states, checked."""
     out = reduce(states)
     if not isinstance(out, Mapping):
-        raise BadInput(f"reduce: gave {type(out).__name__}; expected a dict of tensors")
+        raise ConfigurationError(f"reduce: gave {type(out).__name__}; expected a dict of tensors")
     for name, value in out.items():
         if not isinstance(value, Tensor) or value.shape[:1] != states.objective_w.shape[:1]:
             told = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise BadInput(f"reduce: gave {name}: {told}; expected a tensor of shape ({len(states.objective_w)}, ...)")
+            raise ConfigurationError(
+                f"reduce: gave {name}: {told}; expected a tensor of shape ({len(states.objective_w)}, ...)"
+            )
     return out
 
 
@@ -372,15 +381,17 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise BadInput(f"device: {name!r}; expected cpu, cuda or cuda:0, cuda:1, ...") from None
+        raise ConfigurationError(f"device: {name!r}; expected cpu, cuda or cuda:0, cuda:1, ...") from None
     if device.type not in CHUNK_BYTES:
-        raise BadInput(f"device: {name!r}; expected cpu or cuda")
+        raise ConfigurationError(f"device: {name!r}; expected cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BadInput(f"device: {name!r}; {torch.cuda.device_count()} CUDA devices are here; expected one, or cpu")
+        raise ConfigurationError(
+            f"device: {name!r}; {torch.cuda.device_count()} CUDA devices are here; expected one, or cpu"
+        )
     return device
 
 
 def _asked(after: Tensor | None, name: str) -> Tensor:
     if after is None:
-        raise BadInput(f"after: {name.upper()}'s turns were not kept; expected after='both' or {name!r}")
+        raise ConfigurationError(f"after: {name.upper()}'s turns were not kept; expected after='both' or {name!r}")
     return after

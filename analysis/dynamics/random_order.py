@@ -21,7 +21,7 @@ import numpy as np
 from a2a_ray.analysis.checks import check_noise, check_probabilities
 from a2a_ray.analysis.dynamics.affine import LinearAgents, check_convergence, check_start, fixed_point
 from a2a_ray.analysis.dynamics.rounds import RoundEquilibrium
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import NULL
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -65,13 +65,15 @@ def random_speaker(
 
     probabilities: (N,), each above 0, summing to 1; all equal by default. noise: of mean zero, added in every turn: its
     covariance per agent, (N, d, d), one (d, d) for all, or a variance for each axis. start: (d,), see `alternating`.
-    Raises BadInput for arguments that do not fit, for more than MOST_DIMENSIONS, where the mean does not settle (the
-    message names the bound 2 / lambda_max), and where the limit depends on a start that is not given.
+    Raises ConfigurationError for arguments that do not fit, for more than MOST_DIMENSIONS, where the mean does not
+    settle (the message names the bound 2 / lambda_max), and where the limit depends on a start that is not given.
     """
     n = len(agents)
     p = np.full(n, 1 / n) if probabilities is None else check_probabilities(probabilities, "probabilities", n)
     if p.min() == 0:
-        raise BadInput(f"probabilities: {p.tolist()}; expected numbers above 0; leave out agents that never speak")
+        raise ConfigurationError(
+            f"probabilities: {p.tolist()}; expected numbers above 0; leave out agents that never speak"
+        )
 
     def law(turn: Turn, moment: Array) -> tuple[Array, list[Array]]:
         after = [turn(i, moment, 1.0) for i in range(n)]
@@ -84,11 +86,13 @@ def random_permutation(agents: LinearAgents, noise: Any = 0.0, start: Any = None
     """Every round each agent speaks once, in an order drawn anew, all N! orders alike.
 
     Exact, by a recursion over the sets of those who have spoken. noise, start and what is raised: as for
-    `random_speaker`; also BadInput for more than MOST_AGENTS.
+    `random_speaker`; also ConfigurationError for more than MOST_AGENTS.
     """
     n = len(agents)
     if n > MOST_AGENTS:
-        raise BadInput(f"agents: {n}; expected at most {MOST_AGENTS} for the exact expectation over permutations")
+        raise ConfigurationError(
+            f"agents: {n}; expected at most {MOST_AGENTS} for the exact expectation over permutations"
+        )
 
     def law(turn: Turn, moment: Array) -> tuple[Array, list[Array]]:
         after = [np.zeros_like(moment) for _ in range(n)]
@@ -114,7 +118,9 @@ def _settled(agents: LinearAgents, law: Law, noise: Any, start: Any, repeats: in
     """The moments under a law of order of which a round is `repeats` draws."""
     n, d = len(agents), agents.dim
     if d > MOST_DIMENSIONS:
-        raise BadInput(f"agents: {d} dimensions; expected at most {MOST_DIMENSIONS} where the order is random")
+        raise ConfigurationError(
+            f"agents: {d} dimensions; expected at most {MOST_DIMENSIONS} where the order is random"
+        )
     noises, opening = check_noise(noise, "noise", n, d), check_start(start, d)
     centre = agents.objectives[0]
     local, speakers = agents.centred(centre), tuple(range(n))

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from a2a_ray.analysis.dynamics.affine import FixedPoint, LinearAgents, check_convergence, check_start, fixed_point
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import NULL
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -72,9 +72,9 @@ def alternating(
     """Where a talk in a fixed order settles: the fixed point of the round's map, then one turn after the other.
 
     start: (d,), the opening; needed only where the limit depends on it, and then its part in the common null space of
-    all who speak is kept. Raises BadInput for such a limit without a start, and where the talk does not settle (the
-    spectral radius is not below 1): the message names the bound 2 / lambda_max below which every step contracts.
-    allow_divergence: gives the fixed point nevertheless, where there is a single one.
+    all who speak is kept. Raises ConfigurationError for such a limit without a start, and where the talk does not
+    settle (the spectral radius is not below 1): the message names the bound 2 / lambda_max below which every step
+    contracts. allow_divergence: gives the fixed point nevertheless, where there is a single one.
     """
     speakers, centre = check_order(agents, order), agents.objectives[0]
     opening, local = check_start(start, agents.dim), agents.centred(centre)
@@ -108,7 +108,7 @@ def simultaneous(
         chain = alternating(agents, None, start, allow_divergence=allow_divergence)
         return replace(chain, spectral_radius=chain.spectral_radius ** (1 / len(agents)))
     if combine != "mean":
-        raise BadInput(f"combine: {combine!r}; expected 'mean' or None")
+        raise ConfigurationError(f"combine: {combine!r}; expected 'mean' or None")
     speakers, centre = check_order(agents, None), agents.objectives[0]
     opening, local = check_start(start, agents.dim), agents.centred(centre)
     offset = np.einsum("nij,nj->i", local.pulls, local.objectives) / len(agents)
@@ -127,15 +127,15 @@ def round_map(agents: LinearAgents, order: Order = None) -> tuple[Array, Array]:
 
 
 def check_order(agents: LinearAgents, order: Order) -> tuple[int, ...]:
-    """Who speaks in a round. Raises BadInput."""
+    """Who speaks in a round. Raises ConfigurationError."""
     if order is None:
         return tuple(range(len(agents)))
     speakers = tuple(order)
     for i in speakers:
         if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < len(agents):
-            raise BadInput(f"order: {i!r}; expected numbers of agents, 0 to {len(agents) - 1}")
+            raise ConfigurationError(f"order: {i!r}; expected numbers of agents, 0 to {len(agents) - 1}")
     if not speakers:
-        raise BadInput("order: empty; expected at least one agent's number")
+        raise ConfigurationError("order: empty; expected at least one agent's number")
     return tuple(int(i) for i in speakers)
 
 

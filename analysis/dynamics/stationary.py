@@ -10,7 +10,7 @@ import numpy as np
 from a2a_ray.analysis.checks import check_noise
 from a2a_ray.analysis.dynamics.affine import LinearAgents, directions
 from a2a_ray.analysis.dynamics.rounds import Order, RoundEquilibrium, alternating, check_order, round_map
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import NULL
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -39,8 +39,8 @@ def stationary(agents: LinearAgents, noise: Any, order: Order = None, start: Any
 
     noise: Q_i, (N, d, d), one (d, d) for all, or a variance for each axis. order, start: as for `alternating`. Answers
     given at once without combining (protocol `simultaneous`) are chains of this kind too: their covariances are these.
-    Raises BadInput as `alternating` does, and for noise within the common null space of all who speak: nobody pulls
-    there, so that the variance grows for ever.
+    Raises ConfigurationError as `alternating` does, and for noise within the common null space of all who speak: nobody
+    pulls there, so that the variance grows for ever.
     """
     from scipy.linalg import solve_discrete_lyapunov
 
@@ -50,7 +50,7 @@ def stationary(agents: LinearAgents, noise: Any, order: Order = None, start: Any
     used = sorted(set(speakers))
     moved, kept = directions(agents.pulls[used])
     if np.abs(kept.T @ noises[used] @ kept).max(initial=0) > NULL * np.abs(noises).max():
-        raise BadInput(
+        raise ConfigurationError(
             f"noise: it reaches the common null space, of {kept.shape[1]} dimensions, of all who speak, where nobody"
             " pulls and the variance grows for ever; expected noise without a part there"
         )

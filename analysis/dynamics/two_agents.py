@@ -16,7 +16,7 @@ from a2a_ray.analysis.checks import check_array, check_covariance, check_positiv
 from a2a_ray.analysis.dynamics.affine import linear_agents
 from a2a_ray.analysis.dynamics.asymmetry import projecting_examples
 from a2a_ray.analysis.dynamics.rounds import alternating, half_life
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import helper_objective
 
 __all__ = ["Equilibrium", "asymmetric_examples", "asymmetric_geometry", "helper_objective", "two_agent_equilibrium"]
@@ -78,14 +78,14 @@ def two_agent_equilibrium(
         e_W = (I - M_W M_U)^-1 M_W (I - M_U) D        e_U = -(I - M_U M_W)^-1 M_U (I - M_W) D        D = u* - w*
 
     covariance_*: S, shape (d, d), symmetric, positive semi-definite; objective_*: shape (d,); step_*: eta.
-    Raises BadInput for shapes that differ, covariances that are none, steps not above 0, and where there is no single
-    fixed point: I - M_W M_U is singular, because the covariances have a common null space (the limit then depends on
-    the start) or steps are beyond 2 / lambda_max.
+    Raises ConfigurationError for shapes that differ, covariances that are none, steps not above 0, and where there is
+    no single fixed point: I - M_W M_U is singular, because the covariances have a common null space (the limit then
+    depends on the start) or steps are beyond 2 / lambda_max.
     """
     shapes = [np.shape(a) for a in (covariance_w, covariance_u, objective_w, objective_u)]
     d = shapes[2]
     if len(d) != 1 or shapes != [d + d, d + d, d, d]:
-        raise BadInput(
+        raise ConfigurationError(
             f"shapes {shapes[0]} and {shapes[1]} of the covariances, {shapes[2]} and {shapes[3]} of the objectives;"
             " expected (d, d) twice and (d,) twice"
         )
@@ -105,8 +105,8 @@ def asymmetric_geometry(covariance_w: Array, gap: Array, step_u: float) -> Array
     """A covariance of U, shape (d, d), with which U reaches its objective and W does not: e_U = 0, e_W = M_W D.
 
     Rank one: S_U = v v^T / eta_U, v = S_W D / |S_W D|: one turn of U undoes the whole pull of W. Enough where
-    `covariance_w`, shape (d, d), is positive definite; gap: D = u* - w*, shape (d,). Raises BadInput where S_W D = 0.
-    Other limits and more inner steps of W: `a2a_ray.analysis.dynamics.asymmetry.adversary`.
+    `covariance_w`, shape (d, d), is positive definite; gap: D = u* - w*, shape (d,). Raises ConfigurationError where
+    S_W D = 0. Other limits and more inner steps of W: `a2a_ray.analysis.dynamics.asymmetry.adversary`.
     """
     x = asymmetric_examples(covariance_w, gap, step_u)
     return np.asarray(x.T @ x)
@@ -117,5 +117,5 @@ def asymmetric_examples(covariance_w: Array, gap: Array, step_u: float) -> Array
     s_w = check_covariance(covariance_w, "covariance_w")
     direction = s_w @ check_array(gap, "gap", (len(s_w),))
     if not direction.any():
-        raise BadInput("gap: S_W D = 0, W does not pull along the gap, so there is nothing for U to undo")
+        raise ConfigurationError("gap: S_W D = 0, W does not pull along the gap, so there is nothing for U to undo")
     return projecting_examples(direction[None, :], float(check_positive(step_u, "step_u")))

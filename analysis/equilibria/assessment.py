@@ -29,7 +29,7 @@ from a2a_ray.analysis.equilibria.trajectory_fit import (
     own_seed,
     plain,
 )
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -114,14 +114,14 @@ def assess_equilibrium(
         1 - (1 - level) / k (Bonferroni): more axes do not make it likelier for an agent that is at its objective.
     level, draws, seed: as for `fit`; more draws are made where many axes need them.
 
-    Raises BadInput, which names the key, for input that is wrong. An agent with too few rounds, or on which the
-    numerics fail, is "undetermined": the others' results stay.
+    Raises ConfigurationError, which names the key, for input that is wrong. An agent with too few rounds, or on which
+    the numerics fail, is "undetermined": the others' results stay.
     """
     for value, what in ((positions, "positions"), (objectives, "objectives")):
         if not isinstance(value, Mapping):
-            raise BadInput(f"{what}: {type(value).__name__}; expected a mapping from agent names to arrays")
+            raise ConfigurationError(f"{what}: {type(value).__name__}; expected a mapping from agent names to arrays")
     if not positions:
-        raise BadInput("positions: no agents; expected one or more")
+        raise ConfigurationError("positions: no agents; expected one or more")
     check_positive(margin, "margin", ())
     check_level(level)
     check_count(draws, "draws")
@@ -141,13 +141,15 @@ class _Case(NamedTuple):
 
 
 def _case(name: str, positions: Mapping[str, Any], objectives: Mapping[str, Any], axes: Any) -> _Case:
-    """Check what is given for one agent. Raises BadInput."""
+    """Check what is given for one agent. Raises ConfigurationError."""
     if name not in objectives:
-        raise BadInput(f"objectives: none of {name!r}; there are {', '.join(map(repr, objectives)) or 'none'}")
+        raise ConfigurationError(
+            f"objectives: none of {name!r}; there are {', '.join(map(repr, objectives)) or 'none'}"
+        )
     x = None
     try:
         x = check_positions(positions[name], f"positions.{name}")
-    except BadInput:
+    except ConfigurationError:
         if not overflows(positions[name]):
             raise
     objective = _objective(objectives[name], f"objectives.{name}", _width(positions[name]) if x is None else x.shape[1])
@@ -193,7 +195,7 @@ def _axes(name: str, axes: Any, objective: Array, objectives: Mapping[str, Any])
     if not isinstance(axes, str):
         return check_axes(axes, d)
     if axes != "gap":
-        raise BadInput(f"axes: {axes!r}; expected None, 'gap' or an array (k, {d})")
+        raise ConfigurationError(f"axes: {axes!r}; expected None, 'gap' or an array (k, {d})")
     others = [_objective(other, f"objectives.{key}", d) for key, other in objectives.items() if key != name]
     gap = np.mean(others, axis=0) - objective if others else np.zeros(d)
     return check_axes([gap], d) if gap.any() else np.eye(d)
@@ -202,7 +204,7 @@ def _axes(name: str, axes: Any, objective: Array, objectives: Mapping[str, Any])
 def _objective(value: Any, name: str, dim: int) -> Array:
     objective = check_array([value] if isinstance(value, (int, float, np.number)) else value, name, (dim,))
     if np.abs(objective).max() > LARGEST:
-        raise BadInput(f"{name}: {objective.tolist()}; expected numbers up to {LARGEST:.0g}")
+        raise ConfigurationError(f"{name}: {objective.tolist()}; expected numbers up to {LARGEST:.0g}")
     return objective
 
 

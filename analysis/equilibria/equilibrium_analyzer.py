@@ -16,7 +16,7 @@ from a2a_ray.analysis.equilibria.objectives import angle, check_objectives, defa
 from a2a_ray.analysis.equilibria.own_turns import OwnTurns, own_turns
 from a2a_ray.analysis.equilibria.position_settings import NUMBERS, VECTORS, PositionSettings, Unreadable, is_vectors
 from a2a_ray.analysis.equilibria.trajectory_fit import NOISY
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import NONE, Finding
 from a2a_ray.core.message import MESSAGE
 from a2a_ray.core.transcript import Transcript
@@ -52,7 +52,7 @@ class EquilibriumAnalyzer:
     every: rounds until an agent answers in the same chain again: the number of agents for simultaneous turns without
         combination, else 1.
 
-    Raises BadInput for settings that are wrong. What a conversation lacks is said in its finding.
+    Raises ConfigurationError for settings that are wrong. What a conversation lacks is said in its finding.
     """
 
     name = "equilibrium"
@@ -80,7 +80,7 @@ class EquilibriumAnalyzer:
         if given.source == NUMBERS and dim and "dim" not in given.options:
             return replace(given, options={**given.options, "dim": dim})
         if dim and given.dim not in (None, dim):
-            raise BadInput(f"positions: {given.dim} numbers each; expected {dim}, as the objectives have")
+            raise ConfigurationError(f"positions: {given.dim} numbers each; expected {dim}, as the objectives have")
         return given
 
     @property

@@ -11,7 +11,7 @@ from a2a_ray.analysis.equilibria.assessment import BIASED, REACHED, UNDETERMINED
 from a2a_ray.analysis.equilibria.own_turns import OwnTurns
 from a2a_ray.analysis.equilibria.positions import Positions
 from a2a_ray.analysis.equilibria.trajectory_fit import check_positions, plain
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.transcript import Transcript
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
@@ -60,7 +60,7 @@ class AgentCase:
             return "fewer than one round"
         try:
             check_positions(compared)
-        except BadInput as error:
+        except ConfigurationError as error:
             return "" if overflows(compared) else str(error)
         return ""
 

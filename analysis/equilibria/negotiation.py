@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from a2a_ray.analysis.equilibria.positions import Choice, Offer, issues_of, offer_distance, offers
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.message import MESSAGE
 from a2a_ray.core.transcript import Transcript
 
@@ -75,7 +75,7 @@ def negotiation(
     """The outcome of one game from the offers that its turns carry in their metadata under `key` (see `read_offer`).
 
     A statistic of the offers, not the game's own score: whether the parties would sign is not known from them. Raises
-    BadInput unless 2 <= parties <= in_a_row.
+    ConfigurationError unless 2 <= parties <= in_a_row.
     """
     check_rule(in_a_row, parties)
     found = offers(transcript, key)
@@ -107,9 +107,9 @@ def negotiation(
 
 
 def check_rule(in_a_row: int, parties: int) -> None:
-    """Raises BadInput unless 2 <= parties <= in_a_row."""
+    """Raises ConfigurationError unless 2 <= parties <= in_a_row."""
     if not 2 <= parties <= in_a_row:
-        raise BadInput(f"in_a_row: {in_a_row}, parties: {parties}; expected 2 <= parties <= in_a_row")
+        raise ConfigurationError(f"in_a_row: {in_a_row}, parties: {parties}; expected 2 <= parties <= in_a_row")
 
 
 def has_offers(transcript: Transcript, key: str = "deal") -> bool:

@@ -15,7 +15,7 @@ class NegotiationAnalyzer:
     """Judge the offers that turns carry in their metadata under `key`, by the rule of `negotiation`.
 
     A finding's `evidence` holds everything that the figures and tables of negotiations need; `speakers` are the parties
-    whose newest offer is the last deal. Raises BadInput unless 2 <= parties <= in_a_row.
+    whose newest offer is the last deal. Raises ConfigurationError unless 2 <= parties <= in_a_row.
     """
 
     name = "negotiation"

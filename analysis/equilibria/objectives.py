@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from a2a_ray.analysis.checks import check_array
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -19,9 +19,11 @@ far the agents are apart. Near 0 every agent would be biased, since none settles
 
 
 def check_objectives(objectives: Any, where: str = "objectives") -> dict[str, Array]:
-    """Name -> (d,), float64, of one length. Raises BadInput."""
+    """Name -> (d,), float64, of one length. Raises ConfigurationError."""
     if not isinstance(objectives, Mapping):
-        raise BadInput(f"{where}: {type(objectives).__name__}; expected a mapping from agent names to objectives")
+        raise ConfigurationError(
+            f"{where}: {type(objectives).__name__}; expected a mapping from agent names to objectives"
+        )
     found = {}
     for name, value in objectives.items():
         given = [value] if isinstance(value, (int, float, np.number)) else value
@@ -29,7 +31,7 @@ def check_objectives(objectives: Any, where: str = "objectives") -> dict[str, Ar
     sizes = {name: len(objective) for name, objective in found.items()}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        raise BadInput(f"{where}: lengths {said}; expected one length for all agents")
+        raise ConfigurationError(f"{where}: lengths {said}; expected one length for all agents")
     return found
 
 

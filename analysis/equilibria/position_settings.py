@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from a2a_ray.analysis.equilibria.positions import Array, Positions, positions_from_numbers, positions_from_offers
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.core.message import MESSAGE
 from a2a_ray.core.registry import check_settings
 from a2a_ray.core.transcript import Transcript
@@ -39,33 +39,35 @@ class PositionSettings:
 
     @classmethod
     def parse(cls, value: Any, where: str = "positions") -> PositionSettings:
-        """Check a mapping, or the name of a source alone. Raises BadInput."""
+        """Check a mapping, or the name of a source alone. Raises ConfigurationError."""
         if isinstance(value, cls):
             return value
         if isinstance(value, str):
             value = {"from": value}
         if not isinstance(value, Mapping):
-            raise BadInput(f"{where}: {str(value)[:60]!r}; expected a mapping such as {{from: numbers}}")
+            raise ConfigurationError(f"{where}: {str(value)[:60]!r}; expected a mapping such as {{from: numbers}}")
         options = {key: setting for key, setting in value.items() if key not in ("from", "missing")}
         source = value.get("from")
         if source not in (VECTORS, *READERS):
-            raise BadInput(f"{where}.from: " + unknown("source", source, (VECTORS, *READERS)))
+            raise ConfigurationError(f"{where}.from: " + unknown("source", source, (VECTORS, *READERS)))
         if source == VECTORS:
             if options:
-                raise BadInput(f"{where}.{min(options)}: vectors are positions themselves; expected no other key")
+                raise ConfigurationError(
+                    f"{where}.{min(options)}: vectors are positions themselves; expected no other key"
+                )
             return cls(source, {})
         missing = value.get("missing")
         if missing not in (None, *GAPS):
-            raise BadInput(f"{where}.missing: " + unknown("choice", missing, GAPS))
+            raise ConfigurationError(f"{where}.missing: " + unknown("choice", missing, GAPS))
         checked = check_settings(READERS[source], options, where, {"transcript"})
         if checked.get("dim", 1) < 1:
-            raise BadInput(f"{where}.dim: {checked['dim']}; expected at least 1")
+            raise ConfigurationError(f"{where}.dim: {checked['dim']}; expected at least 1")
         pattern = checked.get("pattern")
         if isinstance(pattern, str):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise BadInput(f"{where}.pattern: {pattern!r}; not a regular expression: {error}") from None
+                raise ConfigurationError(f"{where}.pattern: {pattern!r}; not a regular expression: {error}") from None
         return cls(source, checked, missing)
 
     @property
@@ -91,7 +93,7 @@ class PositionSettings:
             return _vectors(transcript)
         try:
             found = READERS[self.source](transcript, **self.options)
-        except BadInput as error:  # the settings were checked: it is the conversation that has no offer
+        except ConfigurationError as error:  # the settings were checked: it is the conversation that has no offer
             raise Unreadable(str(error)) from None
         if self.missing != "standing":
             return found
@@ -99,7 +101,7 @@ class PositionSettings:
 
 
 class Unreadable(Exception):
-    """A conversation has no positions; the message says why. No mistake of anybody's, so no BadInput."""
+    """A conversation has no positions; the message says why. No mistake of anybody's, so no ConfigurationError."""
 
 
 def is_vectors(transcript: Transcript) -> bool:

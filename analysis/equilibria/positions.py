@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.core.message import MESSAGE, Message
 from a2a_ray.core.transcript import Transcript
 
@@ -96,12 +96,13 @@ def positions_from_numbers(
 
     which: "first" or "last": the first or last `dim` numbers of a message, in their order; "all": a message takes a
         position only if it has exactly `dim` numbers. pattern: which numbers count; see `numbers`.
-    Messages with too few numbers are NaN. A vector is its own position, if it has shape (dim,). Raises BadInput.
+    Messages with too few numbers are NaN. A vector is its own position, if it has shape (dim,). Raises
+    ConfigurationError.
     """
     if dim < 1:
-        raise BadInput(f"dim: {dim}; expected at least 1")
+        raise ConfigurationError(f"dim: {dim}; expected at least 1")
     if which not in ("first", "last", "all"):
-        raise BadInput("which: " + unknown("choice", which, ("first", "last", "all")))
+        raise ConfigurationError("which: " + unknown("choice", which, ("first", "last", "all")))
 
     def position(message: Message) -> Sequence[float]:
         if not isinstance(message.content, str):
@@ -172,14 +173,16 @@ def positions_from_offers(
         choices that have an order.
     choices: of each issue, in order; where None, those that occur in the conversation, sorted, for `issues_of`. A
         choice that is not listed leaves its issue open.
-    Raises BadInput where no choices are given and no turn has an offer.
+    Raises ConfigurationError where no choices are given and no turn has an offer.
     """
     if encoding not in ("one_hot", "ordinal"):
-        raise BadInput("encoding: " + unknown("encoding", encoding, ("one_hot", "ordinal")))
+        raise ConfigurationError("encoding: " + unknown("encoding", encoding, ("one_hot", "ordinal")))
     made = offers(transcript, key)
     if choices is None:
         if not made:
-            raise BadInput(f"transcript: none of its {len(transcript.messages)} turns has an offer under {key!r}")
+            raise ConfigurationError(
+                f"transcript: none of its {len(transcript.messages)} turns has an offer under {key!r}"
+            )
         choices = {i: _sorted({o.choices[i] for o in made if i in o.choices}) for i in issues_of(made)}
     by_turn = {offer.turn: offer.choices for offer in made}
 

@@ -17,7 +17,7 @@ import numpy as np
 from a2a_ray.analysis.checks import check_array, check_count
 from a2a_ray.analysis.equilibria.affine_fit import AffineFit, Frame, NoiseFree, affine_fit, exact_period, noise_free
 from a2a_ray.analysis.equilibria.bootstrap import FLOOR, FixedPointTest, Interval
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.message import MESSAGE
 from a2a_ray.core.transcript import Transcript
 
@@ -33,7 +33,7 @@ NEVER = 50
 """An interval that needs more than so many times the rounds there are is not in sight of being bounded."""
 
 
-class TooFewRounds(BadInput):
+class TooFewRounds(ConfigurationError):
     """A trajectory is too short for the number of dimensions in which it moves."""
 
 
@@ -81,7 +81,7 @@ class Fit:
         """Of the hypothesis x* = point, shape (d,), jointly; with an axis, shape (d,): axis . x* = point, a number.
 
         The axis is scaled to unit length. Where there is no noise (see `kind`) it is 1 or 0, possible or not; where
-        there are too few rounds for a test, fewer than 2 d + 2, it is 1. Raises BadInput.
+        there are too few rounds for a test, fewer than 2 d + 2, it is 1. Raises ConfigurationError.
         """
         d = len(self.fixed_point)
         if axis is None:
@@ -89,7 +89,10 @@ class Fit:
         return self._region.p_value_along(check_axes([axis], d)[0], float(check_array(point, "point", ())))
 
     def covers(self, point: Any) -> bool:
-        """Whether `point`, shape (d,), lies in the joint confidence region of x* at `level`. Raises BadInput."""
+        """Whether `point`, shape (d,), lies in the joint confidence region of x* at `level`.
+
+        Raises ConfigurationError.
+        """
         return self.p_value(point) > 1 - self.level + 1e-12
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,8 +113,8 @@ def fit(positions: Any, *, axes: Any = None, level: float = 0.95, draws: int = 3
     An interval holds the values that a test of size 1 - level accepts, each with its own simulated distribution
     (`bootstrap.py`). Noise-free, resting and exactly repeating trajectories are recognised and give the fixed
     point to rounding. With noise and fewer than 2 d + 2 rounds all intervals are unbounded.
-    Raises BadInput for NaN and other shapes, and TooFewRounds, a BadInput, for fewer rounds than unknowns: T < d + 3, d
-    being the number of dimensions in which the trajectory moves (T < 4 if it does not move).
+    Raises ConfigurationError for NaN and other shapes, and TooFewRounds, a ConfigurationError, for fewer rounds than
+    unknowns: T < d + 3, d being the number of dimensions in which the trajectory moves (T < 4 if it does not move).
     """
     x = check_positions(positions)
     rows = check_axes(np.eye(x.shape[1]) if axes is None else axes, x.shape[1])
@@ -212,29 +215,31 @@ def own_seed(positions: Array, seed: int) -> list[int]:
 
 
 def check_positions(positions: Any, name: str = "positions") -> Array:
-    """(T, d) float64, finite; (T,) becomes (T, 1). Raises BadInput."""
+    """(T, d) float64, finite; (T,) becomes (T, 1). Raises ConfigurationError."""
     try:
         single = np.ndim(positions) == 1
     except ValueError:  # rows of differing length; said better below
         single = False
     x = check_array(positions, name, ("T",))[:, None] if single else check_array(positions, name, ("T", "d"))
     if np.abs(x).max() > LARGEST:
-        raise BadInput(f"{name}: {float(np.abs(x).max()):.3g} among them; expected numbers up to {LARGEST:.0g}")
+        raise ConfigurationError(
+            f"{name}: {float(np.abs(x).max()):.3g} among them; expected numbers up to {LARGEST:.0g}"
+        )
     return x
 
 
 def check_level(level: float) -> None:
-    """Raises BadInput for what is no level of an interval."""
+    """Raises ConfigurationError for what is no level of an interval."""
     if not 0.5 < level < 1:
-        raise BadInput(f"level: {level!r}; expected a number above 0.5 and below 1")
+        raise ConfigurationError(f"level: {level!r}; expected a number above 0.5 and below 1")
 
 
 def check_axes(axes: Any, dim: int, name: str = "axes") -> Array:
-    """(k, dim) float64, each row scaled to unit length. Raises BadInput."""
+    """(k, dim) float64, each row scaled to unit length. Raises ConfigurationError."""
     rows = check_array(axes, name, ("k", dim))
     largest = np.abs(rows).max(axis=1, keepdims=True)
     if not largest.all():
-        raise BadInput(f"{name}: row {int(np.argmin(largest))} is zero; expected a direction")
+        raise ConfigurationError(f"{name}: row {int(np.argmin(largest))} is zero; expected a direction")
     rows /= largest
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
@@ -251,32 +256,32 @@ def plain(value: Any) -> Any:
 def positions_by_agent(transcript: Transcript) -> dict[str, Array]:
     """Each agent's own positions, name -> (T, d) float64: its vectors, one a round, unfinished last round left out.
 
-    Messages of kind "message" count. A round is each agent once, in whatever order. Raises BadInput for text, vectors
-    of differing length, a round in which an agent speaks twice, and a conversation without a whole round.
+    Messages of kind "message" count. A round is each agent once, in whatever order. Raises ConfigurationError for text,
+    vectors of differing length, a round in which an agent speaks twice, and a conversation without a whole round.
     """
     messages = [message for message in transcript.messages if message.kind == MESSAGE]
     names = transcript.agents or tuple(dict.fromkeys(message.sender for message in messages))
     size = len(names)
     rounds = [messages[i : i + size] for i in range(0, len(messages) - size + 1, size)] if size else []
     if not rounds:
-        raise BadInput(
+        raise ConfigurationError(
             f"transcript {transcript.id!r}: {len(messages)} messages of {size} agents; expected a whole round or more"
         )
     found: dict[str, list[Any]] = {name: [] for name in names}
     for number, spoken in enumerate(rounds, 1):
         speakers = [message.sender for message in spoken]
         if sorted(speakers) != sorted(names):
-            raise BadInput(
+            raise ConfigurationError(
                 f"transcript {transcript.id!r}: in round {number} speak {', '.join(speakers)}; expected each of"
                 f" {', '.join(names)} once"
             )
         for message in spoken:
             if isinstance(message.content, str):
-                raise BadInput(
+                raise ConfigurationError(
                     f"transcript {transcript.id!r}: turn {message.turn} is text; expected vectors (positions in text"
                     " are read by analysis/equilibria/positions.py)"
                 )
             found[message.sender].append(message.content)
     if len({len(row) for rows in found.values() for row in rows}) > 1:
-        raise BadInput(f"transcript {transcript.id!r}: vectors of differing length; expected one length")
+        raise ConfigurationError(f"transcript {transcript.id!r}: vectors of differing length; expected one length")
     return {name: np.array(rows, dtype=np.float64) for name, rows in found.items()}

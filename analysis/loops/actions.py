@@ -53,7 +53,7 @@ class Rounds(NamedTuple):
     text: str = ""
 
 
-class Calls:
+class RepeatedCalls:
     """The calls of a talk as far back as `REACH`."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.core.message import ASIDE
 from a2a_ray.core.transcript import Transcript
 
@@ -48,7 +48,7 @@ _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class AlarmRate:
     """Alarms among runs, and the exact 95 % interval of their rate (Clopper and Pearson 1934)."""
 
     alarms: int
@@ -57,12 +57,14 @@ class Rate:
     high: float
 
     @classmethod
-    def of(cls, alarms: int, runs: int) -> Rate:
-        """The rate of so many alarms in so many independent runs. Raises BadInput where there are no runs."""
+    def of(cls, alarms: int, runs: int) -> AlarmRate:
+        """The rate of so many alarms in so many independent runs. Raises ConfigurationError where there are no runs."""
         from scipy.special import betaincinv  # scipy.stats has it too, and takes half a second to import
 
         if not 0 <= alarms <= runs or runs < 1:
-            raise BadInput(f"alarms: {alarms} of {runs} runs; expected at least 1 run, and not more alarms than runs")
+            raise ConfigurationError(
+                f"alarms: {alarms} of {runs} runs; expected at least 1 run, and not more alarms than runs"
+            )
         low = betaincinv(alarms, runs - alarms + 1, 0.025) if alarms else 0.0
         high = betaincinv(alarms + 1, runs - alarms, 0.975) if alarms < runs else 1.0
         return cls(alarms, runs, float(low), float(high))
@@ -99,16 +101,16 @@ class Calibration:
     shorter: int = 0
     confidence: float | None = None
     clusters: int | None = None
-    achieved: Rate | None = None
+    achieved: AlarmRate | None = None
     score: str = ""
 
-    def check(self, runs: Iterable[Transcript | ArrayLike], embedder: Embedder | None = None) -> Rate:
+    def check(self, runs: Iterable[Transcript | ArrayLike], embedder: Embedder | None = None) -> AlarmRate:
         """The rate of alarms within the horizon among other runs, e.g. runs held out or of another source.
 
-        runs, embedder: as in `fit`. The interval takes the runs to be independent. Raises BadInput.
+        runs, embedder: as in `fit`. The interval takes the runs to be independent. Raises ConfigurationError.
         """
         highest, _ = _highest(runs, self.horizon, embedder)
-        return Rate.of(int((highest > self.threshold).sum()), len(highest))
+        return AlarmRate.of(int((highest > self.threshold).sum()), len(highest))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON value; `from_dict` gives the equal calibration back."""
@@ -116,13 +118,15 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Calibration:
-        """The calibration of a JSON value. Raises BadInput for what is none."""
+        """The calibration of a JSON value. Raises ConfigurationError for what is none."""
         try:
             parts = dict(value)
-            parts["achieved"] = parts["achieved"] and Rate(**parts["achieved"])
+            parts["achieved"] = parts["achieved"] and AlarmRate(**parts["achieved"])
             return cls(**parts)
         except (TypeError, KeyError, ValueError) as error:
-            raise BadInput(f"calibration: {str(value)[:60]!r}; expected what Calibration.to_dict gives") from error
+            raise ConfigurationError(
+                f"calibration: {str(value)[:60]!r}; expected what Calibration.to_dict gives"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Writes the calibration to a JSON file."""
@@ -130,11 +134,11 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """The calibration in a JSON file. Raises BadInput where the file is not there or holds none."""
+        """The calibration in a JSON file. Raises ConfigurationError where the file is not there or holds none."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise BadInput(
+            raise ConfigurationError(
                 f"calibration {str(path)!r}: {error}; expected a file that Calibration.save wrote"
             ) from error
 
@@ -163,15 +167,17 @@ def fit(
     score: name of the score, kept in the result; the detector's own for transcripts.
     seed: of the folds of `achieved`, and of the draw of one run a cluster.
 
-    Raises BadInput: too few runs (n >= 1 / rate - 1 are needed, of clusters as many; more with a confidence); a
-    threshold that no score can exceed; scores that are no finite numbers up to `top`; settings out of range.
+    Raises ConfigurationError: too few runs (n >= 1 / rate - 1 are needed, of clusters as many; more with a confidence);
+    a threshold that no score can exceed; scores that are no finite numbers up to `top`; settings out of range.
     """
     if not 0 < false_alarm_rate < 1:
-        raise BadInput(f"false_alarm_rate: {false_alarm_rate}; expected a number between 0 and 1, such as 0.03")
+        raise ConfigurationError(
+            f"false_alarm_rate: {false_alarm_rate}; expected a number between 0 and 1, such as 0.03"
+        )
     if horizon < 1:
-        raise BadInput(f"horizon: {horizon}; expected at least 1 turn")
+        raise ConfigurationError(f"horizon: {horizon}; expected at least 1 turn")
     if confidence is not None and not 0 < confidence < 1:
-        raise BadInput(f"confidence: {confidence}; expected a number between 0 and 1, such as 0.95")
+        raise ConfigurationError(f"confidence: {confidence}; expected a number between 0 and 1, such as 0.95")
     runs = list(normal_runs)
     least = -math.inf
     if any(isinstance(run, Transcript) for run in runs):
@@ -180,15 +186,17 @@ def fit(
     highest, shorter = _highest(runs, horizon, embedder)
     top = math.inf if top is None else top
     if (highest > top).any():
-        raise BadInput(f"normal_runs: a score of {highest.max():g}; expected at most {top:g}, the top of its range")
+        raise ConfigurationError(
+            f"normal_runs: a score of {highest.max():g}; expected at most {top:g}, the top of its range"
+        )
     number = _numbered(clusters, len(highest))
     if (lacking := _lacking(len(set(number)), false_alarm_rate, confidence)) is not None:
         what = "runs" if clusters is None else "clusters"
-        raise BadInput(f"normal_runs: {len(set(number))} {what}; {lacking}; give more or allow a higher rate")
+        raise ConfigurationError(f"normal_runs: {len(set(number))} {what}; {lacking}; give more or allow a higher rate")
     draw = np.random.default_rng(seed)
     threshold = max(least, _threshold(highest, number, false_alarm_rate, confidence, draw))
     if threshold >= top:
-        raise BadInput(
+        raise ConfigurationError(
             f"normal_runs: the threshold would be {threshold:g}, the top of the score's range, so that nothing could"
             f" ever alarm ({(highest >= top).sum()} of {len(highest)} runs reach it); expected runs without loops, or"
             " allow a higher rate"
@@ -203,18 +211,18 @@ def fit(
 def shipped(grade: str = "lexical") -> Calibration:
     """The calibration behind the detector's defaults, for a grade, "lexical" or "semantic"; docs/calibration.md.
 
-    Raises BadInput for another grade.
+    Raises ConfigurationError for another grade.
     """
     known = json.loads((files("a2a_ray") / "data" / "loops" / "defaults.json").read_text(encoding="utf-8"))["grades"]
     if grade not in known:
-        raise BadInput(unknown("grade", grade, known))
+        raise ConfigurationError(unknown("grade", grade, known))
     return Calibration.from_dict(known[grade])
 
 
 def given_threshold(threshold: str | None, embedder: str | None) -> float | None:
     """The threshold that a user names: a number, or the file of a calibration of the same score; None for none.
 
-    Raises BadInput for what no score can exceed, for no calibration, and for one of another score.
+    Raises ConfigurationError for what no score can exceed, for no calibration, and for one of another score.
     """
     from a2a_ray.analysis.loops import MOST
 
@@ -225,17 +233,19 @@ def given_threshold(threshold: str | None, embedder: str | None) -> float | None
     except ValueError:
         if not Path(threshold).is_file():
             expected = f"a number between 0 and {MOST:g}, or the file of a calibration (docs/calibration.md)"
-            raise BadInput(f"--threshold: {threshold!r}; expected {expected}") from None
+            raise ConfigurationError(f"--threshold: {threshold!r}; expected {expected}") from None
         given = Calibration.load(threshold)
         score = _score_name(embedder)
         if given.score and given.score != score:
-            raise BadInput(
+            raise ConfigurationError(
                 f"--threshold: a calibration of the score {given.score!r}; expected {score!r}: pass the --embedder that"
                 " it was fitted with, or fit it anew (docs/calibration.md)"
             ) from None
         return given.threshold
     if not 0 < number < MOST:
-        raise BadInput(f"--threshold: {number:g}; expected above 0, and below {MOST:g}, the largest score there is")
+        raise ConfigurationError(
+            f"--threshold: {number:g}; expected above 0, and below {MOST:g}, the largest score there is"
+        )
     return number
 
 
@@ -248,7 +258,7 @@ def _highest(runs: Iterable[Transcript | ArrayLike], horizon: int, embedder: Emb
     for place, run in enumerate(given):
         scores = np.asarray(next(scanned) if isinstance(run, Transcript) else run, dtype=np.float64)
         if scores.ndim not in (1, 2) or not scores.size or not np.isfinite(scores).all():
-            raise BadInput(
+            raise ConfigurationError(
                 f"normal_runs: run {place} has scores of shape {scores.shape}, {np.isnan(scores).sum()} of them NaN;"
                 " expected finite scores of shape (turns,) or (turns, kinds), at least one turn"
             )
@@ -293,7 +303,7 @@ def _numbered(clusters: Sequence[Hashable] | None, runs: int) -> NDArray[np.intp
     if clusters is None:
         return np.arange(runs)
     if len(clusters) != runs:
-        raise BadInput(f"clusters: {len(clusters)} labels for {runs} runs; expected one for each run")
+        raise ConfigurationError(f"clusters: {len(clusters)} labels for {runs} runs; expected one for each run")
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(label, len(numbers)) for label in clusters], dtype=np.intp)
 
@@ -333,7 +343,7 @@ def _one_of_each(number: NDArray[np.intp], draw: np.random.Generator) -> NDArray
 
 def _cross_fitted(
     highest: Scores, number: NDArray[np.intp], rate: float, confidence: float | None, draw: np.random.Generator
-) -> Rate | None:
+) -> AlarmRate | None:
     """Alarms of one run of each cluster against the threshold that the clusters of the other folds give."""
     present = draw.permutation(np.unique(number))
     needed = next(n for n in range(len(present) + 1) if _lacking(n, rate, confidence) is None)
@@ -346,4 +356,4 @@ def _cross_fitted(
         out = np.isin(number, left_out)
         threshold = _threshold(highest[~out], number[~out], rate, confidence, draw)
         alarms += int((highest[out & judged] > threshold).sum())
-    return Rate.of(alarms, len(present))
+    return AlarmRate.of(alarms, len(present))

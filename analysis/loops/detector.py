@@ -6,18 +6,18 @@ from bisect import bisect_right
 from collections import deque
 from typing import Any, Literal, NamedTuple
 
-from a2a_ray.analysis.loops.actions import ACTION, KINDS, ROUNDS, Calls, Rounds
-from a2a_ray.analysis.loops.evidence import MOST, Repeat, Run, sentence
+from a2a_ray.analysis.loops.actions import ACTION, KINDS, ROUNDS, RepeatedCalls, Rounds
+from a2a_ray.analysis.loops.evidence import MOST, Repeat, RepeatRun, sentence
 from a2a_ray.analysis.loops.lexical import Copied, Recall
 from a2a_ray.analysis.loops.log import Log
 from a2a_ray.analysis.loops.semantic import REACH, Meaning, loaded, named, scale_of
 from a2a_ray.analysis.loops.signs import READ, answered, of_courtesy, of_likeness, of_words, shrinks
 from a2a_ray.analysis.loops.words import quoted, words
 from a2a_ray.analysis.text.embedding import Embedder
-from a2a_ray.core.contracts import NOTHING, Verdict
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import ASIDE, NUDGE, Message
+from a2a_ray.core.verdict import NOTHING, ObserverVerdict
 
 SHORT, ALONE = 2, 12
 """A turn of so many words weighs half of a long one, for the whole talk and for a speaker alone: whoever asks puts
@@ -71,7 +71,7 @@ class LoopDetector:
 
     An alarm is withdrawn ("recovered", once) when the score has fallen below half of the threshold. Bids, combinations,
     vectors and nudges (kind "nudge", or `metadata["nudge"]`) are passed over. The state pickles, with the embedder by
-    name. Raises BadInput for thresholds that no score can be above, or that all are.
+    name. Raises ConfigurationError for thresholds that no score can be above, or that all are.
     """
 
     def __init__(
@@ -91,24 +91,24 @@ class LoopDetector:
             threshold = shipped("lexical" if self._embedder is None else "semantic").threshold
         warn_threshold = WARNING * threshold if warn_threshold is None else warn_threshold
         if not 0 < warn_threshold <= threshold < MOST:
-            raise BadInput(
+            raise ConfigurationError(
                 f"warn_threshold: {warn_threshold}, threshold: {threshold};"
                 f" expected 0 < warn_threshold <= threshold < {MOST:g}, the largest score"
             )
         if action not in ("record", "nudge", "stop"):
-            raise BadInput(f"action: {action!r}; expected 'record', 'nudge' or 'stop'")
+            raise ConfigurationError(f"action: {action!r}; expected 'record', 'nudge' or 'stop'")
         if cooldown < 1:
-            raise BadInput(f"cooldown: {cooldown}; expected at least 1")
+            raise ConfigurationError(f"cooldown: {cooldown}; expected at least 1")
         self.threshold, self.warn_threshold, self.action, self.cooldown = threshold, warn_threshold, action, cooldown
         self.score = 0.0
         self._recall = Recall()
         self._meaning = Meaning()
         self._speakers: dict[str, int] = {}
-        self._talk, self._alone = Run(), dict[int, Run]()  # of the whole talk, and of each speaker alone
+        self._talk, self._alone = RepeatRun(), dict[int, RepeatRun]()  # of the whole talk, and of each speaker alone
         self._starts: list[int] = []  # where turns begin, in words of the talk, as far back as `_recall` reaches
         self._turns: list[int] = []  # and their numbers
         self._quotes: deque[str] = deque(maxlen=REACH + 1)
-        self._calls = Calls()
+        self._calls = RepeatedCalls()
         self._round: Rounds | None = None  # the newest call, where it goes round
         self._silent: list[int] = []  # the empty turns at the end, the first of them at most SILENT
         self._spent = 0  # tokens so far
@@ -131,13 +131,13 @@ class LoopDetector:
         """
         return self._log.findings(conversation_id, self.settings)
 
-    def update(self, message: Message) -> Verdict:
+    def update(self, message: Message) -> ObserverVerdict:
         """The verdict after this message."""
         verdict = self._update(message)
         self._log.add(message, verdict, self.score)
         return verdict
 
-    def _update(self, message: Message) -> Verdict:
+    def _update(self, message: Message) -> ObserverVerdict:
         text = message.content
         if not isinstance(text, str) or passed_over(message):
             return NOTHING
@@ -160,7 +160,7 @@ class LoopDetector:
         who = self._who(message.sender)
         alone = self._alone.get(who)
         if alone is None:
-            alone = self._alone[who] = Run()
+            alone = self._alone[who] = RepeatRun()
         self._starts.append(self._recall.length)
         self._turns.append(message.turn)
         self._quotes.append(text[:_QUOTED])
@@ -227,7 +227,7 @@ class LoopDetector:
         similarity = min(1.0, max(0.0, found.similarity))
         return Repeat(message.turn, message.sender, found.sign, weight, kind, back, earlier, span, before, similarity)
 
-    def _call(self, message: Message, text: str) -> Verdict | None:
+    def _call(self, message: Message, text: str) -> ObserverVerdict | None:
         """Takes an action or a result in; gives the verdict "waiting" where nothing has changed since a while ago."""
         spent = self._spend(message, len(text[:EMBEDDED].split()))
         self._silent.clear()
@@ -252,9 +252,9 @@ class LoopDetector:
             "first_repeats_turn": found.first,
         }
         reason = f"waiting: the result at turn {message.turn} is still the one of turn {found.first}"
-        return Verdict("waiting", "record", reason, evidence=evidence)
+        return ObserverVerdict("waiting", "record", reason, evidence=evidence)
 
-    def _verdict(self, turn: int, waiting: Verdict | None) -> Verdict:
+    def _verdict(self, turn: int, waiting: ObserverVerdict | None) -> ObserverVerdict:
         """The status now, with hysteresis."""
         run = max((self._talk, *self._alone.values()), key=lambda each: each.score)
         self.score = run.score
@@ -271,12 +271,12 @@ class LoopDetector:
         evidence["score"] = round(self.score, 3)
         reason = sentence(evidence, turn)
         if self._alarm is None and self.score <= self.threshold:
-            return Verdict("warning", "record", reason, evidence=evidence)
+            return ObserverVerdict("warning", "record", reason, evidence=evidence)
         self._since = 0 if self._alarm is None else self._since + 1
         self._alarm = evidence
         due = self.action != NUDGE or self._since % self.cooldown == 0
         reason += f"; the last turn before it is {evidence['onset_turn'] - 1}"
-        return Verdict("loop", self.action if due else "record", reason, evidence=evidence)
+        return ObserverVerdict("loop", self.action if due else "record", reason, evidence=evidence)
 
     def _since_onset(self, evidence: dict[str, Any]) -> None:
         """A loop that goes on began where it was first seen, whichever part of it is the strongest now."""
@@ -288,13 +288,13 @@ class LoopDetector:
         for name in ("onset_turn", "first_repeats_turn"):
             evidence[name] = self._alarm[name]
 
-    def _recovered(self, turn: int, run: Run) -> Verdict:
+    def _recovered(self, turn: int, run: RepeatRun) -> ObserverVerdict:
         evidence = {**(self._alarm or {}), "score": round(self.score, 3), "recovered_turn": run.left or turn}
         self._alarm = None
         for each in (self._talk, *self._alone.values()):
             each.forget()
         reason = f"recovered: nothing repeats what was said before from turn {evidence['recovered_turn']} on"
-        return Verdict("recovered", "record", reason, evidence=evidence)
+        return ObserverVerdict("recovered", "record", reason, evidence=evidence)
 
     def _counted(self) -> dict[str, Any] | None:
         """Evidence of empty turns, or of calls that go round: these are counted, not weighed."""
@@ -334,7 +334,7 @@ def embedded_text(message: Message) -> str:
 
 
 def _evidence(kind: str, onset: int, earlier: int, period: int, span: str, tokens: int) -> dict[str, Any]:
-    """The same entries as `Run.evidence`, of what is counted."""
+    """The same entries as `RepeatRun.evidence`, of what is counted."""
     return {
         "kind": kind,
         "onset_turn": onset,

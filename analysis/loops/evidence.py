@@ -45,7 +45,7 @@ class Repeat(NamedTuple):
 
 
 @dataclass(slots=True)
-class Run:
+class RepeatRun:
     """Repetition that adds up, turn by turn: a cumulative sum (Page 1954, "Continuous inspection schemes").
 
     Zero while what is said is new. The turn with which it last left zero is the onset, the usual estimate of when the

@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from a2a_ray.core.contracts import NOTHING, Verdict
 from a2a_ray.core.findings import LOOP, RECOVERED, WAITING, WARNING, Finding, as_finding
 from a2a_ray.core.message import ASIDE, Message
+from a2a_ray.core.verdict import NOTHING, ObserverVerdict
 
 ANALYZER = "loops"
 """Name of the loop detector as an analyzer."""
@@ -29,7 +29,7 @@ class Log:
         self._on = False  # whether the newest loop goes on
         self._quiet = NOTHING  # the newest warning or "waiting"
 
-    def add(self, message: Message, verdict: Verdict, score: float) -> None:
+    def add(self, message: Message, verdict: ObserverVerdict, score: float) -> None:
         """Takes in one verdict and the score after it."""
         self._seq = message.seq
         if message.kind not in ASIDE and len(self.scores) < SCORES:

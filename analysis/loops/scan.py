@@ -10,10 +10,10 @@ from a2a_ray.analysis.loops.detector import LoopDetector, embedded_text
 from a2a_ray.analysis.loops.log import first_loop
 from a2a_ray.analysis.loops.semantic import loaded, named
 from a2a_ray.analysis.text.embedding import Embedder
-from a2a_ray.core.contracts import Verdict
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.verdict import ObserverVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Scan:
     verdicts, scores: after each record of `transcript.turns`, same length. findings: see `LoopDetector.findings`.
     """
 
-    verdicts: list[Verdict]
+    verdicts: list[ObserverVerdict]
     scores: list[float]
     findings: list[Finding]
 
@@ -41,7 +41,7 @@ class Scan:
 def scan(transcript: Transcript, embedder: str | Embedder | None = None, **settings: Any) -> Scan:
     """One conversation from its beginning. settings: of `LoopDetector`."""
     detector = LoopDetector(embedder, **settings)
-    verdicts: list[Verdict] = []
+    verdicts: list[ObserverVerdict] = []
     scores: list[float] = []
     for message in transcript.turns:
         verdicts.append(detector.update(message))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from a2a_ray.analysis.loops.phrases import COURTESIES, PAIRS
 from a2a_ray.analysis.loops.words import words
 from a2a_ray.analysis.text.embedding import DEFAULT_MODEL, Embedder, load_embedder
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ class Scale:
         self.unrelated = float((cosines.sum() - np.trace(cosines)) / (cosines.size - len(cosines)))
         self.span = same - self.unrelated
         if not self.span > 0.1:
-            raise BadInput(
+            raise ConfigurationError(
                 f"embedder {embedder.name!r}: a sentence in other words has cosine {same:.2f}, an unrelated one"
                 f" {self.unrelated:.2f}; expected a model that tells them apart, such as the default"
             )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from a2a_ray.core.errors import BadInput, MissingExtra, StorageError
+from a2a_ray.core.errors import ConfigurationError, MissingDependencyError, StorageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -193,7 +193,7 @@ class Embedder:
                     )
                 except Exception as error:  # whatever is wrong with somebody's files
                     reason = str(error).split("\n")[0][:200]
-                    raise BadInput(
+                    raise ConfigurationError(
                         f"embedder {self.name!r} cannot be loaded: {type(error).__name__}: {reason}; expected a"
                         " sentence-transformers model, or --embedder none"
                     ) from error
@@ -217,7 +217,7 @@ def load_embedder(
     is looked for in the local hub cache, then (the default model) in the PyPI package, then on the hub.
     cache: Parquet file in which vectors are kept from one analysis to the next.
 
-    Raises BadInput for a model that is nowhere, MissingExtra where the extra `offline` would help.
+    Raises ConfigurationError for a model that is nowhere, MissingDependencyError where the extra `offline` would help.
     """
     if name is None or name.lower() == "none":
         return None
@@ -232,13 +232,13 @@ def _find(name: str) -> tuple[str, Path]:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not _has_weights(folder):
-            raise BadInput(
+            raise ConfigurationError(
                 f"embedder {name!r}: no *.safetensors in that folder; expected a sentence-transformers model"
             )
         changed = max(file.stat().st_mtime_ns for file in folder.rglob("*.safetensors"))
         return f"{folder.resolve()} {changed}", folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise BadInput(f"embedder {name!r}: no such folder")
+        raise ConfigurationError(f"embedder {name!r}: no such folder")
     model, _, revision = name.partition("@")
     if "/" not in model:
         model = f"sentence-transformers/{model}"
@@ -259,7 +259,7 @@ def _cached(model: str, revision: str) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
-        raise BadInput(f"embedder {model!r}: {error}") from None
+        raise ConfigurationError(f"embedder {model!r}: {error}") from None
     return folder if _has_weights(folder) else None
 
 
@@ -281,18 +281,18 @@ def _downloaded(model: str, revision: str, asked: str) -> Path:
         why = "the hub is switched off" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
         sentence = f"embedder {asked!r} is not in the local cache, and {why}"
         if model == DEFAULT_MODEL:
-            raise MissingExtra(f'{sentence}; pip install "a2a-ray[offline]", or use --embedder none')
-        raise BadInput(f"{sentence}; give the folder of a model, all-MiniLM-L6-v2, or --embedder none")
+            raise MissingDependencyError(f'{sentence}; pip install "a2a-ray[offline]", or use --embedder none')
+        raise ConfigurationError(f"{sentence}; give the folder of a model, all-MiniLM-L6-v2, or --embedder none")
     try:
         folder = snapshot_download(
             model, revision=revision or None, allow_patterns=_FILES, ignore_patterns=_OTHER_FORMATS
         )
     except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise BadInput(f"embedder {asked!r}: {constants.ENDPOINT} has no such model or revision") from None
+        raise ConfigurationError(f"embedder {asked!r}: {constants.ENDPOINT} has no such model or revision") from None
     except Exception as error:  # the client and its transport raise a dozen kinds
-        raise BadInput(f"embedder {asked!r} cannot be downloaded: {type(error).__name__}: {error}") from error
+        raise ConfigurationError(f"embedder {asked!r} cannot be downloaded: {type(error).__name__}: {error}") from error
     if not _has_weights(Path(folder)):
-        raise BadInput(f"embedder {asked!r}: the model has no *.safetensors; choose one that has")
+        raise ConfigurationError(f"embedder {asked!r}: the model has no *.safetensors; choose one that has")
     return Path(folder)
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
 
-from a2a_ray.core.contracts import NOTHING, Verdict
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import LOOP, RECOVERED, Finding, as_finding
 from a2a_ray.core.message import ASIDE, Message
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.verdict import NOTHING, ObserverVerdict
 
 ANALYZER = "exact_repetition"
 """Name of the rule as an analyzer."""
@@ -83,9 +83,9 @@ class ExactRepetitionRule:
 
     def __init__(self, turns: int = 3, action: Literal["record", "stop"] = "record") -> None:
         if turns < 1:
-            raise BadInput(f"turns: {turns}; expected at least 1")
+            raise ConfigurationError(f"turns: {turns}; expected at least 1")
         if action not in ("record", "stop"):
-            raise BadInput(f"action: {action!r}; expected 'record' or 'stop'")
+            raise ConfigurationError(f"action: {action!r}; expected 'record' or 'stop'")
         self.turns = turns
         self.action = action
         self.repetition: Repetition | None = None  # the run that is going on, however short
@@ -115,7 +115,7 @@ class ExactRepetitionRule:
             for number, each in enumerate(self._found or [{"score": 0.0}], 1)
         ]
 
-    def update(self, message: Message) -> Verdict:
+    def update(self, message: Message) -> ObserverVerdict:
         """The verdict after this message; bids, combinations and vectors are passed over."""
         self._seq = message.seq
         if message.kind in ASIDE or not isinstance(message.content, str):
@@ -158,7 +158,7 @@ class ExactRepetitionRule:
         said = self._said
         return all(at >= period and said[at] == said[at - period] for at in positions)
 
-    def _verdict(self, run: Repetition, turn: int) -> Verdict:
+    def _verdict(self, run: Repetition, turn: int) -> ObserverVerdict:
         if run.turns < self.turns:
             return NOTHING
         every = f", every {run.period}" if run.period else ""
@@ -166,7 +166,7 @@ class ExactRepetitionRule:
         if run.turns == self.turns:
             self._found.append({"status": LOOP, "alarm_turn": turn})
         self._found[-1] |= {**run.evidence(), "reason": reason, "score": float(run.turns)}
-        return Verdict("loop", self.action, reason, evidence=run.evidence())
+        return ObserverVerdict("loop", self.action, reason, evidence=run.evidence())
 
 
 def repeated_spans(transcript: Transcript, minimum_words: int = 8) -> list[list[tuple[int, int]]]:
@@ -174,10 +174,10 @@ def repeated_spans(transcript: Transcript, minimum_words: int = 8) -> list[list[
 
     Gives (start, end) in characters, ascending, not overlapping: passages of `minimum_words` words or more, case,
     white space and punctuation aside; and whole messages, however short. One hash a word: linear time.
-    Raises BadInput for fewer than one word.
+    Raises ConfigurationError for fewer than one word.
     """
     if minimum_words < 1:
-        raise BadInput(f"minimum_words: {minimum_words}; expected at least 1")
+        raise ConfigurationError(f"minimum_words: {minimum_words}; expected at least 1")
     numbers: dict[str, int] = {}
     seen: set[int] = set()
     whole: set[str] = set()

@@ -27,7 +27,7 @@ import numpy as np
 
 from a2a_ray.analysis.text import text_distances as text
 from a2a_ray.analysis.text.exact_repetition import repeated_phrase
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import LOOP, NOT_APPLICABLE, RECOVERED, Finding
 from a2a_ray.core.transcript import Transcript
 
@@ -62,7 +62,7 @@ class PaperRuleMatch:
 class PaperLoopRule:
     """Below threshold for `rounds` rounds or more in a row.
 
-    Raises BadInput for a threshold that no pair of texts can be below, or that all are below.
+    Raises ConfigurationError for a threshold that no pair of texts can be below, or that all are below.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class PaperLoopRule:
         self.thresholds = {"cosine": cosine, "jaccard": jaccard, "bleu": bleu, "coherence": coherence}
         for name, threshold in self.thresholds.items():
             if not 0 < threshold <= _LARGEST[name]:
-                raise BadInput(
+                raise ConfigurationError(
                     f"{name}: {threshold}; expected a threshold above 0 and at most {_LARGEST[name]:g}:"
                     " the distance must be able to lie below it, and to lie above"
                 )
         if rounds < 1:
-            raise BadInput(f"rounds: {rounds}; expected at least 1")
+            raise ConfigurationError(f"rounds: {rounds}; expected at least 1")
         self.rounds = rounds
 
     def find(self, series: Mapping[str, NDArray[np.float64]], turns: Sequence[int]) -> PaperRuleMatch | None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from a2a_ray.analysis.text.distances import DISTANCES
 from a2a_ray.analysis.text.paper_rule import DECIDING
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,12 +37,12 @@ def critical(series: Series, which: str, thresholds: Mapping[str, float], rounds
     series: name of a distance -> its value in each round, shape (n_rounds,), NaN where undefined (a round where nothing
         is defined is never below).
     which: a distance, or ALL: then in units of `thresholds`, so that 1 stands for these very values.
-    rounds: how many in a row. Raises BadInput for fewer than 1, or an unknown name.
+    rounds: how many in a row. Raises ConfigurationError for fewer than 1, or an unknown name.
     """
     if rounds < 1:
-        raise BadInput(f"rounds: {rounds}; expected at least 1")
+        raise ConfigurationError(f"rounds: {rounds}; expected at least 1")
     if which not in (*DISTANCES, ALL):
-        raise BadInput(f"which: {which!r}; expected one of {', '.join((*DISTANCES, ALL))}")
+        raise ConfigurationError(f"which: {which!r}; expected one of {', '.join((*DISTANCES, ALL))}")
     if which == ALL:
         values = np.stack([np.asarray(series[name], np.float64) / thresholds[name] for name in DECIDING])
     else:
@@ -78,15 +78,16 @@ class Curve:
 def curve(which: str, criticals: Sequence[float], looped: Sequence[bool]) -> Curve:
     """ROC and precision-recall of one rule. criticals: of each talk, shape (n,); looped: its label.
 
-    Raises BadInput where labels and talks differ in number, or all labels are equal: no curve without both kinds.
+    Raises ConfigurationError where labels and talks differ in number, or all labels are equal: no curve without both
+    kinds.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     at, truth = np.asarray(criticals, np.float64), np.asarray(looped, bool)
     if at.shape != truth.shape:
-        raise BadInput(f"labels: {len(truth)} for {len(at)} talks; expected one each")
+        raise ConfigurationError(f"labels: {len(truth)} for {len(at)} talks; expected one each")
     if truth.all() or not truth.any():
-        raise BadInput(f"labels: all {len(truth)} are {bool(len(truth) and truth[0])}; expected both kinds")
+        raise ConfigurationError(f"labels: all {len(truth)} are {bool(len(truth) and truth[0])}; expected both kinds")
     finite = np.unique(at[np.isfinite(at)])
     thresholds = np.append(finite, (finite[-1] if len(finite) else 0.0) + 1e-9)  # alarm where critical < threshold
     alarm = at[None, :] < thresholds[:, None]

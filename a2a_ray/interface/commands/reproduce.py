@@ -30,7 +30,7 @@ def _group() -> None:
 @app.command()
 def misaligned(
     dim: Annotated[
-        int, typer.Option("--d", metavar="D", help="Dimensions, 2 to 50; trained weights: 2, 5, 10, 20.")
+        int, typer.Option("--dim", metavar="D", help="Dimensions, 2 to 50; trained weights: 2, 5, 10, 20.")
     ] = 10,
     pairs: Annotated[int, typer.Option(metavar="N", help="Random pairs of agents.")] = 200,
     rounds: Annotated[
@@ -60,7 +60,7 @@ def misaligned(
 
     \b
     a2a-ray reproduce misaligned                          into the folder misaligned
-    a2a-ray reproduce misaligned --d 5 --pairs 50 -o d5   smaller
+    a2a-ray reproduce misaligned --dim 5 --pairs 50 -o d5   smaller
     a2a-ray reproduce misaligned --only adversary --json  one experiment
 
     \b
@@ -70,7 +70,7 @@ def misaligned(
     """
     from a2a_ray.interface.console import INTERRUPTED
     from a2a_ray.reproduce.misaligned.experiment_result import ExperimentResult
-    from a2a_ray.reproduce.misaligned.misaligned_study import chosen, prepare, run_experiment, write_results
+    from a2a_ray.reproduce.misaligned.misaligned_study import chosen, prepare, run_study_experiment, write_results
     from a2a_ray.reproduce.misaligned.study_settings import Settings
     from a2a_ray.runtime.progress import print_status
 
@@ -84,7 +84,7 @@ def misaligned(
     try:
         for name in names:
             with _told(name, len(found) + 1, len(names)):
-                found[name] = run_experiment(name, settings)
+                found[name] = run_study_experiment(name, settings)
     except KeyboardInterrupt:
         stopped = name
     if found:
@@ -178,7 +178,7 @@ def _told(name: str, number: int, total: int) -> Iterator[None]:
 def _command(settings: Settings, only: str | None) -> str:
     """What to type to do it again."""
     options = {
-        "--d": settings.dim,
+        "--dim": settings.dim,
         "--pairs": settings.pairs,
         "--rounds": settings.rounds,
         "--condition": f"{settings.condition:.15g}",

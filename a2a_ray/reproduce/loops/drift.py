@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 
 from a2a_ray.report.figures import mean_distances, trajectory
+from a2a_ray.report.page_parts import Panel, Section
 from a2a_ray.report.plotly_traces import axis, line_trace, make_figure
 from a2a_ray.report.report_data import ConversationItem
 from a2a_ray.report.report_source import trajectory_points
 from a2a_ray.report.results import Results
-from a2a_ray.report.study_page import Panel, Section
 from a2a_ray.reproduce.loops.factors import PUBLISHED_TOKENS
 from a2a_ray.reproduce.loops.looping_rates import Cell, by_tokens
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement, product
 from typing import Any, TypeVar
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.experiment.spec import Experiment
 
 PUBLISHED_TOKENS, PUBLISHED_TEMPERATURE = 50, 0.7
@@ -37,13 +37,13 @@ Number = TypeVar("Number", int, float)
 
 
 def numbers_of(what: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
-    """The numbers of a list such as "25,100". Raises BadInput."""
+    """The numbers of a list such as "25,100". Raises ConfigurationError."""
     try:
         found = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
         found = []
     if not found or not all(math.isfinite(n) for n in found):
-        raise BadInput(
+        raise ConfigurationError(
             f"{what}: {text!r}; expected {'whole numbers' if kind is int else 'numbers'} with commas between them"
         )
     return found
@@ -53,10 +53,10 @@ def settings(models: Sequence[str], tokens: Sequence[int], temperatures: Sequenc
     """The cells of a study, each once; the first pair of two different models is the main one.
 
     Temperature x what is shown, in full, at the published number of tokens; every number of tokens, and every pair of
-    models, at two settings: the published one and its opposite (coldest, most shown). Raises BadInput.
+    models, at two settings: the published one and its opposite (coldest, most shown). Raises ConfigurationError.
     """
     if not models:
-        raise BadInput("models: none given; expected at least one")
+        raise ConfigurationError("models: none given; expected at least one")
     main = (models[0], models[1] if len(models) > 1 else models[0])
     published = (PUBLISHED_TEMPERATURE, "last")
     opposite = (min(temperatures), "400 characters")
@@ -73,19 +73,19 @@ def settings(models: Sequence[str], tokens: Sequence[int], temperatures: Sequenc
 
 
 def experiment(cells: Sequence[Setting], openings: int, rounds: int, seed: int) -> Experiment:
-    """The cells as one specification. Raises BadInput."""
+    """The cells as one specification. Raises ConfigurationError."""
     return Experiment.parse(
         {
             "name": "loops",
             "seed": seed,
             "openings": {"first": openings},
-            "rounds": rounds,
+            "max_rounds": rounds,
             "agents": _agents(cells[0]),
             "sweep": [
                 {
                     "label": cell.label,
                     "agents": _agents(cell),
-                    "protocol": {"kind": "alternating", "show": SHOWN[cell.shown]},
+                    "protocol": {"kind": "alternating", "context": SHOWN[cell.shown]},
                 }
                 for cell in cells
             ],

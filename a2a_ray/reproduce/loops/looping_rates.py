@@ -15,7 +15,7 @@ PUBLISHED_RATE = (35, 50)
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class LoopingRate:
     """Talks of one cell that looped, by one rule; `low` and `high` are Wilson's 95 % interval of the share."""
 
     looped: int
@@ -45,8 +45,8 @@ class Cell:
     """
 
     setting: Setting
-    detector: Rate
-    published: Rate
+    detector: LoopingRate
+    published: LoopingRate
     onset: float | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def cell(setting: Setting, detector: Sequence[Finding], paper: Sequence[Finding]
     onsets = [f.onset_turn for f in detector if f.looped and f.onset_turn is not None]
     return Cell(
         setting,
-        Rate(sum(f.looped for f in detector), len(detector)),
-        Rate(sum(f.looped for f in paper), len(paper)),
+        LoopingRate(sum(f.looped for f in detector), len(detector)),
+        LoopingRate(sum(f.looped for f in paper), len(paper)),
         float(median(onsets)) if onsets else None,
     )
 

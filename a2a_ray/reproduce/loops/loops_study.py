@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from a2a_ray.analysis.analyze import AnalysisSettings
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.transcript import DONE, Transcript
-from a2a_ray.report.report_data import BigNumber, ConversationItem
+from a2a_ray.report.page_parts import BigNumber, Section
+from a2a_ray.report.report_data import ConversationItem
 from a2a_ray.report.report_source import report_items
 from a2a_ray.report.results import analyze_opened, analyze_transcripts
-from a2a_ray.report.study_page import Section, Study, write_study
+from a2a_ray.report.study_page import Study, write_study
 from a2a_ray.reproduce.loops.drift import course_sections
 from a2a_ray.reproduce.loops.factors import PUBLISHED_TOKENS, Setting, experiment, settings
-from a2a_ray.reproduce.loops.looping_rates import PUBLISHED_RATE, Cell, Rate, by_tokens, cell
+from a2a_ray.reproduce.loops.looping_rates import PUBLISHED_RATE, Cell, LoopingRate, by_tokens, cell
 from a2a_ray.reproduce.loops.rate_sections import in_words, rate_sections
 from a2a_ray.reproduce.loops.rule_thresholds import grid_section, series_of, threshold_sections, write_sweep
 from a2a_ray.runtime.progress import print_status
-from a2a_ray.runtime.run_experiment import run_many
+from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.store.run import Run
 from a2a_ray.transcripts.jsonl import read_jsonl
 
@@ -42,7 +43,7 @@ def reproduce_loops(
     """Runs every cell, writes out/report.html, results.json, sweep.csv and figures, and gives results.json's value.
 
     models: the first two are the main pair. labelled: transcripts with labels, for ROC and precision-recall curves.
-    Raises BadInput before anything is started.
+    Raises ConfigurationError before anything is started.
     """
     cells = settings(models, tokens, temperatures)
     spec = experiment(cells, openings, rounds, seed)
@@ -52,7 +53,7 @@ def reproduce_loops(
     analysis.load()  # what is missing is said before anything is started
     count, turns = spec.size()
     print_status(f"{len(cells)} settings, {count} talks, {turns:,} turns of {', '.join(dict.fromkeys(models))}...")
-    run = run_many(spec, storage=out)
+    run = run_experiment(spec, storage=out)
     print_status("Analyzing...")
     results = analyze_opened(run, analysis)
     items = list(report_items(results, lambda t: t.status == DONE))
@@ -76,7 +77,7 @@ def reproduce_loops(
 def read_labelled(path: Path) -> tuple[list[Transcript], list[bool]]:
     """Transcripts with labels: `loop: true`, or `labels: {reader: {loop: true}}` where all readers agree.
 
-    Those on which readers disagree are left out. Raises BadInput where no talk has a label.
+    Those on which readers disagree are left out. Raises ConfigurationError where no talk has a label.
     """
     talks, problems = read_jsonl(path)
     for problem in problems:
@@ -90,7 +91,7 @@ def read_labelled(path: Path) -> tuple[list[Transcript], list[bool]]:
             chosen.append(talk)
             looped.append(said.pop())
     if not chosen:
-        raise BadInput(
+        raise ConfigurationError(
             f'{path}: no talk has a label; expected "loop": true, or "labels": {{"reader": {{"loop": true}}}}'
         )
     return chosen, looped
@@ -116,7 +117,7 @@ def _written(out: Path, run: Run, cells: Sequence[Cell], sections: Sequence[Sect
     hits, of = PUBLISHED_RATE
     headline = [
         f"In the published setting (last output shown, temperature 0.7, 50 tokens) {in_words(published.detector)} of"
-        f" the talks loop; the publication reports {hits} of {of}, {in_words(Rate(hits, of))}.",
+        f" the talks loop; the publication reports {hits} of {of}, {in_words(LoopingRate(hits, of))}.",
         f"Shown the last 400 characters, at temperature {opposite.setting.temperature:g},"
         f" {in_words(opposite.detector)} do.",
     ]

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from a2a_ray.report.page_parts import Panel, Section, Table
 from a2a_ray.report.plotly_traces import Trace, axis, label, make_figure, number
-from a2a_ray.report.report_data import Table
-from a2a_ray.report.study_page import Panel, Section
-from a2a_ray.reproduce.loops.looping_rates import Cell, Rate, by_pair, by_tokens, grid
+from a2a_ray.reproduce.loops.looping_rates import Cell, LoopingRate, by_pair, by_tokens, grid
 
 SHARE = axis("share of talks that loop", range=[-0.04, 1.04], tickformat=".0%")
 
@@ -137,7 +136,7 @@ def _table(cells: Sequence[Cell]) -> Table:
     return Table("", columns, rows)
 
 
-def in_words(rate: Rate) -> str:
+def in_words(rate: LoopingRate) -> str:
     """A rate and its interval, e.g. "83% (55% to 95%)"."""
     low, high = rate.interval
     return f"{rate.share:.0%} ({low:.0%} to {high:.0%})"

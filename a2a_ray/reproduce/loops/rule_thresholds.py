@@ -13,9 +13,8 @@ from a2a_ray.analysis.text.distances import DISTANCES
 from a2a_ray.analysis.text.paper_rule import DECIDING, PaperLoopRule
 from a2a_ray.analysis.text.threshold_sensitivity import ALL, Curve, critical, curve, sweep
 from a2a_ray.core.findings import Finding
+from a2a_ray.report.page_parts import Cell, Panel, Section, Table
 from a2a_ray.report.plotly_traces import Trace, axis, line_trace, make_figure
-from a2a_ray.report.report_data import Cell, Table
-from a2a_ray.report.study_page import Panel, Section
 
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """Of our thresholds: the grid on which all of them are swept together."""

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from a2a_ray.report.page_parts import Panel, Section, Table
 from a2a_ray.report.plotly_traces import Figure, axis, make_figure
-from a2a_ray.report.report_data import Table
-from a2a_ray.report.study_page import Panel, Section
 from a2a_ray.reproduce.misaligned.experiment_result import GAP, colour, colour_name, line, several
 from a2a_ray.reproduce.misaligned.lsa_pairs import SHOWN_ANGLE, Array
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from a2a_ray.report.page_parts import Panel, Section, Table
 from a2a_ray.report.plotly_traces import Figure, axis, make_figure
-from a2a_ray.report.report_data import Table
-from a2a_ray.report.study_page import Panel, Section
 from a2a_ray.reproduce.misaligned.defended_agent import PROBE_EVERY
 from a2a_ray.reproduce.misaligned.experiment_result import GAP, colour, colour_name, dots, line, several
 from a2a_ray.reproduce.misaligned.lsa_pairs import SHOWN_ANGLE, Array

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from a2a_ray.analysis.dynamics.pair_population import simulate
+from a2a_ray.analysis.dynamics.pair_population import simulate_pairs
 from a2a_ray.analysis.dynamics.rounds import half_life
+from a2a_ray.report.page_parts import Panel, Section, Table
 from a2a_ray.report.plotly_traces import Figure, Trace, axis, make_figure
-from a2a_ray.report.report_data import Table
-from a2a_ray.report.study_page import Panel, Section
 from a2a_ray.reproduce.misaligned.experiment_result import ExperimentResult, colour, colour_name, dots, line, several
 from a2a_ray.reproduce.misaligned.lsa_pairs import (
     SHOWN_ANGLE,
@@ -81,7 +80,7 @@ def run(settings: Settings) -> ExperimentResult:
 def _curves(settings: Settings, angle: float, count: int, rounds: Array) -> Curves:
     drawn = population(settings, angle, pairs=count)
     w, u = sides(drawn)
-    states = simulate(drawn, int(rounds[-1]), every=1)
+    states = simulate_pairs(drawn, int(rounds[-1]), every=1)
     measured = {"analytic": np.stack([states.residual_w.numpy(), states.residual_u.numpy()])[:, :, rounds - 1]}
     if settings.has_trained:
         measured["trained"] = _trained(w, u, int(rounds[-1]))[:, :, rounds - 1]
@@ -116,7 +115,7 @@ def _half_lives(settings: Settings, count: int, radii: Array) -> dict[str, dict[
     """
     drawn, rounds = population(settings, pairs=count), settings.rounds_for(float(radii.max()), WINDOW[1])
     settled = predicted(*sides(drawn)).residual_w[:, None]
-    away = norms(simulate(drawn, rounds, every=1).residual_w.numpy() - settled)
+    away = norms(simulate_pairs(drawn, rounds, every=1).residual_w.numpy() - settled)
     found = {}
     for name, place in (("median", count // 2), ("slowest", count - 1)):
         i = int(np.argsort(radii)[place])

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from a2a_ray.report.page_parts import Section
 from a2a_ray.report.plotly_traces import Trace, line_trace, numbers
-from a2a_ray.report.study_page import Section
 
 GAP = "share of the gap"
 """The unit of nearly every table and figure: distances relative to |u* - w*|."""

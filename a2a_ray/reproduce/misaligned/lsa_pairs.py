@@ -13,7 +13,7 @@ import numpy as np
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.agents.lsa.lsa_module import LSAModule, descend
 from a2a_ray.analysis.dynamics.pair_geometry import DrawnPairs
-from a2a_ray.analysis.dynamics.pair_population import Population
+from a2a_ray.analysis.dynamics.pair_population import PairPopulation
 from a2a_ray.analysis.dynamics.two_agents import two_agent_equilibrium
 from a2a_ray.reproduce.misaligned.study_settings import Settings
 
@@ -92,7 +92,7 @@ def prompted(prompts: Sequence[Array], objectives: Array, step_size: float) -> S
     return Side(examples, covariances, objectives, step_size)
 
 
-def population(settings: Settings, angle: float = SHOWN_ANGLE, twin: bool = False, **source: Any) -> Population:
+def population(settings: Settings, angle: float = SHOWN_ANGLE, twin: bool = False, **source: Any) -> PairPopulation:
     """Pairs at an angle, or their twins, whose objectives are rotated by 90 degrees in their plane.
 
     source: further settings of DrawnPairs, in place of ours.
@@ -102,16 +102,16 @@ def population(settings: Settings, angle: float = SHOWN_ANGLE, twin: bool = Fals
     if "eigenvalues" not in source:
         drawn.setdefault("condition", settings.condition)
     pairs = DrawnPairs(dim=settings.dim, angles=(turned, angle + turned), **drawn)
-    return Population(pairs, settings.step_size, settings.step_size, dtype="float64")
+    return PairPopulation(pairs, settings.step_size, settings.step_size, dtype="float64")
 
 
-def pair_agents(drawn: Population, i: int, **more: Any) -> tuple[LSAAgent, LSAAgent]:
+def pair_agents(drawn: PairPopulation, i: int, **more: Any) -> tuple[LSAAgent, LSAAgent]:
     """W and U of pair i as agents for a conversation; more: further settings of LSAAgent for both."""
     w, u = drawn.settings(i)
     return LSAAgent("w", **{**w, **more}), LSAAgent("u", **{**u, **more})
 
 
-def sides(drawn: Population) -> tuple[Side, Side]:
+def sides(drawn: PairPopulation) -> tuple[Side, Side]:
     """W and U of all pairs, each with d examples along the axes of its covariance."""
     taken = drawn.source.take(0, drawn.pairs)
     w = _side(taken.covariance_w, taken.objective_w, drawn.step_w)

@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from a2a_ray.core.errors import BadInput, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.report.page import write_page
-from a2a_ray.report.report_data import BigNumber
+from a2a_ray.report.page_parts import BigNumber
 from a2a_ray.report.study_page import Study, write_study
 from a2a_ray.reproduce.misaligned.experiment_result import ExperimentResult
 from a2a_ray.reproduce.misaligned.study_settings import Settings
@@ -60,24 +60,24 @@ SUMMARY = (
 
 
 def chosen(only: str | None) -> list[str]:
-    """The experiments to run. Raises BadInput for a name that is none."""
+    """The experiments to run. Raises ConfigurationError for a name that is none."""
     if only is not None and only not in EXPERIMENTS:
-        raise BadInput("--only: " + unknown("experiment", only, EXPERIMENTS))
+        raise ConfigurationError("--only: " + unknown("experiment", only, EXPERIMENTS))
     return [only] if only else list(EXPERIMENTS)
 
 
-def run_experiment(name: str, settings: Settings) -> ExperimentResult:
+def run_study_experiment(name: str, settings: Settings) -> ExperimentResult:
     """One of them."""
     run: Callable[[Settings], ExperimentResult] = import_module(f"a2a_ray.reproduce.misaligned.{MODULES[name]}").run
     return run(settings)
 
 
 def prepare(folder: Path) -> None:
-    """Before any work: makes the folder. Raises BadInput where that cannot be."""
+    """Before any work: makes the folder. Raises ConfigurationError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"{folder}: {error.strerror or error}; choose another folder with -o") from None
+        raise ConfigurationError(f"{folder}: {error.strerror or error}; choose another folder with -o") from None
 
 
 def write_results(

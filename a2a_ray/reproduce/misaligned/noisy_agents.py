@@ -11,12 +11,11 @@ import numpy as np
 
 from a2a_ray.analysis.dynamics.affine import agents_of
 from a2a_ray.analysis.dynamics.pair_geometry import GivenPairs
-from a2a_ray.analysis.dynamics.pair_population import Population, simulate
+from a2a_ray.analysis.dynamics.pair_population import PairPopulation, simulate_pairs
 from a2a_ray.analysis.dynamics.stationary import stationary
 from a2a_ray.analysis.equilibria.assessment import EquilibriumFinding, assess_equilibrium
+from a2a_ray.report.page_parts import Panel, Section, Table
 from a2a_ray.report.plotly_traces import Figure, axis, make_figure
-from a2a_ray.report.report_data import Table
-from a2a_ray.report.study_page import Panel, Section
 from a2a_ray.reproduce.misaligned.attackers import white_box
 from a2a_ray.reproduce.misaligned.experiment_result import ExperimentResult, dots, line, several
 from a2a_ray.reproduce.misaligned.lsa_pairs import (
@@ -72,7 +71,7 @@ def _spread(settings: Settings) -> list[dict[str, Any]]:
     rounds = settings.rounds_for(theory.equilibrium.spectral_radius, LEFT)
     objectives = [np.tile(a.objective, (TALKS, 1)) for a in pair]
     source = GivenPairs(pair[0].covariance, pair[1].covariance, *objectives)
-    states = simulate(_noisy(settings, source, NOISE_W, NOISE_U), rounds)
+    states = simulate_pairs(_noisy(settings, source, NOISE_W, NOISE_U), rounds)
     readings = []
     for name, residual, expected in zip("WU", (states.residual_w, states.residual_u), theory.covariances, strict=True):
         measured = np.cov(residual[:, -1].numpy(), rowvar=False)
@@ -92,9 +91,11 @@ def _spread(settings: Settings) -> list[dict[str, Any]]:
     return readings
 
 
-def _noisy(settings: Settings, source: GivenPairs, noise_w: float, noise_u: float) -> Population:
+def _noisy(settings: Settings, source: GivenPairs, noise_w: float, noise_u: float) -> PairPopulation:
     step = settings.step_size
-    return Population(source, step, step, noise_w=noise_w, noise_u=noise_u, noise_seed=settings.seed, dtype="float64")
+    return PairPopulation(
+        source, step, step, noise_w=noise_w, noise_u=noise_u, noise_seed=settings.seed, dtype="float64"
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _talks(settings: Settings, case: str) -> list[Talk]:
     expected = predicted(w, u)
     rounds = settings.rounds or min(MOST, max(FEWEST, math.ceil(TIME_CONSTANTS / (1 - expected.radius))))
     source = GivenPairs(w.covariances, u.covariances, w.objectives, u.objectives)
-    states = simulate(_noisy(settings, source, VERDICT_NOISE, VERDICT_NOISE), rounds, every=1)
+    states = simulate_pairs(_noisy(settings, source, VERDICT_NOISE, VERDICT_NOISE), rounds, every=1)
     residuals = {"w": states.residual_w.numpy(), "u": states.residual_u.numpy()}
     settled = {"w": expected.residual_w, "u": expected.residual_u}
     talks = []

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from a2a_ray.analysis.dynamics.pair_population import simulate
+from a2a_ray.analysis.dynamics.pair_population import simulate_pairs
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.reproduce.misaligned.experiment_result import ExperimentResult
 from a2a_ray.reproduce.misaligned.lsa_pairs import (
@@ -114,7 +114,7 @@ def predicted_residuals(w: Side, u: Side, degrees: Array = DEGREES) -> Array:
 
 def _analytic(settings: Settings, rounds: int) -> Array:
     """Agents with analytic weights, as tensors."""
-    found = [[simulate(population(settings, a, twin), rounds) for a in ANGLES] for twin in (False, True)]
+    found = [[simulate_pairs(population(settings, a, twin), rounds) for a in ANGLES] for twin in (False, True)]
     return np.array([[(s.residual_w[:, -1].numpy(), s.residual_u[:, -1].numpy()) for s in row] for row in found])
 
 
@@ -148,7 +148,7 @@ def _talks(settings: Settings, weights: str, rounds: int, measured: Array) -> fl
         drawn = population(settings, angle)
         for i in range(min(TALKS, settings.pairs)):
             w, u = pair_agents(drawn, i, weights=weights)
-            said = Conversation([w, u], opening=np.zeros(settings.dim), rounds=rounds).run().messages[-2:]
+            said = Conversation([w, u], opening=np.zeros(settings.dim), max_rounds=rounds).run().messages[-2:]
             ended = np.stack([np.asarray(m.content) - a.objective for m, a in zip(said, (w, u), strict=True)])
             apart.append(norms(ended - measured[0, ANGLES.index(angle), :, i]).max() / gap(angle))
     return float(max(apart))

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from a2a_ray.report.page_parts import Panel, Section, Table
 from a2a_ray.report.plotly_traces import Trace, axis, band_trace, make_figure
-from a2a_ray.report.report_data import Table
-from a2a_ray.report.study_page import Panel, Section
 from a2a_ray.reproduce.misaligned.experiment_result import dots, line, several
 from a2a_ray.reproduce.misaligned.lsa_pairs import Array, norms
 from a2a_ray.reproduce.misaligned.study_settings import Settings

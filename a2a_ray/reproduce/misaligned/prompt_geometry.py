@@ -8,12 +8,11 @@ import numpy as np
 
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.analysis.dynamics.affine import agents_of
-from a2a_ray.analysis.dynamics.pair_population import Population, simulate
+from a2a_ray.analysis.dynamics.pair_population import PairPopulation, simulate_pairs
 from a2a_ray.analysis.dynamics.rounds import alternating, half_life
 from a2a_ray.core.conversation import Conversation
+from a2a_ray.report.page_parts import Panel, Section, Table
 from a2a_ray.report.plotly_traces import Figure, axis, make_figure
-from a2a_ray.report.report_data import Table
-from a2a_ray.report.study_page import Panel, Section
 from a2a_ray.reproduce.misaligned.experiment_result import (
     GAP,
     ExperimentResult,
@@ -41,7 +40,7 @@ def run(settings: Settings) -> ExperimentResult:
     return ExperimentResult(_section(settings, cells, null), _outcome(cells, null), values)
 
 
-def _drawn(settings: Settings, kind: str, condition: float) -> Population:
+def _drawn(settings: Settings, kind: str, condition: float) -> PairPopulation:
     if kind == "own eigenvectors":
         return population(settings, condition=condition)
     if kind == "shared eigenvectors":
@@ -58,7 +57,7 @@ def _cell(settings: Settings, kind: str, condition: float) -> dict[str, Any]:
     drawn = _drawn(settings, kind, condition)
     w, u = sides(drawn)
     settled, gap = predicted(w, u), gaps(w, u)[:, None]
-    states = simulate(drawn, settings.rounds_for(settled.radius, LEFT))
+    states = simulate_pairs(drawn, settings.rounds_for(settled.radius, LEFT))
     measured = np.stack([states.residual_w[:, -1].numpy(), states.residual_u[:, -1].numpy()]) / gap
     expected = np.stack([settled.residual_w, settled.residual_u]) / gap
     return {
@@ -85,7 +84,7 @@ def _null_space(settings: Settings) -> list[dict[str, float]]:
         opening = part * direction
         theory = alternating(agents_of([w, u]), start=opening)
         rounds = settings.rounds_for(theory.spectral_radius, LEFT)
-        said = Conversation([w, u], opening=opening, rounds=rounds).run().messages[-2]
+        said = Conversation([w, u], opening=opening, max_rounds=rounds).run().messages[-2]
         measured = np.asarray(said.content) - w.objective
         rows.append(
             {

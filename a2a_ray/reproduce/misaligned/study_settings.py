@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from a2a_ray.core.errors import BadInput
+from a2a_ray.core.errors import ConfigurationError
 
 MOST_DIMENSIONS = 50
 """The theory of random orders goes so far (analysis/dynamics/random_order.py)."""
@@ -20,7 +20,7 @@ class Settings:
     """What the command line sets.
 
     dim: d. pairs: how many. rounds: None for as many as their rates ask for. condition: of both geometries, whose
-    largest eigenvalue is 1. step_size: eta of both agents, below 2. Raises BadInput.
+    largest eigenvalue is 1. step_size: eta of both agents, below 2. Raises ConfigurationError.
     """
 
     dim: int = 10
@@ -32,26 +32,26 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 2 <= self.dim <= MOST_DIMENSIONS:
-            raise BadInput(
+            raise ConfigurationError(
                 f"--d: {self.dim}; expected a whole number from 2 (an angle needs a plane) to {MOST_DIMENSIONS}"
             )
         for name, value, least in (("--pairs", self.pairs, 1), ("--seed", self.seed, 0)):
             if value < least:
-                raise BadInput(f"{name}: {value}; expected a whole number of at least {least}")
+                raise ConfigurationError(f"{name}: {value}; expected a whole number of at least {least}")
         if self.rounds is not None and not 2 <= self.rounds <= MOST_ROUNDS:
-            raise BadInput(
+            raise ConfigurationError(
                 f"--rounds: {self.rounds}; expected 2 to {MOST_ROUNDS:,}, or leave it out: the rates tell how many"
             )
         if not 1 <= self.condition < math.inf:
-            raise BadInput(f"--condition: {self.condition:g}; expected a number of at least 1")
+            raise ConfigurationError(f"--condition: {self.condition:g}; expected a number of at least 1")
         if not 0 < self.step_size < 2:
-            raise BadInput(
+            raise ConfigurationError(
                 f"--step-size: {self.step_size:g}; expected above 0 and below 2: there every step contracts (the"
                 " largest eigenvalue is 1)"
             )
         slowest = max(abs(1 - self.step_size), abs(1 - self.step_size / self.condition))  # of one agent's turn
         if self.rounds is None and (needed := rounds_until(SETTLED, slowest)) > MOST_ROUNDS:
-            raise BadInput(
+            raise ConfigurationError(
                 f"--step-size: {self.step_size:g} with --condition {self.condition:g} needs {needed:,} rounds to"
                 f" settle; expected at most {MOST_ROUNDS:,}: give a step nearer to 1, a smaller condition number, or"
                 " --rounds"
@@ -60,11 +60,11 @@ class Settings:
     @property
     def has_trained(self) -> bool:
         """Whether there are trained weights for this many dimensions."""
-        from a2a_ray.agents.lsa.lsa_agent import trained_weights
+        from a2a_ray.agents.lsa.trained_weights import trained_weights
 
         try:
             trained_weights(self.dim)
-        except BadInput:
+        except ConfigurationError:
             return False
         return True
 

@@ -16,9 +16,8 @@ from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.protocols.simultaneous import Simultaneous
+from a2a_ray.report.page_parts import Panel, Section, Table
 from a2a_ray.report.plotly_traces import Figure, axis, make_figure
-from a2a_ray.report.report_data import Table
-from a2a_ray.report.study_page import Panel, Section
 from a2a_ray.reproduce.misaligned.experiment_result import GAP, ExperimentResult, dots, several
 from a2a_ray.reproduce.misaligned.lsa_pairs import Array, norms, pair_agents, population
 from a2a_ray.reproduce.misaligned.study_settings import Settings
@@ -90,7 +89,7 @@ def _fixed(name: str, how: Fixed, settings: Settings, pairs: list[tuple[LSAAgent
         w.inner_steps = how.inner_steps
         theory = how.theory(agents_of([w, u]))
         rounds = settings.rounds_for(theory.spectral_radius, LEFT)
-        said = Conversation([w, u], how.protocol(), np.zeros(settings.dim), rounds=rounds).run().messages
+        said = Conversation([w, u], how.protocol(), np.zeros(settings.dim), max_rounds=rounds).run().messages
         last = {m.sender: np.asarray(m.content) for m in said}
         gap = np.linalg.norm(u.objective - w.objective)
         measured.append(np.stack([last[a.name] - a.objective for a in (w, u)]) / gap)

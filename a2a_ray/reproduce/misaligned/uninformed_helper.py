@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from a2a_ray.analysis.dynamics.helper_objectives import helper_error_map, probing_objective
-from a2a_ray.analysis.dynamics.pair_population import Population
-from a2a_ray.core.contracts import TurnProtocol, View
+from a2a_ray.analysis.dynamics.pair_population import PairPopulation
+from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.linear_task import pull
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.turns import TurnContext
 from a2a_ray.protocols.alternating import Alternating
-from a2a_ray.protocols.newton_helper import Helper
+from a2a_ray.protocols.newton_helper import NewtonHelper
+from a2a_ray.report.page_parts import Panel, Section, Table
 from a2a_ray.report.plotly_traces import Figure, axis, make_figure
-from a2a_ray.report.report_data import Table
-from a2a_ray.report.study_page import Panel, Section
 from a2a_ray.reproduce.misaligned.experiment_result import (
     GAP,
     ExperimentResult,
@@ -51,12 +51,12 @@ class Probes(Alternating):
         super().__init__()
         self._pull = pull_u
 
-    def view(self, transcript: Transcript, speaker: str) -> View:
-        shown = super().view(transcript, speaker)
+    def context(self, transcript: Transcript, speaker: str) -> TurnContext:
+        shown = super().context(transcript, speaker)
         if speaker == transcript.agents[0]:
             return shown
         said = np.stack([np.asarray(m.content) for m in transcript.messages])
-        return View(*shown[:3], {"objective": probing_objective(said[::2], said[1::2], self._pull)})
+        return TurnContext(*shown[:3], {"objective": probing_objective(said[::2], said[1::2], self._pull)})
 
 
 def run(settings: Settings) -> ExperimentResult:
@@ -99,18 +99,20 @@ def _talk(settings: Settings, name: str, i: int) -> tuple[Array, Array]:
     gap = float(np.linalg.norm(u.objective - w.objective))
     expected = _predicted(name, pull_w, pull_u, damping, w.objective) / gap
     rounds = settings.rounds or len(expected)
-    said = Conversation([w, u], _protocol(name, drawn, i, pull_u, damping), np.zeros(settings.dim), rounds=rounds).run()
+    said = Conversation(
+        [w, u], _protocol(name, drawn, i, pull_u, damping), np.zeros(settings.dim), max_rounds=rounds
+    ).run()
     states = np.stack([np.asarray(m.content) for m in said.messages[1::2]])
     return norms(states - w.objective) / gap, expected[:rounds]
 
 
-def _protocol(name: str, drawn: Population, i: int, pull_u: Array, damping: float) -> TurnProtocol:
+def _protocol(name: str, drawn: PairPopulation, i: int, pull_u: Array, damping: float) -> TurnProtocol:
     if name == NONE:
         return Alternating()
     if name == ESTIMATED:
         return Probes(pull_u)
     helped, helper = drawn.settings(i)
-    return Helper(helped, helper, damping)
+    return NewtonHelper(helped, helper, damping)
 
 
 def _predicted(name: str, pull_w: Array, pull_u: Array, damping: float, objective: Array) -> Array:

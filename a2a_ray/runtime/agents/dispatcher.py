@@ -18,7 +18,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from a2a_ray.core.errors import AgentError, LostCall, PlacementError
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.agents.actor import Calls, Reply
+from a2a_ray.runtime.agents.actor import ActorReply, CallBatch
 from a2a_ray.runtime.agents.replica import Asked, Lines, Replica, emptied, first_line, lines, plain_error
 from a2a_ray.store.schema import pack, unpack
 
@@ -178,9 +178,9 @@ class Dispatcher:
         forget, replica.forget = replica.forget, []
         try:
             columns = pack([asked.message for asked in batch])
-            calls = Calls(batch[0].method if batch else "step", numbers, columns, states, forget)
+            calls = CallBatch(batch[0].method if batch else "step", numbers, columns, states, forget)
             sent = cloudpickle.dumps(tuple(calls))
-            reply = Reply(*pickle.loads(await replica.handle.exchange.remote(self._caller, meant, sent)))
+            reply = ActorReply(*pickle.loads(await replica.handle.exchange.remote(self._caller, meant, sent)))
         except RayTaskError as error:
             replica.calls -= 1
             self._fail(replica.close(numbers), f"its process failed: {first_line(error.cause)}")
@@ -206,7 +206,7 @@ class Dispatcher:
                 states[number] = (self._states.get(conversation),)
         return states
 
-    def _receive(self, replica: Replica, reply: Reply, meant: str) -> None:
+    def _receive(self, replica: Replica, reply: ActorReply, meant: str) -> None:
         replica.incarnation, replica.load = reply.incarnation, reply.load
         done = [replica.open.pop(n, None) for n in reply.numbers]
         self._ask_again(replica.close(reply.again))

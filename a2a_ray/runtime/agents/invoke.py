@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from a2a_ray.core.errors import A2AError, AgentError, BadAnswer, traceback_of
+from a2a_ray.core.errors import A2AError, AgentError, InvalidResponseError, traceback_of
 from a2a_ray.core.message import Message, checked_answer
 
 log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class Asking:
                 raise answers
             answers = list(answers)
             if len(answers) != len(questions):
-                raise BadAnswer(f"{len(answers)} answers to {len(questions)} messages")
+                raise InvalidResponseError(f"{len(answers)} answers to {len(questions)} messages")
         except (Exception, SystemExit, asyncio.CancelledError) as error:
             log.warning("agent %r: its step_batch failed, so it is asked one by one: %r", self.agent.name, error)
             return False
@@ -189,7 +189,9 @@ class Asking:
         except Exception as error:
             if method == "bid":
                 name = self.agent.name
-                return BadAnswer(f"agent {name!r} bid {answer!r} at turn {message.turn}; expected a finite number")
+                return InvalidResponseError(
+                    f"agent {name!r} bid {answer!r} at turn {message.turn}; expected a finite number"
+                )
             return self.failure(message, error)
 
     def _late(self, message: Message) -> AgentError:

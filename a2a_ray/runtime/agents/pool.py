@@ -10,7 +10,7 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
 
-from a2a_ray.core.errors import A2AError, AgentError, BadInput, PlacementError
+from a2a_ray.core.errors import A2AError, AgentError, ConfigurationError, PlacementError
 from a2a_ray.runtime.agents.actor import AgentHost
 from a2a_ray.runtime.agents.remote_agent import RemoteAgent as RemoteAgent
 from a2a_ray.runtime.cluster import EndedAtStart, await_placed, connect
@@ -25,9 +25,9 @@ class Pool:
     """The replicas of one agent: started at once, `facts` waits for them.
 
     factory: makes the agent, in each replica. num_cpus, num_gpus: that each replica asks for.
-    scheduling_strategy, runtime_env: as Ray takes them. timeout, max_hung_steps, paid: see `Asking`. restore: whether a
+    scheduling_strategy, runtime_env: as Ray takes them. timeout, max_hung_steps, paid: see `Asking`. recover: whether a
     replica that dies is started again.
-    Raises BadInput where the factory cannot be sent to another process; for all else see `facts`.
+    Raises ConfigurationError where the factory cannot be sent to another process; for all else see `facts`.
     """
 
     def __init__(
@@ -43,21 +43,21 @@ class Pool:
         timeout: float | None = None,
         max_hung_steps: int = 3,
         paid: bool = False,
-        restore: bool = True,
+        recover: bool = True,
     ) -> None:
-        self._what, self._strategy, self._restore = what, scheduling_strategy, restore
+        self._what, self._strategy, self._recover = what, scheduling_strategy, recover
         try:
             # Pickled here, so that a node on which it cannot be loaded can say so; and with the actor's other arguments
             # it stays available for a restart.
             pickled = cloudpickle.dumps(factory)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise BadInput(
+            raise ConfigurationError(
                 f"{what}: what makes it cannot be sent to another process: {reason}; give a function or class of a"
                 " module, and open clients, locks and models in the agent's setup()"
             ) from None
         # Ray's own retry can make a paid call twice; a process that died comes back, and sets its agent up again.
-        options: dict[str, Any] = {"max_task_retries": 0, "max_restarts": -1 if restore else 0}
+        options: dict[str, Any] = {"max_task_retries": 0, "max_restarts": -1 if recover else 0}
         options |= {"num_cpus": num_cpus, "num_gpus": num_gpus}
         if scheduling_strategy is not None:
             options["scheduling_strategy"] = scheduling_strategy
@@ -71,7 +71,7 @@ class Pool:
 
     def placed(self) -> None:
         """Returns when every replica has its place. Raises PlacementError."""
-        for left in reversed(range(STARTS if self._restore else 1)):
+        for left in reversed(range(STARTS if self._recover else 1)):
             try:
                 await_placed(self._placed, [self._demand] * len(self.hosts), self._what, self._strategy)
                 return
@@ -86,7 +86,7 @@ class Pool:
 
         Raises PlacementError or AgentError.
         """
-        for left in reversed(range(STARTS if self._restore else 1)):
+        for left in reversed(range(STARTS if self._recover else 1)):
             try:
                 self.placed()
                 facts: dict[str, Any] = ray.get(self._setups)[0]
@@ -130,17 +130,17 @@ def remote(
 
     num_cpus, num_gpus: per replica. scheduling_strategy, runtime_env: as Ray takes them. max_batch_size: most messages
     in a call. timeout: seconds that a step may take; a process in which `max_hung_steps` steps hang is replaced.
-    Connects to `address`, or starts a local Ray, unless Ray runs already. Raises BadInput where the factory cannot be
-    sent to another process, PlacementError within 10 s where the replicas cannot be placed, and AgentError where the
-    agent cannot be set up.
+    Connects to `address`, or starts a local Ray, unless Ray runs already. Raises ConfigurationError where the factory
+    cannot be sent to another process, PlacementError within 10 s where the replicas cannot be placed, and AgentError
+    where the agent cannot be set up.
     """
     if replicas < 1 or max_batch_size < 1 or max_hung_steps < 1:
-        raise BadInput(
+        raise ConfigurationError(
             f"replicas: {replicas}, max_batch_size: {max_batch_size}, max_hung_steps: {max_hung_steps};"
             " expected at least 1 of each"
         )
     if timeout is not None and not 0 < timeout < float("inf"):
-        raise BadInput(f"timeout: {timeout}; expected seconds above 0, or None")
+        raise ConfigurationError(f"timeout: {timeout}; expected seconds above 0, or None")
     connect(address)
     where = (replicas, num_cpus, num_gpus, scheduling_strategy, runtime_env)
     pool = Pool("the remote agent", agent_factory, *where, timeout=timeout, max_hung_steps=max_hung_steps)
@@ -162,5 +162,5 @@ class Factory:
 
         try:
             return agents.build(self._settings, "agent")
-        except BadInput as error:
+        except ConfigurationError as error:
             raise PlacementError(f"on a node: {error}; is the same code installed on every node?") from None

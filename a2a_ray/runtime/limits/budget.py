@@ -101,7 +101,7 @@ class Report(NamedTuple):
     finishing: bool = False
 
 
-class Reply(NamedTuple):
+class BudgetReply(NamedTuple):
     """granted: calls by endpoint, the waiting ones first. pause: seconds until the next exchange. over: see Budget."""
 
     granted: dict[str, int]
@@ -231,7 +231,7 @@ class Budget:
             total = total.plus(each)
         return total
 
-    def exchange(self, worker: str, spent: Spent, reports: Mapping[str, Report]) -> Reply:
+    def exchange(self, worker: str, spent: Spent, reports: Mapping[str, Report]) -> BudgetReply:
         """Takes a worker's reports and grants what it may begin. spent: by the worker, since it began."""
         now = self._clock()
         self._bury(now)
@@ -244,7 +244,7 @@ class Budget:
         granted = {}
         if now >= self._open:
             granted = {name: self._grant(worker, name, report, now) for name, report in reports.items()}
-        return Reply({k: v for k, v in granted.items() if v}, PAUSE_SECONDS * len(self._seen), self.over)
+        return BudgetReply({k: v for k, v in granted.items() if v}, PAUSE_SECONDS * len(self._seen), self.over)
 
     def sentence(self) -> str:
         """What is spent, for people; empty while the budget is not."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import islice, repeat
 from typing import NamedTuple
 
-from a2a_ray.runtime.limits.budget import Budget, Limits, Need, Reply, Report, Spent, Totals
+from a2a_ray.runtime.limits.budget import Budget, BudgetReply, Limits, Need, Report, Spent, Totals
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class BudgetKeeper:
         again = ray.get_runtime_context().was_current_actor_reconstructed
         self._budget = Budget(limits, totals, spent, fresh=not again)
 
-    async def exchange(self, worker: str, spent: Spent, reports: Mapping[str, Report]) -> Reply:
+    async def exchange(self, worker: str, spent: Spent, reports: Mapping[str, Report]) -> BudgetReply:
         """See `Budget.exchange`."""
         return self._budget.exchange(worker, spent, reports)
 
@@ -132,7 +132,7 @@ class Gate:
     def __init__(
         self,
         worker: str,
-        ask: Callable[[str, Spent, Mapping[str, Report]], Awaitable[Reply]],
+        ask: Callable[[str, Spent, Mapping[str, Report]], Awaitable[BudgetReply]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._worker, self._ask, self._clock = worker, ask, clock

@@ -49,7 +49,7 @@ class Calling(NamedTuple):
     otel: Mapping[str, str] = EMPTY
 
 
-class Calls:
+class MeteredCalls:
     """The calls of one worker. recording: where the ledger goes."""
 
     def __init__(self, calling: Calling, recording: Any) -> None:

@@ -15,7 +15,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from a2a_ray.core.errors import MissingExtra
+from a2a_ray.core.errors import MissingDependencyError
 from a2a_ray.core.message import Message
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 
 def settings() -> dict[str, str]:
-    """The OTEL_* variables of this process, if they ask for spans; else nothing. Raises MissingExtra."""
+    """The OTEL_* variables of this process, if they ask for spans; else nothing. Raises MissingDependencyError."""
     otel = {key: value for key, value in os.environ.items() if key.startswith("OTEL_")}
     if any(otel.get(key) for key in ENDPOINTS):
         otel.setdefault(EXPORTER, "otlp")
@@ -59,14 +59,14 @@ def tracing(run: str, otel: Mapping[str, str]) -> Tracing | None:
 
 
 def _exporter(otel: Mapping[str, str]) -> Any:
-    """The class of the exporter that the variables name. Raises MissingExtra."""
+    """The class of the exporter that the variables name. Raises MissingDependencyError."""
     name = otel[EXPORTER]
     if name == "otlp":
         protocol = next((otel[key] for key in PROTOCOLS if otel.get(key)), "http/protobuf")
         name = "otlp_proto_grpc" if protocol == "grpc" else "otlp_proto_http"
     found = list(entry_points(group="opentelemetry_traces_exporter", name=name))
     if not found:
-        raise MissingExtra(
+        raise MissingDependencyError(
             f"{EXPORTER}: {otel[EXPORTER]!r} asks for spans, and what sends them is not installed ({name}):"
             " pip install opentelemetry-sdk opentelemetry-exporter-otlp, on every node; or unset the variable"
         )
