@@ -164,7 +164,9 @@ def expected(spec: dict[str, Any]) -> dict[str, list[tuple[int, str, str, int]]]
     experiment = Experiment.parse(spec)
     out = {}
     for task in experiment.tasks():
-        talk = Conversation(agents, opening=spec["openings"][0], max_turns=spec["turns"], seed=task.seed, id=task.id)
+        talk = Conversation(
+            agents, opening=spec["openings"][0], max_turns=spec["max_turns"], seed=task.seed, id=task.id
+        )
         out[task.id] = [(m.turn, m.sender, str(m.content), m.seed) for m in talk.run().turns]
     return out
 

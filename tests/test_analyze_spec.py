@@ -39,7 +39,7 @@ def found(cell: Experiment) -> tuple[Transcript, Finding]:
     """One conversation of a cell, held without Ray, and its finding, after a way through JSON."""
     protocol = protocols.build(cell.protocol, "protocol")
     agents = [agent.build() for agent in cell.agents]
-    transcript = Conversation(agents, protocol, opening=cell.opening_contents[0], max_rounds=cell.rounds).run()
+    transcript = Conversation(agents, protocol, opening=cell.opening_contents[0], max_rounds=cell.max_rounds).run()
     (finding,) = equilibrium_analyzer(cell).findings(transcript)
     return transcript, Finding.from_dict(json.loads(json.dumps(finding.to_dict(), allow_nan=False)))
 

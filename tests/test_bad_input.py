@@ -118,7 +118,7 @@ def said(run: Run | str | Path) -> dict[str, Any]:
         ({"agents": [{**HF, "max_new_tokens": 512}]}, "max_new_tokens: 512; the context of 'tiny-llama' has 512"),
         ({"agents": [OPENAI]}, "agents.0: api_key_env: 'OPENAI_API_KEY'; this environment variable is not set"),
         ({"agents": [{**OPENAI, "base_url": "localhost:1"}]}, "base_url: 'localhost:1'; expected an address such as"),
-        ({"roundz": 3}, "unknown key 'roundz'. Did you mean 'rounds'?"),
+        ({"max_roundz": 3}, "unknown key 'max_roundz'. Did you mean 'max_rounds'?"),
         ({"max_rounds": "three"}, "max_rounds: 'three'; expected a whole number"),
         ({"max_rounds": 0}, "max_rounds: 0; expected at least 1"),
         ({"max_rounds": None, "max_turns": 0}, "max_turns: 0; expected at least 1"),
@@ -130,7 +130,7 @@ def said(run: Run | str | Path) -> dict[str, Any]:
         ({"openings": [1]}, "openings.0: 1; expected text or a list"),
         ({"openings": "defualt"}, "openings: 'defualt'; expected a list or 'default'"),
         ({"openings": {"file": "none.txt"}}, "none.txt: No such file or directory"),
-        ({"observers": ["loop"]}, "unknown detector kind 'loop'. Did you mean 'loops'?"),
+        ({"observers": ["loop"]}, "unknown observer kind 'loop'. Did you mean 'loops'?"),
         ({"termination": ["max_turn"]}, "unknown termination kind 'max_turn'. Did you mean 'max_turns'?"),
         ({"sweep": {"agents.*.prefx": ["x"]}}, "unknown key 'prefx'. Did you mean 'prefix'?"),
     ],
@@ -159,9 +159,9 @@ def test_a_wrong_specification_is_told_in_one_sentence(
         ("agents: [{name: a\n  b: ]\n", "spec.yaml, line 2, column 4: not YAML: expected ',' or '}', but got ':'"),
         ("agents:\n\t- x\n", "line 2, column 1: not YAML: found character '\\t'"),
         (b"\xff\xfe\x00", "spec.yaml: not YAML: "),
-        ("", "spec.yaml: empty; expected keys such as agents and rounds (a2a-ray init writes an example)"),
+        ("", "spec.yaml: empty; expected keys such as agents and max_rounds (a2a-ray init writes an example)"),
         ("just text\n", "str 'just text'; expected keys such as agents"),
-        ("rounds: 3\n", "key 'agents' is missing"),
+        ("max_rounds: 3\n", "key 'agents' is missing"),
     ],
 )
 def test_a_file_that_is_no_specification(
@@ -222,8 +222,8 @@ def test_a_key_in_the_specification_is_refused_and_not_repeated(
         (["report", "talks.jsonl", "-o", "none/report.html"], "there is no folder none; make it first"),
         (["report", "talks.jsonl", "-o", "folder"], "folder: is a folder"),
         (["export", "none", "-o", "none/x.jsonl"], "there is no folder none"),
-        (["new", "none/x.yaml"], "there is no folder none"),
-        (["new", "file"], "file: is there already; choose another name, or --force to overwrite it"),
+        (["init", "none/x.yaml"], "there is no folder none"),
+        (["init", "file"], "file: is there already; choose another name, or --force to overwrite it"),
     ],
 )
 def test_a_wrong_command_is_told_in_one_sentence(

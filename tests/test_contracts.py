@@ -159,7 +159,7 @@ def test_detectors(kind: str, factory: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "tried"), [(registry.agents, AGENTS), (registry.protocols, PROTOCOLS), (registry.detectors, DETECTORS)]
+    ("kinds", "tried"), [(registry.agents, AGENTS), (registry.protocols, PROTOCOLS), (registry.observers, DETECTORS)]
 )
 def test_every_built_in_part_is_tried(kinds: registry.Registry, tried: list[Any]) -> None:
     assert sorted({case[0] for case in tried}) == kinds.names()

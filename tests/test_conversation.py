@@ -265,7 +265,7 @@ class Odd:
     def update(self, *what: Any) -> Any:
         return self.value
 
-    speakers = view = check = update
+    speakers = context = check = update
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ class Odd:
         (None, {"termination": "TERMINATE"}, "termination: str 'TERMINATE' has no check"),
         (None, {"protocol": Alternating}, "protocol: the class Alternating; expected a protocol"),
         (None, {"protocol": greet}, "protocol: the function greet; .*subclass of TurnProtocol"),
-        (None, {"protocol": 5}, "protocol: int '5' has no speakers and no view"),
+        (None, {"protocol": 5}, "protocol: int '5' has no speakers and no context"),
     ],
 )
 def test_what_is_no_part_is_named_with_the_remedy(agents: Any, settings: dict[str, Any], sentence: str) -> None:

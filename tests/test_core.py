@@ -294,7 +294,7 @@ def test_a_broken_plug_in_takes_nothing_else_down(tmp_path: Path, monkeypatch: p
         registry.agents.build({"kind": "broken_part:Agent", "name": "a"}, "agent")
 
 
-@pytest.mark.parametrize("kinds", [registry.agents, registry.protocols, registry.detectors, registry.stops])
+@pytest.mark.parametrize("kinds", [registry.agents, registry.protocols, registry.observers, registry.terminations])
 def test_every_built_in_name_can_be_loaded(kinds: registry.Registry) -> None:
     assert all(callable(kinds.get(name)) for name in kinds.names())
 

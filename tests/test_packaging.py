@@ -127,7 +127,7 @@ def test_the_wheel_works_installed(wheel: zipfile.ZipFile, tmp_path: Path) -> No
     wheel.extractall(tmp_path)
     code = (
         "from a2a_ray import Conversation, EchoAgent; import a2a_ray;"
-        "print(a2a_ray.__file__, len(Conversation([EchoAgent('ann')], opening='x', turns=3).run()))"
+        "print(a2a_ray.__file__, len(Conversation([EchoAgent('ann')], opening='x', max_turns=3).run()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
@@ -246,7 +246,7 @@ def test_the_import_is_light() -> None:
 def test_the_core_needs_no_array_library() -> None:
     code = (
         "from a2a_ray import Conversation, EchoAgent, Alternating, read_jsonl; import sys;"
-        "Conversation([EchoAgent('ann'), EchoAgent('bob')], Alternating(), 'x', turns=2).run();"
+        "Conversation([EchoAgent('ann'), EchoAgent('bob')], Alternating(), 'x', max_turns=2).run();"
         f"print([m for m in {HEAVY} if m in sys.modules])"
     )
     assert run_python(code) == "[]"

@@ -474,7 +474,7 @@ def test_a_specification_gives_the_helper_the_agents_own_settings() -> None:
     agents:
       - &w {name: w, kind: lsa, dtype: float64, dim: 3, objective: {angle: 0}, geometry: {seed: 1}, step_size: 0.5}
       - &u {name: u, kind: lsa, dim: 3, objective: {angle: 90}, geometry: {condition: 4, seed: 2}, step_size: 0.3}
-    protocol: {kind: helper, helped: *w, helper: *u}
+    protocol: {kind: newton_helper, helped: *w, helper: *u}
     """)
     pair = [agent_kinds.build(a, "agents") for a in spec["agents"]]
     protocol = protocols.build(spec["protocol"], "protocol")

@@ -217,9 +217,9 @@ async def test_remote_is_itself_an_agent(ray_cluster: None) -> None:
         ({"agents": [{"name": "a", "kind": "ecko"}]}, "Did you mean 'echo'"),
         ({"agents": [{"name": "a", "kind": "echo", "prefx": "x"}]}, "Did you mean 'prefix'"),
         ({"protocol": "alternate"}, "Did you mean 'alternating'"),
-        ({"roundz": 3}, "Did you mean 'rounds'"),
+        ({"max_roundz": 3}, "Did you mean 'max_rounds'"),
         ({"openings": {"first": 51}}, "openings.first: 51; there are 50"),
-        ({"sweep": {"protocol.shw": ["last"]}}, "Did you mean 'show'"),
+        ({"sweep": {"protocol.contxt": ["last"]}}, "Did you mean 'context'"),
         ({"sweep": {"agents.carl.prefix": ["x"]}}, "unknown entry 'carl'"),
         ({"agents": [{"name": "a", "kind": "hf", "model": "/no/such/folder"}]}, "/no/such/folder"),
         (
