@@ -323,7 +323,7 @@ def test_what_was_embedded_before_ctrl_c_is_kept(
     finally:
         signal.signal(signal.SIGINT, before)
     assert (done.status, done.out) == (130, "")
-    assert done.err.startswith("Interrupted. What is done is kept")
+    assert done.err.startswith("Interrupted. Embeddings and the findings of a run are kept")
     (kept,) = cache.iterdir()
     again = load_embedder(cache=kept)
     assert again is not None

@@ -319,4 +319,4 @@ def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(ray_cluster: None, tm
     for id, turns in said(cut).items():
         assert turns[:-1] == calm[id][: len(turns) - 1]  # what is there is a beginning of the undisturbed talk
     assert said(resume_run(cut, progress=False)) == calm
-    assert json.loads((Path(name) / "manifest.json").read_text())["experiment"]["rounds"] == 10
+    assert json.loads((Path(name) / "manifest.json").read_text())["experiment"]["max_rounds"] == 10
