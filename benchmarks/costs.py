@@ -1,4 +1,4 @@
-"""Processor time that each part of a run takes on this machine, one JSON object; docs/scaling.md reckons with it.
+"""Print the processor time of each part of a run as one JSON object; docs/method/scaling.md uses it.
 
 worker_us, recorder_us: per turn of light echo agents in two workers. driver_us: per conversation of 25 turns.
 asking_us, host_us: per turn of a heavy echo agent (one replica, at most 250 in a call), in the worker (its own turn

@@ -8,7 +8,7 @@ lies on the judged axis, the first coordinate.
 
 Cells are dimension x band of rates x rounds, with the same number of trajectories in each; "pooled" weighs the bands
 by their share of rates from .1 to .95. Two agents of a pair are two trajectories. In the design of the method only
-seeds below 1000 were used; the table in docs/inference.md is of a seed that was run once.
+seeds below 1000 were used; the table in docs/method/equilibrium_inference.md is of a seed that was run once.
 
     .venv/bin/python benchmarks/inference.py                     # 1 000 trajectories a cell
     .venv/bin/python benchmarks/inference.py --quick             # 20 a cell

@@ -1,4 +1,4 @@
-"""Fit the loop detector's defaults on normal talks, and write the table of docs/calibration.md.
+"""Fit the loop detector's defaults on normal talks, and write the table of docs/method/calibration.md.
 
     python scripts/normal_talks.py -o normal.jsonl --extras FOLDER
     python scripts/fit_loops.py normal.jsonl --write            # a few minutes, most of it embedding
@@ -31,7 +31,7 @@ from a2a_ray.transcripts.jsonl import read_jsonl
 CONFIDENCE, HORIZON = 0.95, 50
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = ROOT / "a2a_ray" / "data" / "loops" / "defaults.json"
-PAGE, BEGIN, END = ROOT / "docs" / "calibration.md", "<!-- tables -->", "<!-- end of tables -->"
+PAGE, BEGIN, END = ROOT / "docs" / "method" / "calibration.md", "<!-- tables -->", "<!-- end of tables -->"
 PACKAGES = ("numpy", "torch", "sentence-transformers", "transformers")
 
 
@@ -59,7 +59,7 @@ def table(
     """The lines of a Markdown table."""
     highest = np.array([max(of_talk[:HORIZON]) for of_talk in scores])
     label = np.array(clusters)
-    yield f"| {grade} | talks | median | largest | alarms | alarms, source not seen |"
+    yield f"| {grade} | conversations | median | largest | alarms | alarms, source not seen |"
     yield "|---|---|---|---|---|---|"
     seen = unseen = 0
     for cluster in dict.fromkeys(clusters):

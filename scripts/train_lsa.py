@@ -181,7 +181,7 @@ license: apache-2.0
 
 `d2.npz`, `d5.npz`, ...: `query_key` and `value`, float64 of shape (d + 1, d + 1), the `step_size` that they were
 trained for and the `seed`. `LSAModule.trained(d, step_size)` and `LSAAgent(..., weights="trained")` load them;
-docs/trained_lsa.md of the repository says more.
+docs/method/trained_lsa.md of the repository says more.
 
 | | |
 |---|---|

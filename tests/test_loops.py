@@ -242,7 +242,7 @@ def test_an_empty_talk() -> None:
 
 
 def test_figures_on_labelled_talks(shared: Path) -> None:
-    """A floor under the figures in docs/loops.md, for the words alone: what is lost would be noticed."""
+    """A floor under the figures in docs/method/loop_detector.md, for the words alone: what is lost would be noticed."""
     score = runpy.run_path(str(shared.parent / "eval" / "score_loops.py"))["score"]
     labelled = [json.loads(line) for line in (shared / "loops_dev.jsonl").read_text(encoding="utf-8").splitlines()]
     loops = {t["id"]: scan(Transcript.from_exchange(t)).loop for t in labelled}

@@ -360,7 +360,7 @@ def test_the_counts_of_the_page_on_positions(shared: Path) -> None:
     lines = {t["name"]: dict(zip(t["x"], (round(100 * y) for y in t["y"]), strict=True)) for t in figure["data"][2:]}
     told = {name: [line[turn] for turn in (2, 8, 24)] for name, line in lines.items()}
     assert told == {"settled": [57, 45, 17], "not settled": [61, 44, 35]}
-    page = (Path(__file__).parents[1] / "docs" / "positions.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "method" / "negotiations.md").read_text(encoding="utf-8")
     rows = [list(row) for row in outcome_table(games).rows]
     for length in (2, 3, 4, 5, 6):
         judged = [negotiation(t, length) for t in transcripts]

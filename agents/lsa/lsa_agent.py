@@ -37,7 +37,7 @@ class LSAAgent:
     dtype: in which it computes and answers.
     inner_steps: gradient steps (passes of the same layer) in a turn.
     weights: of the layer: "analytic", the step to rounding for any d and eta; or "trained", what training made of
-        random weights: the step to about 1e-6 of it, for d = 2, 5, 10 and 20 (docs/trained_lsa.md).
+        random weights: the step to about 1e-6 of it, for d = 2, 5, 10 and 20 (docs/method/trained_lsa.md).
 
     Raises ConfigurationError for settings that do not fit together. Attributes, float64: `objective` (d,), `covariance`
     (d, d), `examples` (n, d), `step_size`, `inner_steps`; and `weights`.

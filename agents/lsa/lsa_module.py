@@ -40,7 +40,7 @@ class LSAModule(nn.Module):
 
     @classmethod
     def trained(cls, dim: int, step_size: float, dtype: torch.dtype = torch.float64) -> LSAModule:
-        """The layer with trained weights (scripts/train_lsa.py; figures in docs/trained_lsa.md).
+        """The layer with trained weights (scripts/train_lsa.py; figures in docs/method/trained_lsa.md).
 
         They were trained for one step size eta. The value map is linear, so the weights for another are the value
         matrix times step_size / eta, with the same relative error. Raises ConfigurationError where `dim` has no trained

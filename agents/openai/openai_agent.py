@@ -70,7 +70,7 @@ class OpenAIAgent:
         seconds, doubled each time, or as long as Retry-After asks for, at most `max_backoff` seconds; plus up to
         `backoff` at random. An exhausted quota is not tried again.
     max_concurrency: most requests under way from one replica, and where a specification gives it, from all replicas
-        together (docs/budgets.md); one that waits for its next attempt keeps its place.
+        together (docs/guides/budgets.md); one that waits for its next attempt keeps its place.
     price: money per million tokens, {"input": x, "output": y}; gives usage["cost"].
     extra_body: further fields of each request.
 

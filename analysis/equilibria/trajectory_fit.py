@@ -2,7 +2,7 @@
 
 The model is x_{t+1} = A x_t + b + noise, x the state read after the agent's own turn, once a round. It is exact for
 gradient steps on quadratic objectives with noise in any turn (the turns of a round make one affine map), and an
-approximation for other agents. `bootstrap.py` has the tests, docs/inference.md how well they hold.
+approximation for other agents. `bootstrap.py` has the tests, docs/method/equilibrium_inference.md how well they hold.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def fit(
 
 
 def shipped(grade: str = "lexical") -> Calibration:
-    """The calibration behind the detector's defaults, for a grade, "lexical" or "semantic"; docs/calibration.md.
+    """The calibration behind the detector's defaults, for a grade, "lexical" or "semantic"; docs/method/calibration.md.
 
     Raises ConfigurationError for another grade.
     """
@@ -232,14 +232,14 @@ def given_threshold(threshold: str | None, embedder: str | None) -> float | None
         number = float(threshold)
     except ValueError:
         if not Path(threshold).is_file():
-            expected = f"a number between 0 and {MOST:g}, or the file of a calibration (docs/calibration.md)"
+            expected = f"a number between 0 and {MOST:g}, or the file of a calibration (docs/guides/calibrate.md)"
             raise ConfigurationError(f"--threshold: {threshold!r}; expected {expected}") from None
         given = Calibration.load(threshold)
         score = _score_name(embedder)
         if given.score and given.score != score:
             raise ConfigurationError(
                 f"--threshold: a calibration of the score {given.score!r}; expected {score!r}: pass the --embedder that"
-                " it was fitted with, or fit it anew (docs/calibration.md)"
+                " it was fitted with, or fit it anew (docs/guides/calibrate.md)"
             ) from None
         return given.threshold
     if not 0 < number < MOST:

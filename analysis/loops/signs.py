@@ -1,6 +1,6 @@
 """How far one turn speaks for a loop: from -1, something new, to 1, nothing but repetition.
 
-Every constant below is a level of one quantity that can be pictured; `docs/loops.md` says where each comes from.
+Each constant below is a level of one quantity. docs/method/loop_detector.md gives the reason for each.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def _study(settings: Settings, results: Mapping[str, ExperimentResult], seconds:
             "step size": f"{settings.step_size:g}",
             "seed": str(settings.seed),
             "seconds": f"{seconds:.0f}",
-            "source": "arXiv 2511.08710; closed forms: docs/misaligned.md",
+            "source": "arXiv 2511.08710; closed forms: docs/method/misaligned_agents.md",
         },
     )
 
