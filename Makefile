@@ -1,9 +1,9 @@
-# `make help` lists what there is. `demo` and `test` do all their own set-up.
+# `make help` lists the targets. `demo` and `test` do their own set-up.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 PYTHON ?= python3
-# Where torch comes from, if not from pip's own index: the address of an index of CPU builds, say.
+# The package index to install torch from, for example one of CPU builds; pip's own index by default.
 TORCH_INDEX ?=
 # Further arguments for demo and test, e.g. make demo ARGS=--full
 ARGS ?=
@@ -12,9 +12,9 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 BENCH := .venv-bench/bin
 BENCH_STAMP := .venv-bench/.setup-done
-# Measured in .venv-bench, where the peers are, if that is there.
+# Run these in .venv-bench, which has the frameworks to compare with, if it exists.
 WITH_PEERS := benchmarks/turns.py
-# An empty virtual environment of the first Python at hand that is new enough.
+# Make an empty virtual environment with the first Python that is new enough.
 define new_venv
 python=""; \
 for candidate in $(PYTHON) python3.13 python3.12 python3.11; do \
@@ -28,10 +28,10 @@ endef
 
 .PHONY: help setup demo test test-all lint bench chaos bench-setup lsa-weights tiny-models clean
 
-help:  ## this list
+help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-setup: $(STAMP)  ## virtual environment in .venv (TORCH_INDEX=ADDRESS takes torch from there: CPU builds)
+setup: $(STAMP)  ## make the virtual environment .venv (TORCH_INDEX=ADDRESS: install torch from there, for CPU builds)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { rm -rf .venv; $(call new_venv,.venv); }
@@ -39,49 +39,49 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e ".[offline,dev]"
 	@touch $@
 
-demo: setup  ## both phenomena, from real runs (ARGS=--full for more of them)
+demo: setup  ## show loops and biased equilibria from real runs (ARGS=--full: more of them)
 	$(BIN)/a2a-ray demo $(ARGS)
 
-test: setup  ## tests in two processes, without the slow ones (ARGS="tests/test_core.py -k name" for some)
+test: setup  ## run the tests without the slow ones, in two processes (ARGS="tests/test_core.py -k name": some)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
-test-all: setup  ## all tests, one after the other
+test-all: setup  ## run every test, one after the other
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: setup  ## ruff, ruff format, mypy --strict
+lint: setup  ## run ruff, ruff format and mypy --strict
 	@failed=0; \
 	for check in "ruff check ." "ruff format --check ." mypy; do echo "$$check"; $(BIN)/$$check || failed=1; done; \
 	exit $$failed
 
-bench: setup  ## all benchmarks; each ends with one JSON object
-	@[ -e $(BENCH_STAMP) ] || echo "no peers to compare with: make bench-setup" >&2
+bench: setup  ## run every benchmark; each ends with one JSON object
+	@[ -e $(BENCH_STAMP) ] || echo "the frameworks to compare with are not installed: make bench-setup" >&2
 	@for script in benchmarks/*.py; do \
 	  python=$(BIN)/python; \
 	  if [[ " $(WITH_PEERS) " == *" $$script "* && -e $(BENCH_STAMP) ]]; then python=$(BENCH)/python; fi; \
 	  printf '%s ' "$$script"; "$$python" "$$script" | tail -n 1; \
 	done
 
-chaos: setup  ## the long forms of killing processes and nodes of a run (some minutes each)
+chaos: setup  ## kill processes and nodes of long runs (some minutes each)
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.chaos --driver 5
 	@if command -v redis-server >/dev/null; then $(BIN)/python -m tests.chaos --redis --kills 5 --kinds gcs Worker; \
-	else echo "no redis-server: killing Ray's head is left out"; fi
+	else echo "redis-server not found: skipping the test that kills Ray's head"; fi
 
-bench-setup: $(BENCH_STAMP)  ## the frameworks that we compare with, in .venv-bench
+bench-setup: $(BENCH_STAMP)  ## install the frameworks that the benchmarks compare with, in .venv-bench
 
-# The package itself goes in without its dependencies: what is compared needs only the standard library and pydantic.
+# The package is installed without its dependencies: the benchmark needs only the standard library and pydantic.
 $(BENCH_STAMP): benchmarks/constraints-bench.txt pyproject.toml
 	@$(call new_venv,.venv-bench)
 	$(BENCH)/python -m pip install -c benchmarks/constraints-bench.txt "langgraph==1.2.*" "autogen-agentchat==0.7.5" "autogen-core==0.7.5" pydantic
 	$(BENCH)/python -m pip install --no-deps -e .
 	@touch $@
 
-lsa-weights: setup  ## trains the linear-self-attention layers anew (a minute)
+lsa-weights: setup  ## train the linear-self-attention layers again (a minute)
 	$(BIN)/python scripts/train_lsa.py $(ARGS)
 
-tiny-models: setup  ## trains the two embedded language models anew (some minutes)
+tiny-models: setup  ## train the two embedded language models again (some minutes)
 	$(BIN)/python scripts/tiny_models.py $(ARGS)
 
-clean:  ## removes virtual environments, build results and caches; runs stay
+clean:  ## remove virtual environments, build results and caches; runs stay
 	rm -rf .venv .venv-bench dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -199,8 +199,8 @@ pipeline_tag: text-generation
 
 # {name}
 
-A tiny language model for the demo and the tests of a2a-ray: it lets two models talk to each other on any machine, with
-no download. It writes sentences in the manner of the Python documentation; what they say is not to be relied upon.
+A tiny language model for the demo and the tests of a2a-ray: two models can answer each other on any machine, without
+a download. It writes sentences in the style of the Python documentation; do not rely on what they say.
 
 | | |
 |---|---|

@@ -180,28 +180,28 @@ license: apache-2.0
 # Trained linear self-attention layers
 
 `d2.npz`, `d5.npz`, ...: `query_key` and `value`, float64 of shape (d + 1, d + 1), the `step_size` that they were
-trained for and the `seed`. `LSAModule.trained(d, step_size)` and `LSAAgent(..., weights="trained")` load them;
-docs/method/trained_lsa.md of the repository says more.
+trained for and the `seed`. `LSAModule.trained(d, step_size)` and `LSAAgent(..., weights="trained")` load them.
+docs/method/trained_lsa.md in the repository has the figures.
 
 | | |
 |---|---|
-| Task | answer examples (x_i, y_i) and the query (w, -1) with (w - eta S (w - w*), -1), S = X^T X / n, y_i = x_i . w* |
-| Free | both matrices, whole; start: normal, standard deviation {spread:g} |
+| Task | from examples (x_i, y_i = x_i . w*) and the query (w, -1): (w - eta S (w - w*), -1), S = X^T X / n |
+| Free | both matrices, all entries; start: normal, standard deviation {spread:g} |
 | eta | {eta:g}; another step size is the value matrix times step_size / eta |
-| n | 2 d examples; the layer sees examples through their mean alone, so another n with the same S gives the same turn |
-| Eigenvalues of S | log-uniform in 1 / c to 1, both ends taken; condition number c log-uniform in 1 to 20; random rotation |
+| n | 2 d examples; the layer sees only their mean, so another n with the same S gives the same turn |
+| Eigenvalues of S | log-uniform in 1/c to 1, ends included; condition number c log-uniform in 1 to 20; random rotation |
 | Distance of w to w* | log-uniform in 0.1 to 10, random direction |
 | Norm of w* | log-uniform in 0.1 to 10, random direction |
-| Loss | mean of the relative error of the answer: its distance to the exact one over the length of the exact step |
+| Loss | mean relative error of the answer: distance to the exact answer over the length of the exact step |
 | Training | Adam, {steps} steps of {batch} new prompts, learning rate {rate:g}, falling by e^-{decay:g} in the second half |
 | Software | numpy {numpy}, torch {torch}, float64, one thread |
 
 The tables hold |answer - exact| / |exact step| on {held_out:,} held-out prompts each (another stream of random numbers).
-Asked is, in the training range, a median of at most 0.01 and a 95th percentile of at most 0.05. They come from
+In the training range, the median must be at most 0.01 and the 95th percentile at most 0.05. They come from
 
     python scripts/train_lsa.py --check
 
-and this whole page, with the weights, from `python scripts/train_lsa.py`.
+`python scripts/train_lsa.py` writes this page and the weights.
 """  # noqa: E501 - rows of a table
 
 SECTION = """
