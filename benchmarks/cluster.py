@@ -41,7 +41,7 @@ from a2a_ray.core.message import Message
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.agents.pool import remote
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.driver import Session
+from a2a_ray.runtime.driver import Driver
 from a2a_ray.runtime.plan import Plan
 from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.runtime.worker import COLLECTIONS
@@ -150,14 +150,14 @@ def run_seconds(kind: str, conversations: int, turns: int, workers: int) -> tupl
     experiment = Experiment.parse(value)
     with tempfile.TemporaryDirectory() as storage:
         run = create_run(experiment, storage)
-        session = Session(run.path, experiment, lambda: Plan(experiment), workers)
+        driver = Driver(run.path, experiment, lambda: Plan(experiment), workers)
         try:
             started = time.perf_counter()
-            session.hold(lambda _: None)
+            driver.run(lambda _: None)
             seconds = time.perf_counter() - started
-            committing = session.recorder_stats()["seconds"]
+            committing = driver.recorder_stats()["seconds"]
         finally:
-            session.end()
+            driver.shutdown()
         count = open_run(run.path).summary()["turns"]
     if count != conversations * turns:
         raise SystemExit(f"{count} turns were read back; {conversations * turns} were said")

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.driver import Session
+from a2a_ray.runtime.driver import Driver
 from a2a_ray.runtime.plan import Plan
 from a2a_ray.store.run import create_run
 from benchmarks.cluster import OPENING
@@ -46,14 +46,14 @@ def spent(agent: dict[str, Any], conversations: int, turns: int, workers: int) -
     parts = ("Worker", "Recorder", "AgentHost")
     with tempfile.TemporaryDirectory() as storage:
         run = create_run(experiment, storage)
-        session = Session(run.path, experiment, lambda: Plan(experiment), workers)
+        driver = Driver(run.path, experiment, lambda: Plan(experiment), workers)
         try:
             me = psutil.Process()
             before = {part: seconds(part) for part in parts} | {"driver": sum(me.cpu_times()[:2])}
-            session.hold(lambda _: None)
+            driver.run(lambda _: None)
             after = {part: seconds(part) for part in parts} | {"driver": sum(me.cpu_times()[:2])}
         finally:
-            session.end()
+            driver.shutdown()
         from deltalake import DeltaTable
 
         actions = DeltaTable(f"{run.path}/turns").get_add_actions(flatten=True)

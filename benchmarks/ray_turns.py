@@ -20,7 +20,7 @@ import ray
 from a2a_ray.core.message import Message
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.driver import Session
+from a2a_ray.runtime.driver import Driver
 from a2a_ray.runtime.plan import Plan
 from a2a_ray.store.run import create_run, open_run
 
@@ -32,12 +32,12 @@ def turns_per_second(conversations: int, turns: int, workers: int, storage: str)
     value = {"agents": agents, "max_turns": turns, "openings": [opening], "repeats": conversations}
     experiment = Experiment.parse(value)
     run = create_run(experiment, storage)
-    session = Session(run.path, experiment, lambda: Plan(experiment), workers)
+    driver = Driver(run.path, experiment, lambda: Plan(experiment), workers)
     started = time.perf_counter()
-    session.hold(lambda _: None)
+    driver.run(lambda _: None)
     count = len(open_run(run.path).turns)
     seconds = time.perf_counter() - started
-    session.end()
+    driver.shutdown()
     if count != conversations * turns:
         raise SystemExit(f"{count} turns were read back; {conversations * turns} were said")
     return count / seconds

@@ -22,11 +22,11 @@ from a2a_ray.core.transcript import Transcript
 from a2a_ray.experiment.spec import AgentSpec, Experiment
 from a2a_ray.report.report_source import report_data
 from a2a_ray.report.results import analyze_source
-from a2a_ray.runtime import driver as session
-from a2a_ray.runtime.driver import Progress
+from a2a_ray.runtime import run_actors
 from a2a_ray.runtime.limits.budget import Limits, Need, Spent
 from a2a_ray.runtime.limits.gate import Gate
 from a2a_ray.runtime.limits.metered import Called, Calling, MeteredCalls, endpoints, spent_before
+from a2a_ray.runtime.plan import Progress
 from a2a_ray.runtime.progress import summary
 from a2a_ray.runtime.run_experiment import resume_run, run_experiment
 from a2a_ray.runtime.telemetry import logs, tracing
@@ -196,7 +196,7 @@ def test_a_spent_budget_ends_a_run_cleanly_and_more_goes_on(ray_cluster: None, t
     calm = held(spec(tmp_path / "calm", placement, price=PRICE, wait=0.01), tmp_path / "undisturbed")
     value = spec(tmp_path / "calls", placement, price=PRICE, wait=0.01)
     run = held({**value, "budget": {"requests": 7}}, tmp_path, workers=2)
-    assert run.stopped.startswith("budget of 7 requests spent (7); go on with more: a2a-ray resume ")
+    assert run.stopped.startswith("budget of 7 requests spent (7); continue with a larger one: a2a-ray resume ")
     assert len(run.turns) == sum(received(tmp_path / "calls").values()) == 7
     assert run.summary()["failed"] == 0
     assert resume_run(run, progress=False).stopped.startswith("budget of 7 requests spent (7)")
@@ -270,7 +270,7 @@ def test_a_keeper_that_dies_is_started_again(
     import ray
 
     keepers: list[Any] = []
-    start = session.keep_budget
+    start = run_actors.keep_budget
 
     def kept(*arguments: Any) -> Any:
         keeper, by_key = start(*arguments)
@@ -281,7 +281,7 @@ def test_a_keeper_that_dies_is_started_again(
         if now.messages > 4 and keepers:
             ray.kill(keepers.pop(), no_restart=False)
 
-    monkeypatch.setattr(session, "keep_budget", kept)
+    monkeypatch.setattr(run_actors, "keep_budget", kept)
     value = spec(tmp_path / "calls", "worker", 4, 12, limits={"max_concurrency": 2}, wait=0.1)
     run = run_experiment({**value, "budget": {"requests": 30}}, storage=tmp_path, progress=watch)
     assert not keepers, "one was killed"

@@ -1,4 +1,4 @@
-"""A turn is on record exactly once, whatever dies between saying it and its acknowledgement."""
+"""Each turn is stored exactly once, whatever dies between the answer and its acknowledgement."""
 
 from __future__ import annotations
 
@@ -25,27 +25,30 @@ from a2a_ray.core.errors import StorageError
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
-from a2a_ray.runtime import recorder_client as recording_module
-from a2a_ray.runtime.recorder_client import Recording
+from a2a_ray.experiment.spec import Experiment
+from a2a_ray.runtime import recorder_client
+from a2a_ray.runtime.recorder_client import RecorderClient
 from a2a_ray.store import writer as writer_module
-from a2a_ray.store.committed import Committed
+from a2a_ray.store.committed import CommittedRows
 from a2a_ray.store.dataset import turns_of
+from a2a_ray.store.lease import TakenOverError
 from a2a_ray.store.recorder import Recorder
+from a2a_ray.store.run import create_run
 from a2a_ray.store.schema import BESIDE, CALL, OPENING, Beside, call_row, end_row, to_batch
-from a2a_ray.store.writer import TakenOver, Writer
+from a2a_ray.store.writer import Writer
 from tests.command_line import ROOT
 
 Key = tuple[str, int, str]
 
 
-def said(conversation: str, turn: int, kind: str = "message") -> Message:
+def message(conversation: str, turn: int, kind: str = "message") -> Message:
     return Message(conversation, turn, "ann", f"{conversation} {turn}", kind=kind, created_at=1.0)
 
 
-def talk(conversation: str, turns: int) -> list[Message]:
-    """A whole conversation as rows: opening, turns, end."""
+def conversation_rows(conversation: str, turns: int) -> list[Message]:
+    """Return the rows of a whole conversation: opening, turns, end."""
     transcript = Transcript(conversation, ("ann",))
-    rows = [said(conversation, 0, OPENING), *(said(conversation, t) for t in range(1, turns + 1))]
+    rows = [message(conversation, 0, OPENING), *(message(conversation, t) for t in range(1, turns + 1))]
     for row in rows[1:]:
         transcript.append(row)
     transcript.status = DONE
@@ -62,20 +65,20 @@ def keys(rows: Any) -> list[Key]:
     return list(zip(*columns, strict=True))
 
 
-def on_record(folder: Path | str) -> list[Key]:
-    """Keys in the table; each conversation must be without a gap."""
+def stored(folder: Path | str) -> list[Key]:
+    """Return the keys in the table; fail if a conversation has a gap or a duplicate."""
     found = keys(turns_of(str(folder)).to_table())
     last = Counter(id for id, _, kind in found if kind not in BESIDE)
     highest: dict[str, int] = {}
     for id, turn, kind in found:
         if kind not in BESIDE:
             highest[id] = max(highest.get(id, 0), turn)
-    assert {id: count - 1 for id, count in last.items()} == highest, "a turn is missing or there twice"
+    assert {id: count - 1 for id, count in last.items()} == highest, "a turn is missing or stored twice"
     return sorted(found)
 
 
 def found_in(folder: Path) -> list[str]:
-    """The conversations of all findings, as the table holds them."""
+    """Return the conversations of all findings in the table."""
     return sorted(DeltaTable(str(folder / "findings")).to_pyarrow_table()["conversation_id"].to_pylist())
 
 
@@ -83,72 +86,70 @@ def uri(folder: Path) -> str:
     return str(folder / "turns")
 
 
-# What is on record, by keys
+# The keys of stored rows
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_any_grouping_of_rows_that_come_again_gives_each_once(seed: int) -> None:
+def test_rows_sent_again_in_any_grouping_are_stored_once(seed: int) -> None:
     chance = random.Random(seed)
-    talks = [talk(f"c{i}", chance.randint(0, 6)) for i in range(5)]
+    conversations = [conversation_rows(f"c{i}", chance.randint(0, 6)) for i in range(5)]
     rows: list[Message] = []
-    while any(talks):
-        one = chance.choice([t for t in talks if t])
+    while any(conversations):
+        one = chance.choice([t for t in conversations if t])
         row = one.pop(0)
         if chance.random() < 0.3 and row.kind == "message":
             rows.extend(call_row(row, "ann", "step", attempt, 1.0) for attempt in range(chance.randint(1, 2)))
         rows.append(row)
     rows = [written(r, "w") if isinstance(r, Beside) else r for r in rows]
-    committed, kept, sent = Committed(), [], 0
+    committed, kept, sent = CommittedRows(), [], 0
     while sent < len(rows):
-        # Calls are acknowledged before they are made, so what comes again never begins before an answered call.
+        # Calls are committed before they are made, so rows sent again never begin before an answered call.
         asked = max((i + 1 for i, r in enumerate(rows[:sent]) if r.kind == CALL), default=0)
         start = chance.randint(asked, sent)
         stop = chance.randint(start, len(rows))
-        kept.append(committed.admit(to_batch(rows[start:stop])))
+        kept.append(committed.add_new(to_batch(rows[start:stop])))
         sent = max(sent, stop)
         if chance.random() < 0.3:  # a new recorder reads the keys
-            committed = Committed(pa.dataset.dataset(pa.Table.from_batches(kept)))
+            committed = CommittedRows(pa.dataset.dataset(pa.Table.from_batches(kept)))
     assert pa.Table.from_batches(kept).equals(pa.Table.from_batches([to_batch(rows)]))
 
 
-def test_a_gap_is_refused_and_named() -> None:
-    committed = Committed()
-    committed.admit(to_batch(talk("c", 2)[:-1]))
-    with pytest.raises(StorageError, match=r"record 4 of conversation 'c' .* last record there is 2"):
-        committed.admit(to_batch([said("other", 0, OPENING), said("c", 4)]))
+def test_a_gap_is_refused_with_an_error_that_names_it() -> None:
+    committed = CommittedRows()
+    committed.add_new(to_batch(conversation_rows("c", 2)[:-1]))
+    with pytest.raises(StorageError, match=r"conversation 'c': got record 4, but the last stored record is 2"):
+        committed.add_new(to_batch([message("other", 0, OPENING), message("c", 4)]))
     assert committed.last("other") == -1
-    with pytest.raises(StorageError, match=r"record 1 of conversation 'new' .* nothing of it is there"):
-        committed.admit(to_batch([said("new", 1)]))
-    with pytest.raises(StorageError, match="record 4 of conversation 'c'"):
-        committed.admit(to_batch([said("c", 4, DONE)]))
+    with pytest.raises(StorageError, match=r"conversation 'new': got record 1, but the last stored record is none"):
+        committed.add_new(to_batch([message("new", 1)]))
+    with pytest.raises(StorageError, match="conversation 'c': got record 4"):
+        committed.add_new(to_batch([message("c", 4, DONE)]))
 
 
 def test_a_failure_that_is_retried_gets_the_next_attempt_whatever_the_clock_says(tmp_path: Path) -> None:
-    """The clock is set back between the two ends; the later one stands all the same."""
-    transcript = Transcript("c", ("ann",))
+    """The clock is set back between the two ends; the later one counts all the same."""
+    experiment = Experiment.parse({"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_turns": 3})
+    run = create_run(experiment, tmp_path)
+    transcript = Transcript("0-0-0", ("ann",))
     transcript.status, transcript.error = FAILED, "first"
-    writer = Writer(uri(tmp_path))
-    writer.write([to_batch([said("c", 0, OPENING), written(end_row(transcript, 1000.0), "a")])])
+    writer = Writer(uri(Path(run.path)))
+    writer.write([to_batch([message("0-0-0", 0, OPENING), written(end_row(transcript, 1000.0), "a")])])
+    assert run.transcript("0-0-0").error == "first"
     transcript.error = "second"
     writer.write([to_batch([written(end_row(transcript, 10.0), "b")])])
-    writer.write([to_batch([written(end_row(transcript, 10.0), "b")])])  # comes again
-    table = turns_of(str(tmp_path)).to_table()
-    ends = (
-        table.filter(pads.field("kind") == FAILED).sort_by("attempt").select(["attempt", "writer", "text"]).to_pylist()
-    )
+    writer.write([to_batch([written(end_row(transcript, 10.0), "b")])])  # is sent again
+    ends = run.rows.filter(pads.field("kind") == FAILED).select(["attempt", "writer", "text"]).to_pylist()
     assert [tuple(end.values()) for end in ends] == [(0, "a", "first"), (1, "b", "second")]
-    from a2a_ray.store.run import _ended, _sorted
-
-    assert _ended(turns_of(str(tmp_path))).to_pylist() == [{"conversation_id": "c", "kind": "failed"}]
-    assert _sorted(table).column("text").to_pylist() == ["c 0", "first", "second"]
+    assert run.summary() == {"conversations": 1, "done": 0, "failed": 1, "turns": 0}
+    assert run.transcript("0-0-0").error == "second"
 
 
 def test_calls_of_two_workers_for_one_turn_are_two_calls() -> None:
-    committed = Committed()
-    call = call_row(said("c", 1), "ann", "step", 0, 1.0)
-    committed.admit(to_batch([said("c", 0, OPENING), written(call, "worker that died")]))
-    assert len(committed.admit(to_batch([written(call, "its successor")]))) == 1
-    assert len(committed.admit(to_batch([written(call, "its successor")]))) == 0
+    committed = CommittedRows()
+    call = call_row(message("c", 1), "ann", "step", 0, 1.0)
+    committed.add_new(to_batch([message("c", 0, OPENING), written(call, "worker that died")]))
+    assert len(committed.add_new(to_batch([written(call, "its successor")]))) == 1
+    assert len(committed.add_new(to_batch([written(call, "its successor")]))) == 0
 
 
 # Two writers
@@ -156,17 +157,17 @@ def test_calls_of_two_workers_for_one_turn_are_two_calls() -> None:
 
 @pytest.mark.parametrize(("first", "second", "who"), [(1, 2, "another driver"), (1, 1, "a newer recorder")])
 def test_an_older_writer_is_refused_for_good(tmp_path: Path, first: int, second: int, who: str) -> None:
-    rows = talk("c", 4)
+    rows = conversation_rows("c", 4)
     old = Writer(uri(tmp_path), first)
     old.write([to_batch(rows[:2])])
     new = Writer(uri(tmp_path), second)
     new.open()
     for _ in range(2):
-        with pytest.raises(TakenOver, match=f"taken over by {who}"):
+        with pytest.raises(TakenOverError, match=f"taken over by {who}"):
             old.write([to_batch(rows[2:4])])
     new.write([to_batch(rows)])
-    assert on_record(tmp_path) == sorted(keys(rows))
-    with pytest.raises(TakenOver):
+    assert stored(tmp_path) == sorted(keys(rows))
+    with pytest.raises(TakenOverError):
         Writer(uri(tmp_path), second - 1).open()
 
 
@@ -174,16 +175,16 @@ def test_another_process_may_compact_while_a_run_writes(tmp_path: Path) -> None:
     from deltalake import DeltaTable
 
     writer = Writer(uri(tmp_path))
-    for row in talk("c", 6):
+    for row in conversation_rows("c", 6):
         writer.write([to_batch([row])])
         if row.turn % 2:
             DeltaTable(uri(tmp_path)).optimize.compact()
-    assert on_record(tmp_path) == sorted(keys(talk("c", 6)))
+    assert stored(tmp_path) == sorted(keys(conversation_rows("c", 6)))
 
 
 def test_recorders_that_race_write_each_turn_once(tmp_path: Path) -> None:
     """Each takes the table over from the other again and again; all resend everything."""
-    rows = talk("c", 12)
+    rows = conversation_rows("c", 12)
     writers: list[Writer] = []
     failed: list[StorageError] = []
 
@@ -194,7 +195,7 @@ def test_recorders_that_race_write_each_turn_once(tmp_path: Path) -> None:
             writers.append(writer)
             try:
                 writer.write([to_batch(rows[:stop])])
-            except TakenOver:
+            except TakenOverError:
                 pass
             except StorageError as error:
                 failed.append(error)
@@ -207,7 +208,7 @@ def test_recorders_that_race_write_each_turn_once(tmp_path: Path) -> None:
         thread.join()
     assert not failed
     Writer(uri(tmp_path)).write([to_batch(rows)])
-    assert on_record(tmp_path) == sorted(keys(rows))
+    assert stored(tmp_path) == sorted(keys(rows))
     assert sum(w.rows for w in writers) <= len(rows)
 
 
@@ -217,7 +218,7 @@ KILLED = """
 import os, signal, sys, time
 from a2a_ray.store import writer
 from a2a_ray.store.schema import to_batch
-from tests.test_exactly_once import talk
+from tests.test_exactly_once import conversation_rows
 
 class Dying(writer.Writer):
     def _append(self, rows):
@@ -229,9 +230,9 @@ class Dying(writer.Writer):
             os.kill(os.getpid(), signal.SIGKILL)
 
 dying = Dying(sys.argv[1])
-talks = [talk(f"c{i}", 30) for i in range(40)]
+conversations = [conversation_rows(f"c{i}", 30) for i in range(40)]
 for turn in range(32):
-    dying.write([to_batch([t[turn] for t in talks])])
+    dying.write([to_batch([t[turn] for t in conversations])])
     print(turn, flush=True)
 """
 
@@ -256,13 +257,15 @@ def killed(folder: Path, watched: int, dies: int) -> int:
 
 def after_the_kill(folder: Path, acknowledged: int) -> int:
     """Checks what is on record, sends everything again to a new writer, and checks again. Rows that were there."""
-    talks = [talk(f"c{i}", 30) for i in range(40)]
-    there = on_record(folder)
-    assert {key for t in talks for key in keys(t)[:acknowledged]} <= set(there), "what was acknowledged is there"
+    conversations = [conversation_rows(f"c{i}", 30) for i in range(40)]
+    there = stored(folder)
+    assert {key for t in conversations for key in keys(t)[:acknowledged]} <= set(there), (
+        "acknowledged rows must be stored"
+    )
     after = Writer(uri(folder))
-    after.write([to_batch([row for t in talks for row in t])])  # in another grouping
-    assert on_record(folder) == sorted(key for t in talks for key in keys(t))
-    assert after.again == len(there)
+    after.write([to_batch([row for t in conversations for row in t])])  # in another grouping
+    assert stored(folder) == sorted(key for t in conversations for key in keys(t))
+    assert after.duplicates == len(there)
     return len(there)
 
 
@@ -271,8 +274,11 @@ ROUNDS = [0, 3, pytest.param(9, marks=pytest.mark.slow), pytest.param(20, marks=
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("rounds", ROUNDS)
-def test_a_writer_killed_between_file_and_commit_loses_and_doubles_nothing(tmp_path: Path, rounds: int) -> None:
-    for attempt in range(20):  # the moment between the two lasts about a millisecond
+def test_a_writer_killed_between_file_and_commit_stores_each_row_once(tmp_path: Path, rounds: int) -> None:
+    deadline = time.monotonic() + 300
+    attempt = 0
+    while time.monotonic() < deadline:  # the moment between the two lasts about a millisecond
+        attempt += 1
         folder = tmp_path / str(attempt)
         acknowledged = killed(folder, rounds, -1)
         there = after_the_kill(folder, acknowledged)
@@ -283,16 +289,16 @@ def test_a_writer_killed_between_file_and_commit_loses_and_doubles_nothing(tmp_p
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("rounds", ROUNDS)
-def test_a_writer_killed_before_it_acknowledges_loses_and_doubles_nothing(tmp_path: Path, rounds: int) -> None:
+def test_a_writer_killed_before_it_acknowledges_stores_each_row_once(tmp_path: Path, rounds: int) -> None:
     assert killed(tmp_path, -1, rounds) == rounds
-    assert after_the_kill(tmp_path, rounds) == 40 * (rounds + 1), "the last commit was made, though nobody was told"
+    assert after_the_kill(tmp_path, rounds) == 40 * (rounds + 1), "the last commit was made, though not acknowledged"
 
 
-# The worker's side; here the recorder is in the same process, and can be lost
+# The worker's side. Here the recorder is in the same process, and can be lost
 
 
 class Line:
-    """What an actor's handle is to a worker: calls of a Recorder that is replaced by a new one when it `die`s."""
+    """Stands for the actor handle: calls a Recorder, which a new one replaces when it `die`s."""
 
     def __init__(self, folder: Path, dies: random.Random | None = None) -> None:
         self.folder, self.dies = folder, dies
@@ -347,38 +353,38 @@ class Method:
         return asyncio.ensure_future(self.line.call(self.name, *args))
 
 
-async def hold(recording: Recording, conversation: str, turns: int, paid: bool, last: int = -1) -> None:
-    """A conversation as a worker holds it, after turn `last`."""
-    for row in talk(conversation, turns)[last + 1 :]:
+async def converse(client: RecorderClient, conversation: str, turns: int, paid: bool, last: int = -1) -> None:
+    """Store a conversation as a worker does, after turn `last`."""
+    for row in conversation_rows(conversation, turns)[last + 1 :]:
         if paid and row.kind == "message":
-            await recording.commit(call_row(row, "ann", "step", 0, 1.0))
+            await client.commit(call_row(row, "ann", "step", 0, 1.0))
         if row.kind == "done":
-            recording.add_findings([Finding(conversation_id=conversation, analyzer="mine", through_seq=turns)])
-        if recording.add(row):
-            await recording.send()
+            client.add_findings([Finding(conversation_id=conversation, analyzer="mine", through_seq=turns)])
+        if client.add(row):
+            await client.send()
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("seed", [*range(5), *(pytest.param(i, marks=pytest.mark.slow) for i in range(5, 40))])
-async def test_workers_outlive_recorders_and_every_turn_is_there_once(tmp_path: Path, seed: int) -> None:
+async def test_every_turn_is_stored_once_when_recorders_die(tmp_path: Path, seed: int) -> None:
     line = Line(tmp_path, random.Random(seed))
-    workers = [Recording(line, f"worker-{i}", rows=20, unanswered=4) for i in range(3)]
-    talks = [(w, f"{i}-{j}", 12, i == 0) for i, w in enumerate(workers) for j in range(10)]
-    await asyncio.wait_for(asyncio.gather(*(hold(*t) for t in talks)), 100)
+    workers = [RecorderClient(line, f"worker-{i}", batch_rows=20, max_in_flight=4) for i in range(3)]
+    conversations = [(w, f"{i}-{j}", 12, i == 0) for i, w in enumerate(workers) for j in range(10)]
+    await asyncio.wait_for(asyncio.gather(*(converse(*t) for t in conversations)), 100)
     line.dies = None
     await asyncio.wait_for(asyncio.gather(*(w.flush() for w in workers)), 100)
     assert line.deaths > 0
-    expected = [key for _, id, turns, _ in talks for key in keys(talk(id, turns))]
-    expected += [(id, t, CALL) for _, id, turns, paid in talks if paid for t in range(1, turns + 1)]
-    assert on_record(tmp_path) == sorted(expected)
-    assert found_in(tmp_path) == sorted(id for _, id, _, _ in talks)
+    expected = [key for _, id, turns, _ in conversations for key in keys(conversation_rows(id, turns))]
+    expected += [(id, t, CALL) for _, id, turns, paid in conversations if paid for t in range(1, turns + 1)]
+    assert stored(tmp_path) == sorted(expected)
+    assert found_in(tmp_path) == sorted(id for _, id, _, _ in conversations)
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_the_talks_of_a_dead_worker_go_on_with_another(tmp_path: Path, seed: int) -> None:
+async def test_another_worker_continues_the_conversations_of_a_dead_one(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     line = Line(tmp_path)
-    talks = [(f"c{i}", 15, i % 4 == 0) for i in range(20)]
+    conversations = [(f"c{i}", 15, i % 4 == 0) for i in range(20)]
     attempts = 0
     for number in range(4):
         there = turns_of(str(tmp_path)).to_table() if number else to_batch([])
@@ -386,94 +392,95 @@ async def test_the_talks_of_a_dead_worker_go_on_with_another(tmp_path: Path, see
         for id, turn, kind in keys(there):
             if kind != CALL:
                 last[id] = max(last[id], turn + 1)
-        recording = Recording(line, f"worker-{number}", rows=chance.randint(1, 60))
-        holding = asyncio.gather(*(hold(recording, *t, last=last[t[0]] - 1) for t in talks))
+        client = RecorderClient(line, f"worker-{number}", batch_rows=chance.randint(1, 60))
+        conversing = asyncio.gather(*(converse(client, *t, last=last[t[0]] - 1) for t in conversations))
         if number == 3:
-            await asyncio.wait_for(holding, 60)
-            await recording.flush()
+            await asyncio.wait_for(conversing, 60)
+            await client.flush()
             break
-        await asyncio.wait({holding}, timeout=chance.uniform(0.02, 0.3))
-        holding.cancel()
-        recording.add(said("c0", 16))  # what it had on its way when it was given up
+        await asyncio.wait({conversing}, timeout=chance.uniform(0.02, 0.3))
+        conversing.cancel()
+        client.add(message("c0", 16))  # it was in flight when the worker was declared dead
         await line.fence.remote(f"worker-{number}")
         with contextlib.suppress(StorageError, asyncio.CancelledError):
-            await holding
-        with pytest.raises(StorageError, match="given up for dead"):
-            await recording.flush()
+            await conversing
+        with pytest.raises(StorageError, match="declared dead"):
+            await client.flush()
         attempts += 1
-    found = on_record(tmp_path)
-    assert [k for k in found if k[2] != CALL] == sorted(k for id, turns, _ in talks for k in keys(talk(id, turns)))
+    found = stored(tmp_path)
+    assert [k for k in found if k[2] != CALL] == sorted(
+        k for id, turns, _ in conversations for k in keys(conversation_rows(id, turns))
+    )
     calls = Counter(k for k in found if k[2] == CALL)
-    assert set(calls) == {(id, t, CALL) for id, turns, paid in talks if paid for t in range(1, turns + 1)}
-    assert calls.total() <= len(calls) + attempts * 5, "of each talk at most one call was outstanding at each death"
+    assert set(calls) == {(id, t, CALL) for id, turns, paid in conversations if paid for t in range(1, turns + 1)}
+    assert calls.total() <= len(calls) + attempts * 5, "each conversation had at most one call in flight at each death"
 
 
-async def test_hundreds_that_commit_at_once_go_in_a_few_batches(tmp_path: Path) -> None:
+async def test_hundreds_of_concurrent_commits_share_a_few_batches(tmp_path: Path) -> None:
     line = Line(tmp_path)
-    recording = Recording(line, "worker-0")
-    await asyncio.gather(*(recording.commit(said(f"c{i}", 0, OPENING)) for i in range(300)))
-    assert len(on_record(tmp_path)) == 300
-    await asyncio.gather(*(recording.commit(said(f"c{i}", 1), said(f"c{i}", 2)) for i in range(300)))
-    assert len(on_record(tmp_path)) == 900
+    client = RecorderClient(line, "worker-0")
+    await asyncio.gather(*(client.commit(message(f"c{i}", 0, OPENING)) for i in range(300)))
+    assert len(stored(tmp_path)) == 300
+    await asyncio.gather(*(client.commit(message(f"c{i}", 1), message(f"c{i}", 2)) for i in range(300)))
+    assert len(stored(tmp_path)) == 900
     assert line.batches <= 4
 
 
-async def test_commit_returns_when_what_was_added_before_is_there_too(tmp_path: Path) -> None:
-    recording = Recording(Line(tmp_path), "worker-0")
-    for row in talk("c", 5)[:-1]:
-        recording.add(row)
-    await recording.commit(call_row(said("c", 6), "ann", "step", 0, 1.0))
-    assert len(on_record(tmp_path)) == 7
+async def test_commit_returns_when_rows_added_before_are_stored_too(tmp_path: Path) -> None:
+    client = RecorderClient(Line(tmp_path), "worker-0")
+    for row in conversation_rows("c", 5)[:-1]:
+        client.add(row)
+    await client.commit(call_row(message("c", 6), "ann", "step", 0, 1.0))
+    assert len(stored(tmp_path)) == 7
 
 
-async def test_what_a_dead_worker_sends_is_refused_after_the_fence(tmp_path: Path) -> None:
+async def test_batches_of_a_dead_worker_are_refused_after_the_fence(tmp_path: Path) -> None:
     recorder = Recorder(uri(tmp_path))
-    rows = talk("c", 4)
+    rows = conversation_rows("c", 4)
     sent = asyncio.create_task(recorder.append("worker-0", 0, 0, to_batch(rows[:2])))
     early = asyncio.create_task(recorder.append("worker-0", 0, 2, to_batch(rows[3:])))  # number 1 was lost with it
     await asyncio.sleep(0)
     await recorder.fence("worker-0")
     assert sent.done() or await asyncio.wait_for(sent, 5) is None
-    assert len(on_record(tmp_path)) == 2
-    with pytest.raises(StorageError, match="given up for dead"):
+    assert len(stored(tmp_path)) == 2
+    with pytest.raises(StorageError, match="declared dead"):
         await early
-    with pytest.raises(StorageError, match="given up for dead"):
+    with pytest.raises(StorageError, match="declared dead"):
         await recorder.append("worker-0", 0, 1, to_batch(rows[2:3]))
     await recorder.append("worker-1", 0, 0, to_batch(rows[2:]))
-    assert on_record(tmp_path) == sorted(keys(rows))
+    assert stored(tmp_path) == sorted(keys(rows))
 
 
 async def test_a_worker_that_leaves_a_gap_is_refused_and_others_are_not(tmp_path: Path) -> None:
     recorder = Recorder(uri(tmp_path))
-    good, bad = talk("good", 2), talk("bad", 4)
+    good, bad = conversation_rows("good", 2), conversation_rows("bad", 4)
     del bad[2]
     batches = [recorder.append("w-0", 0, 0, to_batch(bad)), recorder.append("w-1", 0, 0, to_batch(good))]
     answers = await asyncio.gather(*batches, return_exceptions=True)
     assert "a record is missing" in str(answers[0])
     assert answers[1] is None
-    assert on_record(tmp_path) == sorted(keys(good))
+    assert stored(tmp_path) == sorted(keys(good))
 
 
-async def test_a_recorder_without_a_sign_of_life_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording_module, "RECORDER_SECONDS", 0.4)
-    line = Line(tmp_path)
-    line.recorder.append = line.recorder.ready = lambda *_: asyncio.sleep(60)  # type: ignore[method-assign,assignment]
-    recording = Recording(line, "worker-0")
-    started = time.monotonic()
-    with pytest.raises(StorageError, match="no sign of life"):
-        await recording.commit(said("c", 0, OPENING))
-    with pytest.raises(StorageError, match="no sign of life"):
-        await recording.flush()
-    assert time.monotonic() - started < 5
-
-
-async def test_a_compaction_every_so_many_commits_and_at_the_end(
+async def test_a_recorder_that_does_not_respond_raises_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(recorder_client, "RECORDER_SECONDS", 0.4)
+    line = Line(tmp_path)
+    silence = asyncio.Event()
+    line.recorder.append = line.recorder.ready = lambda *_: silence.wait()  # type: ignore[method-assign,assignment]
+    client = RecorderClient(line, "worker-0")
+    with pytest.raises(StorageError, match="has not responded"):
+        await asyncio.wait_for(client.commit(message("c", 0, OPENING)), 60)
+    with pytest.raises(StorageError, match="has not responded"):
+        await client.flush()
+
+
+async def test_the_table_is_compacted_regularly_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "COMPACT_EVERY", 4)
     recorder = Recorder(uri(tmp_path))
     before = None
-    for number, row in enumerate(talk("c", 9)):
+    for number, row in enumerate(conversation_rows("c", 9)):
         await recorder.append("w", 0, number, to_batch([row]))
         if number == 5:
             before = turns_of(str(tmp_path))
@@ -481,9 +488,9 @@ async def test_a_compaction_every_so_many_commits_and_at_the_end(
     await recorder.close()
     assert len(turns_of(str(tmp_path)).files) == 1
     assert before is not None
-    assert len(before.to_table()) == 6, "who has the run open reads on"
+    assert len(before.to_table()) == 6, "a reader that has the run open keeps its files"
     with pytest.raises(StorageError, match="closed"):
-        await recorder.append("w", 0, 11, to_batch(talk("d", 1)))
+        await recorder.append("w", 0, 11, to_batch(conversation_rows("d", 1)))
 
 
 def test_a_compaction_does_not_rewrite_the_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,23 +516,21 @@ def test_a_compaction_does_not_rewrite_the_whole_table(tmp_path: Path, monkeypat
 
 
 class Mortal(Recorder):
-    """A recorder that says which process it is."""
+    """A recorder that reports its process id."""
 
     async def process(self) -> int:
         return os.getpid()
 
 
 @pytest.mark.chaos
-async def test_a_recorder_that_is_killed_is_started_again_and_nothing_is_missing(
-    ray_cluster: None, tmp_path: Path
-) -> None:
+async def test_a_killed_recorder_is_restarted_and_every_turn_is_stored(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 
     actor: Any = ray.remote
     handle = actor(Mortal).options(num_cpus=0, max_restarts=-1, max_task_retries=0).remote(uri(tmp_path))
-    recording = Recording(handle, "worker-0", rows=50)
-    talks = [f"c{i}" for i in range(30)]
-    holding = asyncio.gather(*(hold(recording, id, 8, id < "c2") for id in talks))
+    client = RecorderClient(handle, "worker-0", batch_rows=50)
+    conversations = [f"c{i}" for i in range(30)]
+    conversing = asyncio.gather(*(converse(client, id, 8, id < "c2") for id in conversations))
     for wait in (0.05, 0.2):
         process = await handle.process.remote()
         await asyncio.sleep(wait)
@@ -535,12 +540,12 @@ async def test_a_recorder_that_is_killed_is_started_again_and_nothing_is_missing
                 if await handle.process.remote() != process:
                     break
             await asyncio.sleep(0.1)
-    await asyncio.wait_for(holding, 120)
-    await asyncio.wait_for(recording.flush(), 120)
-    expected = [key for id in talks for key in keys(talk(id, 8))]
-    expected += [(id, t, CALL) for id in talks if id < "c2" for t in range(1, 9)]
-    assert on_record(tmp_path) == sorted(expected)
-    assert found_in(tmp_path) == sorted(talks)
+    await asyncio.wait_for(conversing, 120)
+    await asyncio.wait_for(client.flush(), 120)
+    expected = [key for id in conversations for key in keys(conversation_rows(id, 8))]
+    expected += [(id, t, CALL) for id in conversations if id < "c2" for t in range(1, 9)]
+    assert stored(tmp_path) == sorted(expected)
+    assert found_in(tmp_path) == sorted(conversations)
     ray.kill(handle)
     with pytest.raises(StorageError, match="the recorder process died"):
-        await asyncio.wait_for(recording.commit(said("late", 0, OPENING)), 60)
+        await asyncio.wait_for(client.commit(message("late", 0, OPENING)), 60)

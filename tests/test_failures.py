@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from a2a_ray.core.errors import StorageError
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.quarantine import ALONE_DEATHS, Suspects
+from a2a_ray.runtime.quarantine import ALONE_DEATHS, Quarantine
 from a2a_ray.runtime.run_experiment import resume_run, run_experiment
 from a2a_ray.store.run import Run, run_names
 
@@ -84,7 +84,7 @@ def test_raise_ends_the_run_and_it_can_be_resumed(ray_cluster: None, tmp_path: P
 def test_suspects_find_the_poison_and_clear_the_others(count: int, data: st.DataObject) -> None:
     """A simulated worker dies at its poison; of the others an adversary chooses which got on."""
     poison = data.draw(st.integers(0, count - 1))
-    suspects = Suspects()
+    quarantine = Quarantine()
     left = {str(i): 0 for i in range(count)}
     queue: list[tuple[list[str], bool]] = [(list(left), False)]
     deaths = 0
@@ -95,13 +95,13 @@ def test_suspects_find_the_poison_and_clear_the_others(count: int, data: st.Data
         deaths += 1
         lucky = data.draw(st.sampled_from([0, 0, 3]))
         moved = {id: id != str(poison) and int(id) % 4 < lucky and deaths < 5 for id in group}
-        found = suspects.died(moved, apart=apart)
-        assert sorted([*found.free, *(id for g in found.groups for id in g), *found.poison]) == sorted(group)
-        if found.poison:
-            assert found.poison == [str(poison)]
+        found = quarantine.sort_after_death(moved, quarantined=apart)
+        assert sorted([*found.cleared, *(id for g in found.suspects for id in g), *found.guilty]) == sorted(group)
+        if found.guilty:
+            assert found.guilty == [str(poison)]
             break
-        queue += [(found.free, False)] if found.free else []
-        queue += [(g, True) for g in found.groups]
+        queue += [(found.cleared, False)] if found.cleared else []
+        queue += [(g, True) for g in found.suspects]
     else:
         pytest.fail("the poison was never found")
     assert deaths <= 8 + 2 * count.bit_length()

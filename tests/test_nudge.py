@@ -23,7 +23,7 @@ from a2a_ray.experiment.spec import Experiment
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.alternating import Alternating
 from a2a_ray.protocols.simultaneous import Simultaneous
-from a2a_ray.runtime import driver as session
+from a2a_ray.runtime import run_actors
 from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.store.schema import end_row
 
@@ -144,7 +144,7 @@ class EndsShort(TurnProtocol):
 
 def spans(room: int, openings: list[str], storage: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
     """When each talk had its first and its last message, with room for so many at once."""
-    monkeypatch.setattr(session, "LIGHT_IN_FLIGHT", room)
+    monkeypatch.setattr(run_actors, "LIGHT_IN_FLIGHT", room)
     agents = [{"name": name, "kind": Slow} for name in ("ann", "bob")]
     value = {"agents": agents, "protocol": {"kind": EndsShort}, "max_turns": 20, "openings": openings}
     run = run_experiment(value, storage=storage, workers=1, progress=False)

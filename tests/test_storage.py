@@ -1,11 +1,10 @@
-"""Storage that fails, and reading only what is asked for: a full disk, an object store that answers errors."""
+"""Storage that fails, a full disk or an object store with errors; and reading only the rows that are needed."""
 
 from __future__ import annotations
 
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from a2a_ray.store.schema import CALL, Beside, call_row, to_batch
 from a2a_ray.store.writer import Writer
 from tests.command_line import ROOT, finish, start, write_spec
 from tests.object_store import Store, serving
-from tests.test_exactly_once import after_the_kill, keys, on_record, talk, uri
+from tests.test_exactly_once import after_the_kill, conversation_rows, keys, stored, uri
 
 # A full disk
 
@@ -34,15 +33,15 @@ import resource, sys
 from a2a_ray.core.errors import StorageError
 from a2a_ray.store.schema import to_batch
 from a2a_ray.store.writer import Writer
-from tests.test_exactly_once import talk
+from tests.test_exactly_once import conversation_rows
 
 writer = Writer(sys.argv[1])
-talks = [talk(f"c{i}", 30) for i in range(40)]
+conversations = [conversation_rows(f"c{i}", 30) for i in range(40)]
 try:
     for turn in range(32):
         if turn == 5:
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
-        writer.write([to_batch([t[turn] for t in talks])])
+        writer.write([to_batch([t[turn] for t in conversations])])
         print(turn, flush=True)
 except StorageError as error:
     print(error, file=sys.stderr)
@@ -51,14 +50,13 @@ except StorageError as error:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("limit", [0, 500, 1500, 2500])
-def test_a_full_disk_ends_the_run_at_once_and_what_was_acknowledged_is_there(tmp_path: Path, limit: int) -> None:
+def test_a_full_disk_ends_the_run_at_once_and_acknowledged_rows_are_stored(tmp_path: Path, limit: int) -> None:
     """The limit is reached in the rows' file or, where that fits, in the commit."""
-    started = time.monotonic()
     command = [sys.executable, "-c", FULL, uri(tmp_path), str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert time.monotonic() - started < 30
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert "retrying" not in done.stderr, "a disk does not repair itself"
     assert "the turns cannot be written: the disk is full" in done.stderr
-    assert "mend the storage, then resume" in done.stderr
+    assert "repair the storage, then resume the run" in done.stderr
     acknowledged = len(done.stdout.splitlines())
     assert acknowledged == 5
     assert after_the_kill(tmp_path, acknowledged) == 40 * 5
@@ -67,16 +65,16 @@ def test_a_full_disk_ends_the_run_at_once_and_what_was_acknowledged_is_there(tmp
 @pytest.mark.parametrize("name", ["a b", "über", "#1", "a?b", "a+b%c"])
 def test_folders_with_odd_names(tmp_path: Path, name: str) -> None:
     writer = Writer(uri(tmp_path / name))
-    writer.write([to_batch(talk("c", 3))])
+    writer.write([to_batch(conversation_rows("c", 3))])
     writer.close()
-    assert on_record(tmp_path / name) == sorted(keys(talk("c", 3)))
+    assert stored(tmp_path / name) == sorted(keys(conversation_rows("c", 3)))
     Lease.acquire(tmp_path / name).release()
     assert Lease.acquire(tmp_path / name).epoch == 2
 
 
-def test_a_folder_that_deltalake_cannot_write_to_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_deltalake_cannot_write_to_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="the turns cannot be written"):
-        Writer(uri(tmp_path / "[1]")).write([to_batch(talk("c", 3))])
+        Writer(uri(tmp_path / "[1]")).write([to_batch(conversation_rows("c", 3))])
 
 
 # An object store
@@ -111,51 +109,49 @@ LOG, ROWS, ANY = "_delta_log", "part-", "turns"
         ({"method": "GET", "part": ANY}, 6),
     ],
 )
-def test_errors_that_pass_are_outlived(s3: Store, tmp_path: Path, rule: dict[str, Any], times: int) -> None:
+def test_temporary_errors_are_retried(s3: Store, tmp_path: Path, rule: dict[str, Any], times: int) -> None:
     run = f"{s3.uri}/{tmp_path.name}"
     writer = Writer(f"{run}/turns")
-    rows = talk("c", 6)
+    rows = conversation_rows("c", 6)
     writer.write([to_batch(rows[:2])])
     for place in range(2, len(rows), 2):
         s3.fail({**rule, "times": times})
         writer.write([to_batch(rows[place : place + 2])])
         assert s3.fail() < times or rule["method"] == "GET", "an error was met"
-        assert len(on_record(run)) == min(place + 2, len(rows))
-    assert on_record(run) == sorted(keys(rows))
+        assert len(stored(run)) == min(place + 2, len(rows))
+    assert stored(run) == sorted(keys(rows))
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", [0, 1, *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 8))])
-def test_random_errors_lose_and_double_nothing(s3: Store, tmp_path: Path, seed: int) -> None:
+def test_rows_are_stored_once_despite_random_errors(s3: Store, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     run = f"{s3.uri}/{tmp_path.name}-{seed}"
     writer = Writer(f"{run}/turns")
-    talks = [talk(f"c{i}", 10) for i in range(3)]
+    conversations = [conversation_rows(f"c{i}", 10) for i in range(3)]
     for turn in range(12):
         part, done, times = chance.choice([LOG, ROWS]), chance.random() < 0.5, chance.randint(0, 6)
         s3.fail({"method": chance.choice(["PUT", "PUT", "GET"]), "part": part, "done": done, "times": times})
-        writer.write([to_batch([t[turn] for t in talks])])
+        writer.write([to_batch([t[turn] for t in conversations])])
     s3.fail()
-    assert on_record(run) == sorted(key for t in talks for key in keys(t))
+    assert stored(run) == sorted(key for t in conversations for key in keys(t))
 
 
-def test_a_store_that_stays_away_ends_the_run_which_can_be_resumed(
+def test_a_store_that_stays_unavailable_ends_the_run_and_it_can_be_resumed(
     s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer_module, "RETRY_SECONDS", 1.0)
     run = f"{s3.uri}/{tmp_path.name}"
     writer = Writer(f"{run}/turns", 1)
-    rows = talk("c", 6)
+    rows = conversation_rows("c", 6)
     writer.write([to_batch(rows[:3])])
     s3.fail({"method": "PUT", "part": ANY, "times": 1000})
-    started = time.monotonic()
     with pytest.raises(StorageError, match=r"the turns cannot be written: .*500 Internal Server"):
         writer.write([to_batch(rows[3:6])])
-    assert time.monotonic() - started < 15
     s3.fail()
-    assert on_record(run) == sorted(keys(rows[:3]))
+    assert stored(run) == sorted(keys(rows[:3]))
     Writer(f"{run}/turns", 2).write([to_batch(rows[3:])])
-    assert on_record(run) == sorted(keys(rows))
+    assert stored(run) == sorted(keys(rows))
 
 
 def test_a_lease_in_an_object_store_has_one_holder(s3: Store, tmp_path: Path) -> None:
@@ -171,7 +167,7 @@ def test_a_lease_in_an_object_store_has_one_holder(s3: Store, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_run_by_uri_is_held_listed_and_read(s3: Store, tmp_path: Path) -> None:
+def test_a_run_by_uri_is_stored_listed_and_read(s3: Store, tmp_path: Path) -> None:
     process = start("run", write_spec(tmp_path), "--storage", f"{s3.uri}/all", "--json", cwd=tmp_path, **s3.environment)
     done = finish(process)
     assert done.status == 0, done.err
@@ -179,26 +175,22 @@ def test_a_run_by_uri_is_held_listed_and_read(s3: Store, tmp_path: Path) -> None
     assert open_run(name).summary() == {"conversations": 2, "done": 2, "failed": 0, "turns": 12}
 
 
-def on_record_at(run: str) -> list[tuple[str, int, str]]:
-    return on_record(run)
-
-
 # Reading
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Three talks of four turns, and one that has only begun; the second speaker is paid."""
+    """Three conversations of four turns, and one that has only begun; the second speaker is paid."""
     agents = [{"name": "ann", "kind": "echo"}, {"name": "bob", "kind": "echo"}]
     run = create_run(Experiment.parse({"agents": agents, "openings": ["x"], "repeats": 4, "max_rounds": 2}), tmp_path)
     rows: list[Message] = []
     for id in ("0-0-0", "0-0-1", "0-0-2"):
-        for row in talk(id, 4):
+        for row in conversation_rows(id, 4):
             if row.kind == "message" and row.turn % 2 == 0:
                 rows.append(replace(call_row(row, "bob", "step", 0, 1.0), writer="w"))
                 row = row.reply("paid", "bob", usage={"cost": 0.25, "input_tokens": 10, "model": "m"})
             rows.append(row)
-    rows += talk("0-0-3", 4)[:2]
+    rows += conversation_rows("0-0-3", 4)[:2]
     again = rows[2]
     rows.append(replace(call_row(again, "bob", "step", 1, 1.0), writer="w"))
     rows.append(replace(call_row(Message("0-0-3", 2, "", ""), "bob", "step", 0, 1.0), writer="w"))
@@ -207,13 +199,13 @@ def run(tmp_path: Path) -> Run:
     return run
 
 
-def test_the_ledger_says_what_may_have_been_paid_twice(run: Run) -> None:
+def test_the_ledger_counts_calls_that_are_possibly_duplicated(run: Run) -> None:
     assert run.ledger() == {"calls": 8, "answered": 6, "possibly_duplicated": 1, "unanswered": 1}
     assert run.cost() == {"cost": 1.5, "input_tokens": 60}
     assert run.summary() == {"conversations": 4, "done": 3, "failed": 0, "turns": 13}
 
 
-def test_calls_are_no_turns(run: Run) -> None:
+def test_calls_are_not_turns(run: Run) -> None:
     assert CALL not in run.turns.column("kind").to_pylist()
     assert CALL in run.rows.column("kind").to_pylist()
     assert [len(t.turns) for t in run.transcripts()] == [4, 4, 4, 1]
@@ -221,7 +213,7 @@ def test_calls_are_no_turns(run: Run) -> None:
     assert run.transcript("0-0-1").turns[1].content == "paid"
 
 
-def test_only_what_is_asked_for_is_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_requested_conversations_are_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     sort = store_module._sorted
 
@@ -239,7 +231,7 @@ def test_only_what_is_asked_for_is_read(run: Run, monkeypatch: pytest.MonkeyPatc
         run.transcript("9")
 
 
-def test_a_failed_talk_that_goes_on_has_not_ended(tmp_path: Path, run: Run) -> None:
+def test_a_failed_conversation_that_continues_has_not_ended(tmp_path: Path, run: Run) -> None:
     writer = Writer(uri(Path(run.path)))
     writer.write([to_batch([Beside("0-0-3", 2, "", "no", kind="failed", writer="a")])])
     assert run.summary()["failed"] == 1

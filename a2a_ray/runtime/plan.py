@@ -1,4 +1,4 @@
-"""What a start of a run has to hold, given out in chunks: nothing is kept of a conversation before its turn comes."""
+"""The conversations of one start of a run, handed out in chunks and counted when they end."""
 
 from __future__ import annotations
 
@@ -13,32 +13,36 @@ from a2a_ray.experiment.spec import Experiment, Task
 
 
 class Outcome(NamedTuple):
-    """How one conversation stands when a worker is done with it; `status` is "running" where the run was stopped."""
+    """The state of one conversation when its worker returns it; `status` is "running" if the run was stopped."""
 
     task: Task
     status: str
     messages: int
 
 
-class Said(NamedTuple):
-    """What a worker did since it began: messages, conversations under way now, tokens and money that calls took."""
+class WorkerProgress(NamedTuple):
+    """The work of one worker since it started: messages, conversations in flight, tokens and cost of its calls."""
 
     messages: int = 0
     in_flight: int = 0
     tokens: int = 0
     cost: float = 0.0
 
-    def plus(self, other: Said) -> Said:
-        """The sums."""
+    def plus(self, other: WorkerProgress) -> WorkerProgress:
+        """Return the sum of both, field by field."""
         a, b = self, other
-        return Said(a.messages + b.messages, a.in_flight + b.in_flight, a.tokens + b.tokens, a.cost + b.cost)
+        return WorkerProgress(a.messages + b.messages, a.in_flight + b.in_flight, a.tokens + b.tokens, a.cost + b.cost)
 
 
 class Progress(NamedTuple):
-    """How far a run is: `messages` were said since this start of it, of at most `expected`.
+    """The progress of a run since this start: `messages` of at most `expected`.
 
-    in_flight: conversations under way. tokens, cost: what calls took since this start; the money is in the currency of
-    the specification's prices.
+    Attributes:
+        conversations: number of conversations that this start of the run has to complete.
+        done, failed: conversations that have ended.
+        seconds: time since the first conversation was handed to a worker.
+        in_flight: conversations in progress.
+        tokens, cost: of all calls since this start; cost is in the currency of the prices in the specification.
     """
 
     conversations: int
@@ -53,86 +57,104 @@ class Progress(NamedTuple):
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the end, at the rate so far, if every conversation goes to its limit; None before the first message."""
+        """An upper estimate: every conversation reaches its limit at the rate so far. None before the first message."""
         return self.seconds * (self.expected - self.messages) / self.messages if self.messages else None
 
 
 Watch: TypeAlias = "Callable[[Progress], None]"
-"""What is called with the progress about twice a second."""
+"""A function that is called with the progress about twice a second."""
 
 
 class Chunk(NamedTuple):
-    """Conversations for one worker, and what was said in them before. apart: it must hold nothing else meanwhile."""
+    """Conversations for one worker, with the stored transcripts of those that have begun.
+
+    quarantined: the worker runs nothing else at the same time, and commits every turn before it requests the next.
+    """
 
     tasks: list[Task]
-    earlier: dict[str, Transcript]
-    apart: bool = False
+    transcripts: dict[str, Transcript]
+    quarantined: bool = False
 
 
 class Plan:
-    """The conversations of an experiment without those that ended before; `earlier` were begun."""
+    """The conversations of an experiment that have not ended.
+
+    Tasks are generated when they are handed out, so memory does not grow with the number of conversations.
+
+    Args:
+        experiment: the specification.
+        ended: ids of conversations to leave out.
+        transcripts: stored transcripts of conversations that have begun, by id.
+    """
 
     def __init__(
-        self, experiment: Experiment, ended: Collection[str] = (), earlier: Mapping[str, Transcript] | None = None
+        self, experiment: Experiment, ended: Collection[str] = (), transcripts: Mapping[str, Transcript] | None = None
     ) -> None:
         self._limits = [cell.limit for cell in experiment.cells]
-        left = Counter({i: len(c.opening_contents) * c.repeats for i, c in enumerate(experiment.cells)})
-        left.subtract(experiment.task(id).cell for id in ended)
-        self.left: dict[int, int] = dict(left)
-        """Conversations to hold, by cell."""
+        remaining = Counter({i: len(c.opening_contents) * c.repeats for i, c in enumerate(experiment.cells)})
+        remaining.subtract(experiment.task(id).cell for id in ended)
+        self.remaining: dict[int, int] = dict(remaining)
+        """Number of conversations to run, by cell."""
         self._fresh: Iterator[Task] = (task for task in experiment.tasks() if task.id not in ended)
-        self._ahead: list[Task] = []
-        self._earlier = dict(earlier or {})
-        self._again: deque[Chunk] = deque()
-        self._apart: deque[Chunk] = deque()
-        self._conversations = sum(left.values())
-        said = sum(len(t.messages) for t in self._earlier.values())
-        self._expected = sum(n * self._limits[cell] for cell, n in left.items()) - said
+        self._peeked: list[Task] = []
+        self._transcripts = dict(transcripts or {})
+        self._returned: deque[Chunk] = deque()
+        self._quarantined: deque[Chunk] = deque()
+        self._conversations = sum(remaining.values())
+        stored = sum(len(t.messages) for t in self._transcripts.values())
+        self._expected = sum(n * self._limits[cell] for cell, n in remaining.items()) - stored
         self._done = self._failed = 0
         self._started = time.monotonic()
 
     def __len__(self) -> int:
         return self._conversations
 
-    def next(self, size: int) -> Chunk | None:
-        """The next chunk, of at most `size` conversations; None where there is none (of those that are not apart)."""
-        if self._again:
-            chunk = self._again.popleft()
+    def next_chunk(self, size: int) -> Chunk | None:
+        """Return the next chunk of at most `size` conversations, or None if only quarantined ones are left."""
+        if self._returned:
+            chunk = self._returned.popleft()
             if len(chunk.tasks) > size:
-                self._again.appendleft(Chunk(chunk.tasks[size:], chunk.earlier))
+                self._returned.appendleft(Chunk(chunk.tasks[size:], chunk.transcripts))
             tasks = chunk.tasks[:size]
-            return Chunk(tasks, {t.id: chunk.earlier[t.id] for t in tasks if t.id in chunk.earlier})
-        tasks, self._ahead = [*self._ahead, *islice(self._fresh, size - len(self._ahead))], []
-        earlier = {t.id: self._earlier.pop(t.id) for t in tasks if t.id in self._earlier}
-        return Chunk(tasks, earlier) if tasks else None
+            return Chunk(tasks, {t.id: chunk.transcripts[t.id] for t in tasks if t.id in chunk.transcripts})
+        tasks, self._peeked = [*self._peeked, *islice(self._fresh, size - len(self._peeked))], []
+        transcripts = {t.id: self._transcripts.pop(t.id) for t in tasks if t.id in self._transcripts}
+        return Chunk(tasks, transcripts) if tasks else None
 
-    def again(self, chunk: Chunk) -> None:
-        """Puts conversations back that a worker could not end."""
-        (self._apart if chunk.apart else self._again).append(chunk)
+    def next_quarantined(self) -> Chunk | None:
+        """Return the next quarantined chunk, or None."""
+        return self._quarantined.popleft() if self._quarantined else None
+
+    def put_back(self, chunk: Chunk) -> None:
+        """Hand out a chunk again whose worker died."""
+        (self._quarantined if chunk.quarantined else self._returned).append(chunk)
+
+    def discard_rest(self) -> None:
+        """Hand out nothing more."""
+        self._fresh = iter(())
+        self._peeked = []
+        self._returned.clear()
+        self._quarantined.clear()
 
     @property
-    def over(self) -> int:
-        """Conversations that ended since the start."""
+    def has_quarantined(self) -> bool:
+        """Whether a quarantined chunk is queued."""
+        return bool(self._quarantined)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to hand out."""
+        if not self._peeked:
+            self._peeked = list(islice(self._fresh, 1))
+        return not (self._peeked or self._returned or self._quarantined)
+
+    @property
+    def ended(self) -> int:
+        """Number of conversations that have ended since this start of the run."""
         return self._done + self._failed
 
-    def next_apart(self) -> Chunk | None:
-        """The next group of suspects."""
-        return self._apart.popleft() if self._apart else None
-
-    @property
-    def suspected(self) -> bool:
-        """Whether a group waits for a worker that holds nothing else."""
-        return bool(self._apart)
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is left to give out."""
-        if not self._ahead:
-            self._ahead = list(islice(self._fresh, 1))
-        return not (self._ahead or self._again or self._apart)
-
     def count(self, outcomes: Iterable[Outcome]) -> None:
-        """Counts conversations that ended; what they did not use of their limit is no longer expected."""
+        """Count conversations that ended. Turns that they did not use are no longer expected."""
         for outcome in outcomes:
             if outcome.status == RUNNING:
                 continue
@@ -140,18 +162,12 @@ class Plan:
             self._failed += outcome.status == FAILED
             self._expected -= self._limits[outcome.task.cell] - outcome.messages
 
-    def begin(self) -> None:
-        """The first conversation is handed out: from here on the time counts."""
+    def start_clock(self) -> None:
+        """Measure `Progress.seconds` from now on."""
         self._started = time.monotonic()
 
-    def progress(self, said: Said) -> Progress:
-        """The progress now, when workers have said so much."""
+    def progress(self, work: WorkerProgress) -> Progress:
+        """Return the progress of the run, given the work of all workers together."""
         seconds = time.monotonic() - self._started
-        return Progress(self._conversations, self._done, self._failed, said[0], self._expected, seconds, *said[1:])
-
-    def end(self) -> None:
-        """Gives out nothing more."""
-        self._fresh = iter(())
-        self._ahead = []
-        self._again.clear()
-        self._apart.clear()
+        ended = self._conversations, self._done, self._failed
+        return Progress(*ended, work.messages, self._expected, seconds, work.in_flight, work.tokens, work.cost)

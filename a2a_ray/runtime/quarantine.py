@@ -1,4 +1,4 @@
-"""Which conversation kills its worker: those that stand still when workers die are held apart, in smaller groups."""
+"""Finds the conversation that kills its worker: suspects run in workers of their own, in smaller and smaller groups."""
 
 from __future__ import annotations
 
@@ -7,49 +7,51 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 ALONE_DEATHS = 3
-"""So often a worker must die with one conversation alone in it, and no turn of it committed, before that is set aside.
-A process can die of another cause just then, but hardly three times."""
+"""Deaths of a worker with one conversation in it, and no turn of it committed, before that conversation is set aside.
+A process can also die of another cause at that moment, but hardly three times."""
 
 
-class Sorted(NamedTuple):
-    """What to do with the conversations of a worker that died, by id."""
+class QuarantineDecision(NamedTuple):
+    """The conversations of a worker that died, by id."""
 
-    free: list[str]
-    """Go on like any other."""
-    groups: list[list[str]]
-    """Are held apart: each group in a worker that holds nothing else meanwhile."""
-    poison: list[str]
-    """Kill their worker again and again."""
+    cleared: list[str]
+    """Run like any other conversation."""
+    suspects: list[list[str]]
+    """Run in quarantine: each group in a worker that runs nothing else at the same time."""
+    guilty: list[str]
+    """Kill their worker every time."""
 
 
-class Suspects:
-    """Remembers, over the deaths of workers, which conversations did not get on.
+class Quarantine:
+    """Keeps track of conversations that make no progress when workers die.
 
-    A death with progress clears a conversation of what was before. One that twice in a row had no turn committed when
-    its worker died is a suspect; suspects are halved with each further death until one is alone, so that an innocent
-    one is out of it after a few deaths: the number grows with the logarithm of what the worker held.
+    A conversation becomes a suspect when no turn of it was committed in two deaths in a row. A death with progress
+    clears it. Each further death halves a group of suspects, until one is alone. The number of deaths therefore grows
+    with the logarithm of the number of conversations that the worker had.
     """
 
     def __init__(self) -> None:
-        self._still: Counter[str] = Counter()
-        self._alone: Counter[str] = Counter()
+        self._deaths_without_progress: Counter[str] = Counter()
+        self._deaths_alone: Counter[str] = Counter()
 
-    def died(self, progress: Mapping[str, bool], *, apart: bool) -> Sorted:
-        """After the death of a worker that still held these conversations.
+    def sort_after_death(self, progress: Mapping[str, bool], *, quarantined: bool) -> QuarantineDecision:
+        """Sort the conversations that a worker had when it died.
 
-        progress: whether a turn of each was committed since the worker got it. apart: the worker held a group of
-        suspects and nothing else.
+        Args:
+            progress: for each conversation, whether a turn of it was committed since the worker got it.
+            quarantined: whether the worker had a group of suspects and nothing else.
         """
-        free: list[str] = []
-        suspected: list[str] = []
-        for id, moved in progress.items():
-            self._still[id] = 0 if moved else self._still[id] + 1
-            (free if moved or (self._still[id] < 2 and not apart) else suspected).append(id)
-        if len(suspected) > 1:
-            half = (len(suspected) + 1) // 2
-            return Sorted(free, [suspected[:half], suspected[half:]], [])
-        if apart and suspected and len(progress) == 1:
-            self._alone[suspected[0]] += 1
-            if self._alone[suspected[0]] >= ALONE_DEATHS:
-                return Sorted(free, [], suspected)
-        return Sorted(free, [suspected] if suspected else [], [])
+        cleared: list[str] = []
+        suspects: list[str] = []
+        for id, progressed in progress.items():
+            self._deaths_without_progress[id] = 0 if progressed else self._deaths_without_progress[id] + 1
+            innocent = progressed or (self._deaths_without_progress[id] < 2 and not quarantined)
+            (cleared if innocent else suspects).append(id)
+        if len(suspects) > 1:
+            half = (len(suspects) + 1) // 2
+            return QuarantineDecision(cleared, [suspects[:half], suspects[half:]], [])
+        if quarantined and suspects and len(progress) == 1:
+            self._deaths_alone[suspects[0]] += 1
+            if self._deaths_alone[suspects[0]] >= ALONE_DEATHS:
+                return QuarantineDecision(cleared, [], suspects)
+        return QuarantineDecision(cleared, [suspects] if suspects else [], [])

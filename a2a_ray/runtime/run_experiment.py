@@ -1,4 +1,4 @@
-"""Holding a whole experiment on Ray: start, watch, stop, resume."""
+"""Run a whole experiment on Ray, or resume one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from a2a_ray.core.errors import AgentError, AuthenticationError, ConfigurationEr
 from a2a_ray.core.transcript import DONE, FAILED
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.driver import OnFailure, Session
+from a2a_ray.runtime.driver import Driver, OnFailure
 from a2a_ray.runtime.limits.budget import NOTHING
 from a2a_ray.runtime.limits.metered import spent_before
 from a2a_ray.runtime.plan import Plan, Watch
@@ -27,8 +27,8 @@ from a2a_ray.runtime.telemetry import tracing
 from a2a_ray.store.lease import Lease
 from a2a_ray.store.run import Run, create_run, open_run, remove_run
 
-UNREACHABLE = re.compile(r"^__main__:|<lambda>|<locals>")
-"""Names of functions and classes that cannot be imported by name elsewhere."""
+NOT_IMPORTABLE = re.compile(r"^__main__:|<lambda>|<locals>")
+"""Names of functions and classes that no other program can import."""
 
 
 def run_experiment(
@@ -41,38 +41,46 @@ def run_experiment(
     on_failure: OnFailure = "recover",
     budget: float | Mapping[str, float] | None = None,
 ) -> Run:
-    """Holds every conversation of an experiment on Ray and gives the finished run.
+    """Run every conversation of an experiment on Ray and return the finished run.
 
-    experiment: an Experiment, the same as a mapping, or the path of a YAML specification.
-    storage: folder or URI under which the run gets its own folder.
-    workers: worker actors that hold conversations; as many as fit by default.
-    address: a Ray cluster; without it, the Ray that runs in this process, or a new local one (ended afterwards).
-    progress: shows a bar (True), nothing (False), or is called with a Progress about twice a second.
-    on_failure: what to do when a process or a node of the run dies: "recover" replaces it and goes on after the last
-    turn on record, "raise" ends with StorageError. A conversation that kills its worker again and again is set aside
-    as failed.
-    budget: takes the place of the specification's: money, or a mapping with some of cost, tokens, requests, seconds.
+    Args:
+        experiment: an Experiment, the same as a mapping, or the path of a YAML specification.
+        storage: folder or URI under which the run gets its own folder.
+        workers: number of worker actors; as many as fit by default.
+        address: a Ray cluster. By default the Ray that this process uses, or a new local one that ends with the run.
+        progress: True shows a bar, False nothing; a function is called with a `Progress` about twice a second.
+        on_failure: what to do if a process or node of the run dies. "recover" replaces it and continues after the last
+            stored turn, "raise" raises StorageError. A conversation that kills its worker every time is set aside as
+            failed.
+        budget: replaces the one in the specification: an amount of money, or a mapping with any of cost, tokens,
+            requests and seconds.
 
-    Conversations that fail are kept with their error; see `run.summary()`. Where the budget is spent first,
-    `run.stopped` says so; `resume_run(run.path, budget=more)` goes on. Raises ConfigurationError before anything
-    starts, PlacementError where the cluster lacks something, AgentError where an agent cannot be set up (no run is left
-    then), StorageError where turns cannot be written, AuthenticationError when a server refuses an agent's key. After
-    the last two, or a KeyboardInterrupt, `resume_run(run.path)` goes on.
+    Failed conversations are stored with their error; see `run.summary()`. If the budget is spent before the end,
+    `run.stopped` gives the reason, and `resume_run(run.path, budget=more)` continues.
+
+    Raises:
+        ConfigurationError: the specification is invalid. Nothing has started.
+        PlacementError: the cluster lacks a resource.
+        AgentError: an agent cannot be set up. No run is left.
+        StorageError: turns cannot be written.
+        AuthenticationError: a server refuses an agent's key.
+
+    After a StorageError, an AuthenticationError or a KeyboardInterrupt, `resume_run(run.path)` continues the run.
     """
     experiment = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
-    experiment = _budgeted(experiment, budget)
+    experiment = _with_budget(experiment, budget)
     experiment.check()
     check_startable(experiment)
     _check_start(workers)
     run = create_run(experiment, storage)
     try:
-        return _hold(run, experiment, lambda: Plan(experiment), workers, address, progress, on_failure)
+        return _drive(run, experiment, lambda: Plan(experiment), workers, address, progress, on_failure)
     except AuthenticationError:
         raise
     except (ConfigurationError, PlacementError, AgentError) as error:
-        if remove_run(run):  # nothing was said, so nothing is left
+        if remove_run(run):  # no turn was stored
             raise
-        raise type(error)(f"{error}; what was said is kept: a2a-ray resume {run.path}") from None
+        raise type(error)(f"{error}; stored turns are kept, continue with: a2a-ray resume {run.path}") from None
 
 
 def resume_run(
@@ -87,20 +95,43 @@ def resume_run(
     budget: float | Mapping[str, float] | None = None,
     takeover: bool = False,
 ) -> Run:
-    """Goes on with a run where it stopped: conversations that ended stay, the others continue after their last turn.
+    """Resume a run: conversations that have not ended continue after their last stored turn.
 
-    retry_failed: failed conversations go on too, with the turn that failed.
-    experiment: the specification again, for a run whose agents are Python functions that cannot be imported by name.
-    budget: takes the place of the one that the run was started with; what was spent before is counted.
-    takeover: takes the run from a driver that seems to hold it.
+    Args:
+        run: a Run, or its folder or URI.
+        retry_failed: failed conversations continue too, with the turn that failed.
+        experiment: the specification again, for a run whose agents are functions that cannot be imported by name.
+        budget: replaces the one that the run was started with. What the run has spent before counts.
+        takeover: take the run over from a driver that seems to be alive.
 
-    Raises as `run_experiment`.
+    The other arguments, and the exceptions, are those of `run_experiment`.
     """
     run = open_run(run.path if isinstance(run, Run) else run)
-    here = [f for f in re.findall(r'"([\w.]+:[^"]*)"', json.dumps(run.manifest["experiment"])) if UNREACHABLE.search(f)]
-    if here and experiment is None:
+    given = _with_budget(_matching_experiment(run, experiment), budget)
+    _check_start(workers)
+    counts = run.summary()
+    if counts["done"] + (0 if retry_failed else counts["failed"]) == counts["conversations"]:
+        return run
+    given.check()
+    check_startable(given)
+
+    def make_plan() -> Plan:
+        stored = open_run(run.path)
+        finished = (DONE,) if retry_failed else (DONE, FAILED)
+        statuses = stored.statuses()
+        begun = [id for id, status in statuses.items() if status not in finished]
+        return Plan(given, statuses.keys() - begun, {t.id: t for t in stored.transcripts(begun)})
+
+    return _drive(run, given, make_plan, workers, address, progress, on_failure, takeover)
+
+
+def _matching_experiment(run: Run, experiment: Experiment | Mapping[str, Any] | None) -> Experiment:
+    """Return the specification to resume with. Raises ConfigurationError if it is not the one of the run."""
+    names = re.findall(r'"([\w.]+:[^"]*)"', json.dumps(run.manifest["experiment"]))
+    missing = [name for name in names if NOT_IMPORTABLE.search(name)]
+    if missing and experiment is None:
         raise ConfigurationError(
-            f"{run.path}: it was started with {here[0]}, which only the program that defines it has;"
+            f"{run.path}: it was started with {missing[0]}, which only the program that defines it has;"
             " resume it from there: resume_run(path, experiment=the same specification)"
         )
     given = run.experiment if experiment is None else Experiment.parse(experiment)
@@ -109,26 +140,11 @@ def resume_run(
             f"{run.path}: was started with another specification; resume it with the one in its manifest"
         )
     if given.openings_digest() != run.manifest["openings_sha256"]:
-        raise ConfigurationError(f"{run.path}: its openings have changed since it was started; put the old ones back")
-    given = _budgeted(given, budget)
-    _check_start(workers)
-    counts = run.summary()
-    if counts["done"] + (0 if retry_failed else counts["failed"]) == counts["conversations"]:
-        return run
-    given.check()
-    check_startable(given)
-
-    def plan() -> Plan:
-        now = open_run(run.path)
-        over = (DONE,) if retry_failed else (DONE, FAILED)
-        statuses = now.statuses()
-        left = [id for id, status in statuses.items() if status not in over]
-        return Plan(given, statuses.keys() - left, {t.id: t for t in now.transcripts(left)})
-
-    return _hold(run, given, plan, workers, address, progress, on_failure, takeover)
+        raise ConfigurationError(f"{run.path}: its openings have changed since it was started; restore the old ones")
+    return given
 
 
-def _budgeted(experiment: Experiment, budget: float | Mapping[str, float] | None) -> Experiment:
+def _with_budget(experiment: Experiment, budget: float | Mapping[str, float] | None) -> Experiment:
     if budget is None:
         return experiment
     plain = experiment.model_dump(exclude_unset=True)
@@ -136,14 +152,14 @@ def _budgeted(experiment: Experiment, budget: float | Mapping[str, float] | None
 
 
 def _decisive(experiment: Experiment) -> dict[str, Any]:
-    """The specification without what cannot change what is said."""
+    """Return the specification without the keys that cannot change a message."""
 
     def decides(key: str) -> bool:
         return key.partition(".")[0] not in ("budget", "analyze")
 
     value = {key: setting for key, setting in experiment.to_dict().items() if decides(key)}
     sweep = value.get("sweep")
-    if isinstance(sweep, dict):  # how many cells there are stays decisive
+    if isinstance(sweep, dict):  # the number of cells stays decisive
         value["sweep"] = {key: values if decides(key) else len(values) for key, values in sweep.items()}
     elif sweep:
         value["sweep"] = [{key: setting for key, setting in cell.items() if decides(key)} for cell in sweep]
@@ -151,54 +167,56 @@ def _decisive(experiment: Experiment) -> dict[str, Any]:
 
 
 def _check_start(workers: int | None) -> None:
-    tracing.settings()  # raises where spans are asked for that nothing here can send
+    tracing.settings()  # raises if spans are requested that cannot be sent from here
     if workers is not None and workers < 1:
         raise ConfigurationError(f"workers: {workers}; expected at least 1")
 
 
-def _hold(
+def _drive(
     run: Run,
     experiment: Experiment,
-    plan: Callable[[], Plan],
+    make_plan: Callable[[], Plan],
     workers: int | None,
     address: str | None,
     progress: Watch | bool,
     on_failure: OnFailure,
     takeover: bool = False,
 ) -> Run:
-    own, session = False, None
+    """Drive one start of a run, from the lease to its release."""
+    started_ray, driver = False, None
     lease = Lease.acquire(run.path, takeover)
     try:
-        own = connect(address)
-        with _terminable():
+        started_ray = connect(address)
+        with _sigterm_interrupts():
             spent = spent_before(run) if experiment.budget is not None else NOTHING
-            session = Session(run.path, experiment, plan, workers, on_failure, lease, spent)
+            driver = Driver(run.path, experiment, make_plan, workers, on_failure, lease, spent)
             with watch_run(Path(run.path).name, progress) as watch:
-                session.hold(watch)
+                driver.run(watch)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(run.path) from None  # so that whoever catches it can say what to resume
+        raise KeyboardInterrupt(run.path) from None  # names the run to resume
     except StorageError as error:
         raise StorageError(f"{run.path}: {error}") from None
     except AuthenticationError as error:
         raise AuthenticationError(
-            f"{error}. The run has stopped, and no conversation failed by it; go on with: a2a-ray resume {run.path}"
+            f"{error}. The run has stopped; no conversation failed because of it. Continue with: a2a-ray resume"
+            f" {run.path}"
         ) from None
     finally:
-        if session is not None:
-            session.end()
+        if driver is not None:
+            driver.shutdown()
         lease.release()
-        if own:
+        if started_ray:
             ray.shutdown()
-    done = open_run(run.path)
-    if session.stopped and len(session.plan) > session.plan.over:
-        done.stopped = f"{session.stopped}; go on with more: a2a-ray resume {run.path} --budget COST"
-    return done
+    finished = open_run(run.path)
+    if driver.stopped and len(driver.plan) > driver.plan.ended:
+        finished.stopped = f"{driver.stopped}; continue with a larger one: a2a-ray resume {run.path} --budget COST"
+    return finished
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: turns under way are kept. Ray's own handler would leave at once."""
-    if threading.current_thread() is not threading.main_thread():  # only there can it be handled
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM stops a run as Ctrl-C does, so that turns in flight are stored. Ray's own handler exits at once."""
+    if threading.current_thread() is not threading.main_thread():  # signals can only be handled there
         yield
         return
 

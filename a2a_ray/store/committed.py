@@ -1,4 +1,4 @@
-"""What of a run is on record, by its keys: which rows are new, which come again, and which would leave a gap."""
+"""The keys of all committed rows: which rows of a batch are new, which are duplicates, which would leave a gap."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _SHIFT = np.int64(1) << 32
 _BESIDE = pa.array(BESIDE)
 
 
-class Committed:
-    """The keys of a turns table. About 200 bytes a conversation, more while calls to paid agents are unanswered.
+class CommittedRows:
+    """The keys of the rows of a turns table.
 
-    Records of a conversation are contiguous from 0 (the opening), so the last seq says which are there. Ends and calls
-    are known by attempt and writer; a call whose answer is there was acknowledged before it was made, so it is never
+    It takes about 200 bytes a conversation, and more while calls to paid agents are unanswered. The seq of a
+    conversation's records is contiguous from 0, the opening, so its last seq tells which are stored. Ends and calls
+    have attempt and writer in their key. A call is committed before it is made, so a call with a stored answer is never
     sent again.
     """
 
@@ -36,14 +37,14 @@ class Committed:
             self._read(table)
 
     def last(self, conversation: str) -> int:
-        """The last seq on record: 0 is the opening; -1 where there is nothing."""
+        """Return the last committed seq of a conversation: 0 is the opening, -1 means that nothing is stored."""
         return self._last.get(conversation, -1)
 
-    def admit(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows that are not on record yet, in their order; they count as being there from now on.
+    def add_new(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Return the rows that are not committed, in their order, and count them as committed from now on.
 
-        An end that differs from the one on record for the same seq (a failure that was retried) gets the next attempt.
-        Raises StorageError, and admits nothing, where a record would not follow its conversation's last one.
+        An end that differs from the stored one of the same seq (a failure that was retried) gets the next attempt.
+        Raises StorageError, and adds nothing, if a record does not follow the last one of its conversation.
         """
         if not len(rows):
             return rows
@@ -52,12 +53,12 @@ class Committed:
         names = ids.dictionary.to_pylist()
         seqs = rows.column("seq").to_numpy(zero_copy_only=False).astype(np.int64)
         beside = pc.is_in(rows.column("kind"), _BESIDE).to_numpy(zero_copy_only=False)
-        before, after = self._running(codes, names, seqs, beside)
+        before, after = self._last_seqs(codes, names, seqs, beside)
         new = beside | (seqs > before)
         calls = pc.equal(rows.column("kind"), CALL).to_numpy(zero_copy_only=False)
         if (gaps := np.flatnonzero(~calls & (seqs > np.where(beside, np.maximum(before, 0), before) + 1))).size:
             raise _gap(names[codes[gaps[0]]], seqs[gaps[0]], before[gaps[0]])
-        attempts = self._beside(rows, np.flatnonzero(beside), before, new) if beside.any() else {}
+        attempts = self._mark_stored_ends_and_calls(rows, np.flatnonzero(beside), before, new) if beside.any() else {}
         self._last.update(zip(names, after.tolist(), strict=True))
         if attempts:
             index = rows.schema.get_field_index("attempt")
@@ -67,12 +68,12 @@ class Committed:
             rows = rows.set_column(index, rows.schema.field(index), pa.array(column, pa.int32()))
         return rows if new.all() else rows.filter(pa.array(new))
 
-    def _running(self, codes: _Array, names: list[str], seqs: _Array, beside: _Array) -> tuple[_Array, _Array]:
-        """The last seq of its conversation before each row, shape (rows,), and after all, shape (conversations,)."""
+    def _last_seqs(self, codes: _Array, names: list[str], seqs: _Array, beside: _Array) -> tuple[_Array, _Array]:
+        """Return the conversation's last seq before each row, shape (rows,), and after all, shape (conversations,)."""
         last = np.fromiter((self._last.get(name, -1) for name in names), np.int64, len(names))
         order = np.argsort(codes, kind="stable")
         sorted_codes = codes[order]
-        # One running maximum serves all conversations: each has a range of numbers of its own, in ascending order.
+        # One running maximum serves all conversations: each has its own range of numbers, in ascending order.
         base = sorted_codes * _SHIFT
         highest = np.maximum.accumulate(base + np.where(beside, -1, seqs)[order] + 1) - base - 1
         highest = np.maximum(highest, last[sorted_codes])
@@ -84,8 +85,10 @@ class Committed:
         before[order] = previous
         return before, highest[np.append(first[1:], len(order)) - 1]
 
-    def _beside(self, rows: pa.RecordBatch, places: _Array, before: _Array, new: _Array) -> dict[int, int]:
-        """Looks at ends and calls: clears `new` of those on record; gives the attempts of ends that must change."""
+    def _mark_stored_ends_and_calls(
+        self, rows: pa.RecordBatch, places: _Array, before: _Array, new: _Array
+    ) -> dict[int, int]:
+        """Clear `new` for ends and calls that are stored; return the attempts of ends that must change, by row."""
         attempts: dict[int, int] = {}
         for place, (id, seq, kind, attempt, writer) in zip(places.tolist(), _keys(rows.take(places)), strict=True):
             last = int(before[place])
@@ -94,17 +97,17 @@ class Committed:
                 new[place] = (seq, attempt, writer) not in calls
                 self._calls[id] = calls | {(seq, attempt, writer)}
                 continue
-            at, known, whose = self._ends.get(id, (-1, -1, ""))
-            if seq <= last or (at == seq and whose == writer and attempt <= known):
+            end_seq, end_attempt, end_writer = self._ends.get(id, (-1, -1, ""))
+            if seq <= last or (end_seq == seq and end_writer == writer and attempt <= end_attempt):
                 new[place] = False
                 continue
-            if at == seq and attempt <= known:
-                attempt = attempts[place] = known + 1
+            if end_seq == seq and attempt <= end_attempt:
+                attempt = attempts[place] = end_attempt + 1
             self._ends[id] = self._share((seq, attempt, writer))
         return attempts
 
     def _share(self, key: tuple[int, int, str]) -> tuple[int, int, str]:
-        """The key, equal ones as one object: most conversations of a worker end at the same seq."""
+        """Return one object for equal keys, which saves memory: most conversations of a worker end at the same seq."""
         return self._shared.setdefault(key, key)
 
     def _read(self, table: pads.Dataset) -> None:
@@ -129,8 +132,8 @@ def _keys(rows: pa.RecordBatch) -> Iterable[tuple[str, int, str, int, str]]:
 
 
 def _gap(conversation: str, seq: int, last: int) -> StorageError:
-    there = f"its last record there is {last}" if last >= 0 else "nothing of it is there"
+    stored = str(last) if last >= 0 else "none"
     return StorageError(
-        f"record {seq} of conversation {conversation!r} was to be stored, but {there}: a record is missing, which is a"
-        " fault of a2a-ray; resume the run"
+        f"conversation {conversation!r}: got record {seq}, but the last stored record is {stored}; expected no gap. A"
+        " record is missing, which is a bug in a2a-ray. Resume the run."
     )

@@ -1,4 +1,4 @@
-"""What observers found in a conversation while it went on, as findings."""
+"""The findings of the observers of a live conversation."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def live_findings(observers: Iterable[tuple[str, Any]], transcript: Transcript) -> list[Finding]:
-    """The findings of all observers of a conversation that has ended. observers: (name, observer)."""
+    """Return the findings of all observers of a conversation that has ended. observers: pairs (name, observer)."""
     found: dict[tuple[Any, ...], Finding] = {}
     for name, observer in observers:
         own = getattr(observer, "findings", None)
         findings = own(transcript.id) if own is not None else from_verdicts(name, transcript)
-        found.update(((*f.key, f.number), f) for f in findings)  # two observers with the same settings find the same
+        found.update(((*f.key, f.number), f) for f in findings)  # observers with equal settings have equal findings
     return list(found.values())
 
 
 def from_verdicts(name: str, transcript: Transcript) -> list[Finding]:
-    """The finding of an observer that has no `findings` of its own: its first loop, or its newest verdict."""
+    """Return the finding of an observer without a `findings` method: its first loop, or its newest verdict."""
     verdicts = [(turn, verdict) for turn, observer, verdict in transcript.verdicts if observer == name]
     about: dict[str, Any] = {"conversation_id": transcript.id, "analyzer": name, "through_seq": len(transcript)}
     loops = [(turn, v) for turn, v in verdicts if v.status == LOOP]
@@ -37,14 +37,14 @@ def from_verdicts(name: str, transcript: Transcript) -> list[Finding]:
         if newest is None:
             return [Finding(**about)]
         return [as_finding(_fields(newest.evidence), **about, status=newest.status, reason=newest.reason)]
-    ended = any(v.status == RECOVERED for turn, v in verdicts if turn > loops[0][0])
+    recovered = any(v.status == RECOVERED for turn, v in verdicts if turn > loops[0][0])
     first, newest = loops[0], loops[-1][1]
-    own = {**_fields(newest.evidence), "alarm_turn": first[0], "status": RECOVERED if ended else LOOP}
+    own = {**_fields(newest.evidence), "alarm_turn": first[0], "status": RECOVERED if recovered else LOOP}
     return [as_finding(own, **about, reason=newest.reason)]
 
 
 def live_keys(experiment: Experiment) -> list[Key]:
-    """The keys of what the observers of an experiment find. An observer that cannot be built here is left out."""
+    """Return the keys of the findings of an experiment's observers, without observers that cannot be built here."""
     keys: dict[Key, None] = {}
     for cell in experiment.cells:
         for name, settings in cell.named_observers.items():
@@ -67,7 +67,7 @@ def _key(name: str, settings: str) -> Key | None:
 
 
 def _fields(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """The evidence of somebody's own observer: what has the name of a field counts as one if it can be one."""
+    """Return the evidence of a custom observer that fills fields of a finding; turn numbers must be integers."""
     whole = ("onset_turn", "recovered_turn", "period", "tokens_since_onset")
     return {
         key: value

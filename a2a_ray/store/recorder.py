@@ -1,4 +1,4 @@
-"""The one writer of a run: takes batches from all workers and commits them in groups, in each worker's own order."""
+"""The recorder of a run: an actor that commits the batches of all workers in groups, in each worker's own order."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from a2a_ray.core.errors import StorageError
 from a2a_ray.store.findings_table import FindingsTable
 from a2a_ray.store.writer import Writer
 
-PAUSE, MOST_PAUSE = 3.0, 0.2
-"""After a commit the next one waits: so many times as long as it took, at most so many seconds. Groups grow, and a
-commit costs 7 ms whatever its size: without the pause, commits took half of the time of a run at full speed."""
+PAUSE_FACTOR, MAX_PAUSE_SECONDS = 3.0, 0.2
+"""The pause after a commit, as a multiple of its time, and its maximum. A commit costs 7 ms whatever its size, so large
+groups are cheaper: without the pause, commits took half of the time of a run at full speed."""
 
 _Waiting: TypeAlias = "tuple[pa.RecordBatch | None, pa.RecordBatch | None, asyncio.Future[None]]"
-"""Rows, findings, and what is told when both are committed."""
+"""Rows, findings, and the future that is resolved when both are committed."""
 
 
 class Recorder:
-    """Actor. When `append` returns, its batch is committed; what arrives during a commit goes into one next commit.
+    """Actor. When `append` returns, its batch is committed. Batches that arrive during a commit share the next one.
 
-    uri: of the turns table, absolute: an actor's working folder need not be the driver's.
-    epoch: of the driver's lease; a recorder of an older epoch is refused by the table from then on.
+    It can be killed at any moment and restarted: it reads the keys that are committed, so it recognises rows that are
+    sent again, however they are grouped.
 
-    It can be killed at any moment and started again: a new one reads which keys are on record, so rows that are sent
-    again are recognised, in whatever groups they come.
+    Args:
+        uri: of the turns table; absolute, since an actor's working folder need not be the driver's.
+        epoch: of the driver's lease. The table refuses recorders of older epochs from now on.
     """
 
     def __init__(self, uri: str, epoch: int = 0) -> None:
@@ -43,7 +44,7 @@ class Recorder:
         self._seconds = 0.0
 
     async def ready(self) -> bool:
-        """Returns when the table is open. Raises StorageError where it cannot be, or another driver has the run."""
+        """Return when the table is open. Raises StorageError if it cannot be opened or another driver has the run."""
         self._check()
         if not self._opened:
             async with self._writing:
@@ -56,50 +57,57 @@ class Recorder:
         return True
 
     async def append(
-        self, worker: str, epoch: int, number: int, batch: pa.RecordBatch, found: pa.RecordBatch | None = None
+        self, worker: str, epoch: int, number: int, batch: pa.RecordBatch, findings: pa.RecordBatch | None = None
     ) -> None:
-        """Returns when the worker's batch of this number, and all before it, are committed. Raises StorageError.
+        """Return when this batch, and all of the worker's batches before it, are committed. Raises StorageError.
 
-        Async actors see calls out of order, so batches are put in the worker's own order by their numbers: what is
-        committed of a conversation has no gap. A worker that lost a recorder sends again what was not acknowledged,
-        with a higher epoch of its own and numbers from 0. found: findings, rows of `core.findings.schema()`.
+        Async actors see calls out of order. The numbers restore the worker's order, so the stored part of a
+        conversation has no gap.
+
+        Args:
+            worker: name of the worker.
+            epoch: how often the worker has reconnected. It then sends again what was not committed.
+            number: of the batch, from 0 in each epoch.
+            batch: rows of the turns table.
+            findings: rows of `core.findings.schema()`.
         """
         self._check()
         if worker in self._fenced:
-            raise StorageError(f"{worker} was given up for dead; its conversations were given to another worker")
+            raise StorageError(f"{worker} was declared dead; another worker runs its conversations")
         stream = self._streams.setdefault(worker, _Stream(epoch))
         if epoch > stream.epoch:
-            stream.refuse(f"{worker} has sent it again")
+            stream.refuse(f"{worker} has sent this batch again")
             stream = self._streams[worker] = _Stream(epoch)
         elif epoch < stream.epoch:
-            raise StorageError(f"{worker} has sent it again")
+            raise StorageError(f"{worker} has sent this batch again")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        stream.early[number] = (batch, found, future)
+        stream.early[number] = (batch, findings, future)
         while stream.due in stream.early:
             self._ready.append(stream.early.pop(stream.due))
             stream.due += 1
-        self._go_on()
+        self._start_commits()
         await future
 
     async def fence(self, worker: str) -> None:
-        """Returns when all that came from the worker is committed; what comes from it later is refused.
+        """Refuse later batches of a dead worker; return when all that arrived before are committed.
 
-        For a dead worker, before its conversations are given to another: what it had sent may still be on its way.
-        Raises StorageError.
+        Call it before another worker gets its conversations: batches that it sent may still be in flight. Raises
+        StorageError.
         """
         self._check()
         self._fenced.add(worker)
         if worker in self._streams:
-            self._streams.pop(worker).refuse(f"{worker} was given up for dead")
+            self._streams.pop(worker).refuse(f"{worker} was declared dead")
         await self._all_committed()
 
     async def stats(self) -> dict[str, float]:
-        """Rows and commits so far, rows that came again, and the seconds that commits took (compactions included)."""
+        """Return the numbers of rows, commits and duplicate rows, and the seconds of commits, with compactions."""
         writer = self._writer
-        return {"rows": writer.rows, "commits": writer.commits, "again": writer.again, "seconds": self._seconds}
+        counts = {"rows": writer.rows, "commits": writer.commits, "duplicates": writer.duplicates}
+        return {**counts, "seconds": self._seconds}
 
     async def close(self) -> None:
-        """Compacts the table, once all that came is committed; nothing can be written afterwards."""
+        """Compact the table when all batches are committed; refuse later ones."""
         if self._error is None:
             with contextlib.suppress(StorageError):
                 await self._all_committed()
@@ -114,10 +122,10 @@ class Recorder:
     async def _all_committed(self) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ready.append((None, None, future))
-        self._go_on()
+        self._start_commits()
         await future
 
-    def _go_on(self) -> None:
+    def _start_commits(self) -> None:
         if self._committing is None and self._ready:
             self._committing = asyncio.create_task(self._commit_all())
 
@@ -129,7 +137,7 @@ class Recorder:
             try:
                 async with self._writing:
                     self._check()
-                    sent = [(batch, found) for batch, found, _ in group if batch is not None]
+                    sent = [(batch, findings) for batch, findings, _ in group if batch is not None]
                     refused = iter(await asyncio.to_thread(self._write, sent) if sent else ())
             except Exception as error:
                 if not isinstance(error, StorageError):
@@ -140,23 +148,23 @@ class Recorder:
             self._seconds += took
             for batch, _, future in group:
                 _settle(future, None if batch is None else next(refused))
-            await asyncio.sleep(min(PAUSE * took, MOST_PAUSE))
+            await asyncio.sleep(min(PAUSE_FACTOR * took, MAX_PAUSE_SECONDS))
         self._committing = None
 
     def _write(self, sent: list[tuple[pa.RecordBatch, pa.RecordBatch | None]]) -> list[StorageError | None]:
-        """Commits the rows, then what observers found in conversations that ended with them.
+        """Commit the rows, then the findings of conversations that end with them.
 
-        In this order findings never speak of turns that are not stored. If this process dies in between, the worker
-        sends both again; if the worker is dead too, an analysis finds what is missing.
+        In this order a finding never refers to a turn that is not stored. If this process dies in between, the worker
+        sends both again. If the worker has died too, an analysis of the run adds the missing findings.
         """
         refused = self._writer.write([batch for batch, _ in sent])
-        found = [f for (_, f), error in zip(sent, refused, strict=True) if f is not None and error is None]
-        if found:
-            self._findings.add(pa.concat_batches(found))
+        findings = [f for (_, f), error in zip(sent, refused, strict=True) if f is not None and error is None]
+        if findings:
+            self._findings.add(pa.concat_batches(findings))
         return refused
 
     def _fail(self, error: StorageError, group: list[_Waiting]) -> None:
-        """Once failed, for good: nobody may believe that later turns are kept where earlier ones are not."""
+        """Fail for good: no later turn may be stored if an earlier one is missing."""
         self._error = error
         for *_, future in (*group, *self._ready):
             _settle(future, error)
@@ -166,7 +174,7 @@ class Recorder:
 
 
 class _Stream:
-    """What came from one worker: the number that is due, and batches that came before their turn."""
+    """The batches of one worker: the number that is due, and the batches that arrived early."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch, self.due = epoch, 0
