@@ -1,10 +1,10 @@
-"""Kills processes and nodes of a run on a real three-node cluster, and compares what is on record with what must be.
+"""Kills processes and nodes of a run on a real three-node cluster, and checks what the run has stored.
 
     python -m tests.chaos                       30 kills of anything, 200 conversations x 20 turns
     python -m tests.chaos --driver 5            the driver is killed five times and the run resumed
     python -m tests.chaos --kills 4 --conversations 30 --turns 8     the short form that the tests run
 
-Ends with one JSON object; exit status 1 where a turn is missing, doubled or different, or the ledger is wrong.
+Prints one JSON object; the exit status is 1 if a turn is missing, duplicated or different, or the ledger is wrong.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from a2a_ray.experiment.spec import Experiment
 from a2a_ray.store.run import open_run, run_names
 
 KINDS = ("Worker", "Recorder", "AgentHost", "node")
-"""What is killed: actors by the name of their class, and whole nodes; "gcs", Ray's own state, with --redis."""
+"""What can be killed: actors, by class name, and nodes; with --redis also "gcs", the process of Ray's own state."""
 
 
 class Steady:
-    """Says a number that follows from its seed and from what it heard; notes every call in a file."""
+    """Answers with a number that follows from the seed and the last message; notes every call in a file."""
 
     placement = "actor"
 
@@ -47,7 +47,7 @@ class Steady:
         self.name, self._calls, self._wait = name, calls, wait
 
     def step(self, message: Message) -> Message:
-        """The answer, after the time that a small model would take."""
+        """Answer after the time that a small model would take."""
         if self._calls:
             with open(self._calls, "ab", buffering=0) as file:  # noqa: PTH123  (one write, so that lines stay whole)
                 file.write(f"{message.conversation} {message.turn}\n".encode())
@@ -56,7 +56,7 @@ class Steady:
 
 
 def specification(options: argparse.Namespace, calls: Path) -> dict[str, Any]:
-    """Two heavy agents of two replicas each, the second one paid."""
+    """Return a specification with two heavy agents of two replicas each; the second one is paid."""
     agent = {
         "kind": "tests.chaos:Steady",
         "calls": str(calls),
@@ -69,7 +69,7 @@ def specification(options: argparse.Namespace, calls: Path) -> dict[str, Any]:
 
 
 def drive(spec: str, storage: str, address: str) -> None:
-    """The driver process: starts the run, or goes on with it."""
+    """Start the run, or resume it, in the driver process."""
     import a2a_ray
 
     names = run_names(storage)
@@ -80,7 +80,7 @@ def drive(spec: str, storage: str, address: str) -> None:
 
 
 class Arena:
-    """A cluster, a driver on it, and what is there to kill."""
+    """A cluster, a driver on it, and the processes that can be killed."""
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         from ray.cluster_utils import Cluster
@@ -97,23 +97,23 @@ class Arena:
         self.killed: Counter[str] = Counter()
         self.started = time.monotonic()
 
-    def said(self) -> str:
-        """The end of what drivers printed."""
+    def driver_log(self) -> str:
+        """Return the end of the drivers' output."""
         return Path(self.log.name).read_text()[-3000:]
 
     def start(self) -> subprocess.Popen[bytes]:
-        """A driver."""
+        """Start a driver."""
         command = [sys.executable, "-m", "tests.chaos", "--drive", self.spec, self.storage, self.cluster.address]
         return subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
 
     def commits(self) -> int:
-        """Commits of the run so far."""
+        """Return the number of commits of the run so far."""
         names = run_names(self.storage)
         log = Path(names[0]) / "turns" / "_delta_log" if names else None
         return len(list(log.glob("*.json"))) if log is not None and log.exists() else 0
 
     def kill(self, kinds: list[str]) -> str | None:
-        """Kills one random process of the run, or a node, which is added again; its kind, None where there is none."""
+        """Kill a random process of the run, or a node, which is added again. Return its kind, or None."""
         kind = self.random.choice(kinds)
         if kind == "node":
             node = self.random.choice(sorted(self.cluster.worker_nodes, key=lambda n: str(n.node_id)))
@@ -134,7 +134,7 @@ class Arena:
 
 
 def start_redis() -> subprocess.Popen[bytes]:
-    """A Redis server on a free port, in which Ray keeps its state: the head can come back then."""
+    """Start a Redis server on a free port. Ray keeps its state there, so its head can be restarted."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -146,7 +146,7 @@ def start_redis() -> subprocess.Popen[bytes]:
 
 
 def actors(kind: str, cluster: Any) -> list[psutil.Process]:
-    """Processes of this cluster that are actors of a class."""
+    """Return the processes of this cluster that are actors of a class."""
     raylets = [p.process.pid for n in cluster.list_all_nodes() for p in n.all_processes.get("raylet", [])]
     found = []
     for raylet in raylets:
@@ -159,20 +159,20 @@ def actors(kind: str, cluster: Any) -> list[psutil.Process]:
 
 
 def expected(spec: dict[str, Any]) -> dict[str, list[tuple[int, str, str, int]]]:
-    """What an undisturbed run says, by the plain loop in this process."""
+    """Return the turns of an undisturbed run, from the plain loop in this process."""
     agents = [Steady(a["name"], "", 0.0) for a in spec["agents"]]
     experiment = Experiment.parse(spec)
     out = {}
     for task in experiment.tasks():
-        talk = Conversation(
+        conversation = Conversation(
             agents, opening=spec["openings"][0], max_turns=spec["max_turns"], seed=task.seed, id=task.id
         )
-        out[task.id] = [(m.turn, m.sender, str(m.content), m.seed) for m in talk.run().turns]
+        out[task.id] = [(m.turn, m.sender, str(m.content), m.seed) for m in conversation.run().turns]
     return out
 
 
-def rows_on_record(name: str) -> pa.Table:
-    """The keys of every row of the table, as they lie there."""
+def stored_keys(name: str) -> pa.Table:
+    """Return the keys of every row of the table, without any cleaning."""
     table = DeltaTable(f"{name}/turns")
     files = [
         f"{name}/turns/{path}" for path in pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
@@ -181,13 +181,13 @@ def rows_on_record(name: str) -> pa.Table:
 
 
 def verify(arena: Arena) -> dict[str, Any]:
-    """Compares the finished run with the undisturbed one, and the ledger with the calls that were received."""
+    """Compare the finished run with an undisturbed one, and the ledger with the calls that the agents received."""
     spec = json.loads(arena.spec)
     (name,) = run_names(arena.storage)
     run = open_run(name)
     wanted = expected(spec)
-    said = {t.id: [(m.turn, m.sender, str(m.content), m.seed) for m in t.turns] for t in run.transcripts()}
-    keys = Counter(zip(*(column.to_pylist() for column in rows_on_record(name).columns), strict=True))
+    stored = {t.id: [(m.turn, m.sender, str(m.content), m.seed) for m in t.turns] for t in run.transcripts()}
+    keys = Counter(zip(*(column.to_pylist() for column in stored_keys(name).columns), strict=True))
     calls = Counter({(c, t): n for (c, t, kind), n in keys.items() if kind == "call"})
     received: Counter[tuple[str, int]] = Counter()
     for line in arena.calls.read_text().splitlines():
@@ -195,8 +195,8 @@ def verify(arena: Arena) -> dict[str, Any]:
         if int(turn) % 2 == 0:  # bob, who is paid, has every second turn
             received[conversation, int(turn)] += 1
     return {
-        "conversations": len(said),
-        "different": sum(said.get(id) != turns for id, turns in wanted.items()) + len(said.keys() - wanted.keys()),
+        "conversations": len(stored),
+        "different": sum(stored.get(id) != turns for id, turns in wanted.items()) + len(stored.keys() - wanted.keys()),
         "doubled": sum(n - 1 for (_, _, kind), n in keys.items() if kind != "call"),
         "failed": run.summary()["failed"],
         "ledger": calls.total(),
@@ -208,14 +208,14 @@ def verify(arena: Arena) -> dict[str, Any]:
 
 
 def disturbed(arena: Arena, options: argparse.Namespace) -> dict[str, Any]:
-    """Holds the run while processes of it die; each dies only after something new was committed."""
+    """Drive the run while its processes die, each only after a new commit."""
     driver = arena.start()
     kills = options.driver or options.kills
     deadline = time.monotonic() + options.limit
     seen = arena.commits()
     while driver.poll() is None or (options.driver and driver.returncode == -signal.SIGKILL):
         if time.monotonic() > deadline:
-            raise SystemExit(f"not done after {options.limit} s; the driver said:\n{arena.said()}")
+            raise SystemExit(f"not done after {options.limit} s; output of the driver:\n{arena.driver_log()}")
         time.sleep(arena.random.uniform(0.05, 0.5))
         now = arena.commits()
         if arena.killed.total() >= kills or now <= seen + 1:
@@ -229,7 +229,7 @@ def disturbed(arena: Arena, options: argparse.Namespace) -> dict[str, Any]:
             continue
         seen = arena.commits()
     if driver.returncode:
-        raise SystemExit(f"the driver ended with {driver.returncode}; it said:\n{arena.said()}")
+        raise SystemExit(f"the driver ended with {driver.returncode}; its output:\n{arena.driver_log()}")
     return verify(arena)
 
 

@@ -42,8 +42,8 @@ class Steady:
         self.name, self.answer, self.wait, self.size = name, answer, wait, size
 
     def step(self, message: Message) -> Any:
-        # A run that is to be interrupted must not end before.
-        time.sleep(0.1 if MARK in os.environ and message.turn > 10 else self.wait)
+        # A run that is to be interrupted must not end before: without an interrupt it takes minutes.
+        time.sleep(1.0 if MARK in os.environ and message.turn > 10 else self.wait)
         content: Any = message.content
         match self.answer if message.turn > 1 else "":
             case "raise":
@@ -361,12 +361,12 @@ def undisturbed(spec: Path, storage: Path) -> dict[str, Any]:
 
 
 def wait_for_turns(storage: Path, least: int) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if (names := run_names(storage)) and len(open_run(names[0]).turns) >= least:
             return names[0]
         time.sleep(0.1)
-    raise AssertionError(f"no {least} turns within 60 s")
+    raise AssertionError(f"no {least} turns within 300 s")
 
 
 def processes_with(mark: str) -> list[str]:
@@ -379,7 +379,7 @@ def processes_with(mark: str) -> list[str]:
 
 
 @pytest.mark.chaos
-def test_ctrl_c_leaves_a_run_that_goes_on(ray_cluster: None, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(ray_cluster: None, tmp_path: Path) -> None:
     spec = slow(tmp_path, 0.0, 6, 60)
     calm = undisturbed(spec, tmp_path / "calm")
     mark = str(tmp_path)
@@ -387,20 +387,20 @@ def test_ctrl_c_leaves_a_run_that_goes_on(ray_cluster: None, tmp_path: Path) -> 
     wait_for_turns(tmp_path / "cut", 30)
     assert processes_with(mark)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
-    done = finish(process, 60)
+    done = finish(process, 300)
     (path,) = run_names(tmp_path / "cut")
     name = f"cut/{Path(path).name}"
     assert (done.status, done.out) == (130, "")
     assert done.err == f"Interrupted. What was said is kept; go on with: a2a-ray resume {name}\n"
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while (left := processes_with(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
     cut = said(path)
-    assert any(turns[-2] == "running" for turns in cut.values()), "it was to be interrupted in its middle"
+    assert any(turns[-2] == "running" for turns in cut.values()), "the run must be interrupted in its middle"
     for id, turns in cut.items():
         assert calm[id][: len(turns) - 2] == turns[:-2]
-    again = finish(start("resume", name, "--json", cwd=tmp_path))
+    again = finish(start("resume", name, "--json", cwd=tmp_path), 300)
     assert again.status == 0, again.err
     assert again.json == {"run": name, "conversations": 6, "done": 6, "failed": 0, "turns": 360}
     assert said(path) == calm

@@ -1,4 +1,4 @@
-"""Any single process or node of a run dies, on a real cluster of three nodes; `make chaos` runs the long forms."""
+"""Any process or node of a run dies, on a real cluster of three nodes; `make chaos` runs the long forms."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-SHORT = ["--conversations", "24", "--turns", "8", "--limit", "240"]
+SHORT = ["--conversations", "24", "--turns", "8", "--limit", "600"]
 
 
 def chaos(*arguments: str) -> dict[str, Any]:
-    """What a disturbed run left. Fails where its record is not that of the undisturbed one, or the ledger is wrong."""
+    """Run with kills and return the counts; fail if the stored turns or the ledger are not those of a calm run."""
     command = [sys.executable, "-m", "tests.chaos", *SHORT, *arguments]
     root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=700, check=False)
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 @pytest.mark.chaos
-def test_whatever_dies_the_record_is_that_of_the_undisturbed_run() -> None:
+def test_the_stored_turns_are_those_of_an_undisturbed_run() -> None:
     assert sum(chaos("--kills", "4")["killed"].values()) >= 2
 
 

@@ -1,4 +1,4 @@
-"""A real cluster of two nodes, in processes of its own: reaching it, what it lacks, and where a run is stored."""
+"""A real cluster of two nodes in its own processes: connecting, missing resources, and where a run is stored."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import yaml
 
 from a2a_ray.core.errors import A2AError, ConfigurationError, PlacementError
 from a2a_ray.core.message import Message
+from a2a_ray.runtime.cluster import CONNECT_SECONDS
 from a2a_ray.runtime.run_experiment import resume_run, run_experiment
 from a2a_ray.store.run import run_names
 from tests.command_line import ROOT, finish, start, write_spec
@@ -49,10 +50,10 @@ class Host:
     def ready(self):
         return ray.get_runtime_context().get_node_id()
 
-def told(what, *arguments, **more):
+def report(function, *arguments, **more):
     started = time.monotonic()
     try:
-        sentence = str(what(*arguments, **more))
+        sentence = str(function(*arguments, **more))
     except A2AError as error:
         sentence = f"{type(error).__name__}: {error}"
     return sentence, time.monotonic() - started
@@ -62,23 +63,24 @@ def hosts(count, **options):
 
 def placing(count, demand, strategy=None, **options):
     started = time.monotonic()
-    held = hosts(count, **options)
-    sentence, _ = told(await_placed, [h.ready.remote() for h in held], [demand] * count, "pool", strategy)
-    for each in held:
-        ray.kill(each)
+    started_hosts = hosts(count, **options)
+    calls = [host.ready.remote() for host in started_hosts]
+    sentence, _ = report(await_placed, calls, [demand] * count, "pool", strategy)
+    for host in started_hosts:
+        ray.kill(host)
     return sentence, time.monotonic() - started
 """
 
 
 def script(text: str, *arguments: str, **environment: str) -> Any:
-    """What a program of its own prints last, as JSON."""
+    """Run a program in its own process and return the JSON that it prints last."""
     done = subprocess.run(
         [sys.executable, "-c", BEGIN + text, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith(("[", "{"))))
@@ -86,8 +88,8 @@ def script(text: str, *arguments: str, **environment: str) -> Any:
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[str]:
-    """Address of a cluster of two nodes with 2 CPUs each, that asks for a token."""
-    own = {**TOKEN, "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}  # so that it is no one else's "auto"
+    """Return the address of a cluster that requires a token. It has two nodes with 2 CPUs each."""
+    own = {**TOKEN, "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}  # so that nobody else finds it by "auto"
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
         stdin=subprocess.PIPE,
@@ -101,7 +103,7 @@ def two_nodes() -> Iterator[str]:
     address = next(line.strip() for line in process.stdout if re.fullmatch(r"[\d.]+:\d+\s*", line))
     yield address
     process.stdin.close()
-    process.wait(90)
+    process.wait(300)
     shutil.rmtree(own["RAY_TMPDIR"], ignore_errors=True)
 
 
@@ -109,25 +111,25 @@ def two_nodes() -> Iterator[str]:
 
 
 class Listener(threading.Thread):
-    """Listens, and says `answer` to whoever connects; nothing where it is None."""
+    """Listens, and sends `answer` to each client; None sends nothing."""
 
     def __init__(self, answer: bytes | None) -> None:
         super().__init__(daemon=True)
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
         self.answer = answer
-        self.held: list[socket.socket] = []
+        self.connections: list[socket.socket] = []
         self.start()
 
     def run(self) -> None:
         while True:
             connection, _ = self.socket.accept()
-            self.held.append(connection)
+            self.connections.append(connection)
             if self.answer is not None:
                 connection.sendall(self.answer)
 
 
-def test_an_address_that_is_no_cluster_is_told_within_15_seconds(two_nodes: str) -> None:
+def test_an_address_without_a_cluster_is_reported_without_rays_own_attempts(two_nodes: str) -> None:
     silent = Listener(None).address
     web = Listener(b"HTTP/1.1 400 Bad Request\r\n\r\n").address
     closed = "127.0.0.1:9"
@@ -142,37 +144,43 @@ def test_an_address_that_is_no_cluster_is_told_within_15_seconds(two_nodes: str)
         "auto": "nothing answers there (Connection refused)",  # of a cluster that was there
         "6379": "expected host:port",
         "http://127.0.0.1:6379": "expected ray://",
-        two_nodes: "the cluster asks for its token: set RAY_AUTH_MODE=token",
     }
     code = """
-print(json.dumps({address: told(connect, address) for address in sys.argv[1:]}))
+def init(**options):
+    raise AssertionError("Ray itself would try for minutes")
+ray.init = init
+print(json.dumps({address: report(connect, address) for address in sys.argv[1:]}))
 """
-    told = script(code, *sentences, RAY_ADDRESS=closed, RAY_AUTH_MODE="disabled")
+    reports = script(code, *sentences, RAY_ADDRESS=closed, RAY_AUTH_MODE="disabled")
     for address, sentence in sentences.items():
-        said, seconds = told[address]
-        assert said.startswith(f"PlacementError: address {address!r}: ")
-        assert sentence in said
-        assert seconds < 15, address
+        found, seconds = reports[address]
+        assert found.startswith(f"PlacementError: address {address!r}: ")
+        assert sentence in found
+        assert "minutes" not in found
+        assert seconds < 60, address
+    no_token = script("print(json.dumps(report(connect, sys.argv[1])))", two_nodes, RAY_AUTH_MODE="disabled")
+    assert "the cluster asks for its token: set RAY_AUTH_MODE=token" in no_token[0]
+    assert 3 * CONNECT_SECONDS <= 15, "name and port, then twice for the response: the promise of the documentation"
 
 
-def test_a_name_that_is_never_resolved_and_no_cluster_on_this_machine() -> None:
+def test_a_name_that_never_resolves_and_no_cluster_on_this_machine() -> None:
     code = """
 import socket
 from ray._private import services
 services.find_gcs_addresses = lambda: set()
 services.find_bootstrap_address = lambda temp_dir: None
-out = [told(connect, "auto")]
-socket.getaddrinfo = lambda *arguments, **more: time.sleep(60)
-print(json.dumps(out + [told(connect, "head:6379")]))
+out = [report(connect, "auto")]
+socket.getaddrinfo = lambda *arguments, **more: time.sleep(600)
+print(json.dumps(out + [report(connect, "head:6379")]))
 """
     nothing, slow = script(code, RAY_ADDRESS="")
     assert "no Ray runs on this machine and RAY_ADDRESS is not set; start one (ray start --head)" in nothing[0]
     assert "nothing answers there (timed out)" in slow[0]
-    assert slow[1] < 15
+    assert slow[1] < 300, "it must not wait for the resolver"
 
 
-def test_other_versions_are_told_with_the_remedy(two_nodes: str) -> None:
-    """The real check of a driver against what the head has published, changed for a while."""
+def test_other_versions_are_reported_with_the_remedy(two_nodes: str) -> None:
+    """Run the driver's real check against the versions that the head publishes, which the test changes."""
     code = """
 from ray._raylet import GcsClient
 from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY as key
@@ -181,10 +189,10 @@ true = gcs.internal_kv_get(key, namespace=b"cluster")
 out = []
 for change in ({"ray_version": "2.41.0"}, {"ray_version": "2.41.0", "python_version": "3.12.4"}):
     gcs.internal_kv_put(key, json.dumps(json.loads(true) | change).encode(), True, namespace=b"cluster")
-    out.append(told(connect, sys.argv[1])[0])
+    out.append(report(connect, sys.argv[1])[0])
     assert not ray.is_initialized()
 gcs.internal_kv_put(key, true, True, namespace=b"cluster")
-print(json.dumps([*out, told(connect, sys.argv[1])[0], ray.__version__]))
+print(json.dumps([*out, report(connect, sys.argv[1])[0], ray.__version__]))
 """
     ray_only, both, good, version = script(code, two_nodes, **TOKEN)
     python = ".".join(map(str, sys.version_info[:3]))
@@ -193,24 +201,25 @@ print(json.dumps([*out, told(connect, sys.argv[1])[0], ray.__version__]))
     assert "the cluster runs Ray 2.41.0 on Python 3.12.4" in both
     assert 'here Python 3.12.4 and pip install "ray==2.41.0", or the same change on every node' in both
     assert "\n" not in both
-    assert good == "False", "and the process is as it was: it can connect"
+    assert good == "False", "the process is unchanged: it can connect"
 
 
-def test_the_cluster_in_use_may_be_named_and_no_other(two_nodes: str) -> None:
+def test_only_the_cluster_in_use_can_be_named(two_nodes: str) -> None:
     code = """
 port = sys.argv[1].rpartition(":")[2]
-print(json.dumps([told(connect, a)[0] for a in (sys.argv[1], f"127.0.0.1:{port}", None, "auto", "127.0.0.1:9")]))
+print(json.dumps([report(connect, a)[0] for a in (sys.argv[1], f"127.0.0.1:{port}", None, "auto", "127.0.0.1:9")]))
 """
     *same, other = script(code, two_nodes, **TOKEN)
     assert same == ["False"] * 4
     assert f"this process is connected to {two_nodes!r} already; ray.shutdown() first" in other
 
 
-# --- places ---------------------------------------------------------------------------------------------------------
+# --- placement ------------------------------------------------------------------------------------------------------
 
 
-def test_what_can_never_fit_is_told_at_once_with_the_largest_node(two_nodes: str) -> None:
+def test_impossible_requests_fail_at_once_and_name_the_largest_node(two_nodes: str) -> None:
     code = """
+cluster.PLACEMENT_SECONDS = 3600  # what waits for others' resources would take so long
 connect(sys.argv[1])
 print(json.dumps([
     placing(1, {"CPU": 3}, num_cpus=3),
@@ -224,13 +233,12 @@ print(json.dumps([
     assert "(4 in the cluster, 2 in its largest node, " in large[0]
     assert "5 of its processes cannot be placed: they need 5 more CPU (4 in the cluster" in many[0]
     assert "2 more GPU (0 in the cluster, 0 in its largest node, 0 free)" in none[0]
-    assert max(seconds for _, seconds in (large, many, none)) < 3
     assert fitting[0] == "None"
 
 
 @pytest.mark.slow
-def test_what_others_use_is_told_apart_from_what_only_starts_slowly(two_nodes: str, tmp_path: Path) -> None:
-    """A process that has its place and starts slowly holds its resources already: nothing is missing then."""
+def test_occupied_resources_are_told_apart_from_a_slow_start(two_nodes: str, tmp_path: Path) -> None:
+    """A process that is placed and starts slowly has its resources: nothing is missing."""
     slow_python = tmp_path / "python"
     slow_python.write_text(f'#!/bin/sh\nsleep 6\nexec {sys.executable} "$@"\n')
     slow_python.chmod(0o755)
@@ -251,13 +259,13 @@ print(json.dumps(out))
     )
     slow, used = script(code, two_nodes, **TOKEN)
     assert slow[0] == "None"
-    assert slow[1] > 5, "the set-up of the processes took longer than the time in which a place must be found"
+    assert slow[1] > 5, "the processes took longer to start than a place may take to be found"
     assert "1 of its processes cannot be placed: they need 1 more CPU" in used[0]
-    assert 3 < used[1] < 20
+    assert used[1] > 3, "it waits for PLACEMENT_SECONDS"
 
 
 @pytest.mark.slow
-def test_a_node_that_is_asked_for_by_name(two_nodes: str) -> None:
+def test_a_node_that_is_requested_by_name(two_nodes: str) -> None:
     code = """
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 cluster.PLACEMENT_SECONDS, cluster.START_SECONDS = 1, 4
@@ -265,8 +273,8 @@ connect(sys.argv[1])
 nowhere = On("ab" * 28, soft=False)
 node = next(n for n in ray.nodes() if "special" in n["Resources"])["NodeID"]
 here = On(node, soft=False)
-held = hosts(2, num_cpus=1, scheduling_strategy=here)
-assert set(ray.get([h.ready.remote() for h in held], timeout=60)) == {node}
+both = hosts(2, num_cpus=1, scheduling_strategy=here)
+assert set(ray.get([h.ready.remote() for h in both], timeout=300)) == {node}
 out = [
     placing(1, {"CPU": 1}, here, num_cpus=1, scheduling_strategy=here),
     placing(1, {}, nowhere, num_cpus=0, scheduling_strategy=nowhere),
@@ -280,12 +288,11 @@ print(json.dumps(out))
     assert "pool: it cannot be placed: " in unnamed[0]
     assert "doesn't exist any more" in unnamed[0]
     assert "3 of its processes cannot be placed" in many[0]
-    assert max(nowhere[1], unnamed[1], many[1]) < 3
     assert "1 of 1 processes did not start within 130 s: the node that is asked for is full" in full[0]
 
 
 @pytest.mark.slow
-def test_a_node_that_is_lost_while_it_is_waited_for_is_told() -> None:
+def test_a_node_that_is_lost_during_the_wait_is_reported() -> None:
     code = """
 from threading import Timer
 from ray.cluster_utils import Cluster
@@ -295,20 +302,19 @@ both.wait_for_nodes()
 connect(both.address)
 first = hosts(1, num_cpus=0, resources={"special": 1})
 ray.get(first[0].ready.remote())
-cluster.PLACEMENT_SECONDS = 60  # a loaded machine takes a while to see that a node is gone
+cluster.PLACEMENT_SECONDS = cluster.START_SECONDS = 3600  # a loaded machine sees late that a node is gone
 Timer(1, both.remove_node, (lost,), {"allow_graceful": False}).start()
 print(json.dumps(placing(1, {"special": 1}, num_cpus=0, resources={"special": 1})))
 """
-    sentence, seconds = script(code, RAY_AUTH_MODE="disabled", RAY_TMPDIR=tempfile.mkdtemp(prefix="ray"))
-    # Or the place became free for a moment, since the node's processes end one after the other.
+    sentence, _ = script(code, RAY_AUTH_MODE="disabled", RAY_TMPDIR=tempfile.mkdtemp(prefix="ray"))
+    # Or the resource became free for a moment, since the node's processes end one after the other.
     assert "they need 1 more special (0 in the cluster" in sentence or "a process ended at its start" in sentence
-    assert seconds < 40
 
 
 # --- storage --------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_written_where_the_driver_is(two_nodes: str) -> None:
+def test_a_local_folder_is_written_on_the_node_of_the_driver(two_nodes: str) -> None:
     code = """
 connect(sys.argv[1])
 here = ray.get_runtime_context().get_node_id()
@@ -343,7 +349,7 @@ def test_a_run_on_a_cluster(two_nodes: str, tmp_path: Path) -> None:
 
 
 def test_the_example_for_the_autoscaler_is_valid() -> None:
-    """By Ray's own schema; a misspelt key is refused by it."""
+    """Check the example with Ray's own schema, which refuses a misspelt key."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     path = ROOT / "examples" / "cluster.yaml"
@@ -358,13 +364,13 @@ def test_the_example_for_the_autoscaler_is_valid() -> None:
 
 
 class Steady:
-    """Answers; `fault` says what goes wrong, and where."""
+    """Answers, or fails in the method that `fault` names."""
 
     placement = "worker"
 
     def __init__(self, name: str, fault: str = "") -> None:
         self.name, self.fault = name, fault
-        self.lock = threading.Lock()  # the agent itself is never sent: it is made where it works
+        self.lock = threading.Lock()  # the agent itself is never sent: each process makes its own
 
     def setup(self) -> None:
         if self.fault == "setup":
@@ -377,15 +383,15 @@ class Steady:
 
 
 class Unsendable(Exception):
-    """Cannot be pickled; and if it could, its constructor would refuse what pickle gives it."""
+    """Cannot be pickled; even if it could, its constructor would refuse the arguments of pickle."""
 
     def __init__(self, first: int, second: int) -> None:
         super().__init__(f"{first} and {second}")
         self.lock = threading.Lock()
 
 
-def held_lock() -> Any:
-    """A function that no other process can be given."""
+def unpicklable_function() -> Any:
+    """Return a function that cannot be sent to another process."""
     lock = threading.Lock()
     return lambda text: f"{text}{lock}"
 
@@ -394,7 +400,10 @@ def held_lock() -> Any:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"kind": "function", "function": held_lock()}, "agents.0.function: cannot be sent to another process: cannot"),
+        (
+            {"kind": "function", "function": unpicklable_function()},
+            "agents.0.function: cannot be sent to another process: cannot",
+        ),
         (
             {"resources": {"runtime_env": {"pipp": ["x"]}}},
             "agents.0.resources.runtime_env: unknown key 'pipp'. Did you mean 'pip'?",
@@ -414,11 +423,11 @@ def held_lock() -> Any:
         ({"resources": {"scheduling_strategy": "SPRED"}}, "scheduling_strategy: 'SPRED'; expected DEFAULT, SPREAD"),
     ],
 )
-def test_what_ray_would_refuse_is_bad_input_and_leaves_no_run(
+def test_options_that_ray_would_refuse_are_bad_input_and_leave_no_run(
     tmp_path: Path, placement: str, change: dict[str, Any], sentence: str
 ) -> None:
     if placement == "worker" and "kind" not in change:
-        pytest.skip("these keys are of agents in actors")
+        pytest.skip("these keys are for agents in actors")
     agent = {"name": "ann", "kind": "echo", "placement": placement} | change
     with pytest.raises(ConfigurationError) as error:
         run_experiment({"agents": [agent], "openings": ["x"], "max_rounds": 1}, storage=tmp_path, progress=False)
@@ -427,7 +436,7 @@ def test_what_ray_would_refuse_is_bad_input_and_leaves_no_run(
     assert run_names(tmp_path) == []
 
 
-def test_an_error_that_cannot_be_sent_fails_its_talks_by_name(ray_cluster: None, tmp_path: Path) -> None:
+def test_an_error_that_cannot_be_pickled_is_reported_by_name(ray_cluster: None, tmp_path: Path) -> None:
     for placement in ("worker", "actor"):
         agent = {"name": "ann", "kind": Steady, "placement": placement, "fault": "step"}
         value = {"agents": [agent], "openings": ["x", "y"], "max_rounds": 1}
@@ -440,7 +449,9 @@ def test_an_error_that_cannot_be_sent_fails_its_talks_by_name(ray_cluster: None,
     assert run_names(tmp_path / "setup") == []
 
 
-def test_code_that_the_workers_lack_is_told(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_the_workers_lack_is_reported(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = "from a2a_ray import EchoAgent\n\nclass Agent(EchoAgent):\n    pass\n"
     (tmp_path / "only_here_of_test_cluster.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -451,7 +462,7 @@ def test_code_that_the_workers_lack_is_told(ray_cluster: None, tmp_path: Path, m
     assert run_names(tmp_path / "actor") == []
 
 
-def test_a_run_goes_on_when_a_package_was_installed_on_the_workers(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_after_a_package_was_installed_on_the_workers(ray_cluster: None, tmp_path: Path) -> None:
     agent = {"name": "ann", "kind": Needing, "folder": str(tmp_path)}
     run = run_experiment(
         {"agents": [agent], "openings": ["x"], "max_rounds": 1}, storage=tmp_path / "runs", progress=False
@@ -462,7 +473,7 @@ def test_a_run_goes_on_when_a_package_was_installed_on_the_workers(ray_cluster: 
 
 
 class Needing(Steady):
-    """Needs a module that is in `folder`, or is not."""
+    """Needs a module in `folder`."""
 
     def __init__(self, name: str, folder: str) -> None:
         super().__init__(name)
@@ -473,7 +484,7 @@ class Needing(Steady):
         importlib.import_module("needed_by_test_cluster")
 
 
-def test_a_runtime_env_that_cannot_be_built_is_told(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_runtime_env_that_cannot_be_built_is_reported(ray_cluster: None, tmp_path: Path) -> None:
     agent = {
         "name": "ann",
         "kind": "echo",

@@ -1,4 +1,4 @@
-"""Processes of a run that die: what is on record stays, the rest goes on; a conversation that kills is set aside."""
+"""Processes of a run that die: stored turns stay, the rest continues; a conversation that kills is set aside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from a2a_ray.store.run import Run, run_names
 
 
 class Deadly:
-    """Ends its process at a word in the opening: always, or only while a file is not there."""
+    """Kills its process if the opening starts with "poison": always, or only until a file exists."""
 
     placement = "worker"
 
@@ -26,7 +26,7 @@ class Deadly:
         self.name, self.wait, self.once, self.at = name, wait, once, at
 
     async def step(self, message: Message) -> Message:
-        """Counts up what the opening said."""
+        """Answer with the first word and the turn, or die."""
         import asyncio
 
         await asyncio.sleep(self.wait)
@@ -39,17 +39,17 @@ class Deadly:
 
 
 def spec(openings: list[str], **agent: Any) -> dict[str, Any]:
-    """Two agents of this kind."""
+    """Return a specification with two agents of this kind."""
     agents = [{"name": name, "kind": "tests.test_failures:Deadly", **agent} for name in ("ann", "bob")]
     return {"agents": agents, "openings": openings, "max_turns": 6, "name": "deadly"}
 
 
-def said(run: Run) -> dict[str, list[tuple[int, str, str]]]:
-    """What was said, by conversation."""
+def turns(run: Run) -> dict[str, list[tuple[int, str, str]]]:
+    """Return the turns of each conversation."""
     return {t.id: [(m.turn, m.sender, str(m.content)) for m in t.turns] for t in run.transcripts()}
 
 
-@pytest.mark.parametrize(("at", "wait"), [(1, 0.0), (4, 0.01)])  # the first dies before its opening is on record
+@pytest.mark.parametrize(("at", "wait"), [(1, 0.0), (4, 0.01)])  # the first dies before its opening is stored
 def test_a_poison_conversation_is_set_aside_and_no_other(
     ray_cluster: None, tmp_path: Path, at: int, wait: float
 ) -> None:
@@ -61,13 +61,13 @@ def test_a_poison_conversation_is_set_aside_and_no_other(
     assert f"died at turn {at}, {ALONE_DEATHS} times" in failed.error
 
 
-def test_a_worker_that_dies_once_costs_nothing(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_worker_that_dies_once_changes_no_turn(ray_cluster: None, tmp_path: Path) -> None:
     openings = [f"calm{i}" for i in range(6)] + ["poison"]
-    calm = said(run_experiment(spec(openings, at=99), storage=tmp_path / "calm", workers=1, progress=False))
+    calm = turns(run_experiment(spec(openings, at=99), storage=tmp_path / "calm", workers=1, progress=False))
     once = str(tmp_path / "died")
     run = run_experiment(spec(openings, at=3, once=once), storage=tmp_path / "cut", workers=1, progress=False)
     assert Path(once).exists()
-    assert said(run) == calm
+    assert turns(run) == calm
     assert run.summary()["done"] == 7
 
 
@@ -81,62 +81,64 @@ def test_raise_ends_the_run_and_it_can_be_resumed(ray_cluster: None, tmp_path: P
 
 
 @given(st.integers(1, 300), st.data())
-def test_suspects_find_the_poison_and_clear_the_others(count: int, data: st.DataObject) -> None:
-    """A simulated worker dies at its poison; of the others an adversary chooses which got on."""
+def test_quarantine_finds_the_poison_and_clears_the_others(count: int, data: st.DataObject) -> None:
+    """A simulated worker dies at its poison. An adversary chooses which of the others make progress."""
     poison = data.draw(st.integers(0, count - 1))
     quarantine = Quarantine()
     left = {str(i): 0 for i in range(count)}
     queue: list[tuple[list[str], bool]] = [(list(left), False)]
     deaths = 0
     while queue:
-        group, apart = queue.pop(0)
+        group, quarantined = queue.pop(0)
         if str(poison) not in group:
             continue  # it ends
         deaths += 1
         lucky = data.draw(st.sampled_from([0, 0, 3]))
-        moved = {id: id != str(poison) and int(id) % 4 < lucky and deaths < 5 for id in group}
-        found = quarantine.sort_after_death(moved, quarantined=apart)
-        assert sorted([*found.cleared, *(id for g in found.suspects for id in g), *found.guilty]) == sorted(group)
-        if found.guilty:
-            assert found.guilty == [str(poison)]
+        progress = {id: id != str(poison) and int(id) % 4 < lucky and deaths < 5 for id in group}
+        decision = quarantine.sort_after_death(progress, quarantined=quarantined)
+        assert sorted([*decision.cleared, *(id for g in decision.suspects for id in g), *decision.guilty]) == sorted(
+            group
+        )
+        if decision.guilty:
+            assert decision.guilty == [str(poison)]
             break
-        queue += [(found.cleared, False)] if found.cleared else []
-        queue += [(g, True) for g in found.suspects]
+        queue += [(decision.cleared, False)] if decision.cleared else []
+        queue += [(g, True) for g in decision.suspects]
     else:
         pytest.fail("the poison was never found")
     assert deaths <= 8 + 2 * count.bit_length()
 
 
 class Remembers:
-    """Counts in its memory how often it was asked in each conversation; its process ends once, at the fourth time."""
+    """Counts its turns in each conversation; its process dies once, at the fourth."""
 
     stateful = True
 
     def __init__(self, name: str, once: str = "") -> None:
         self.name, self._once = name, once
-        self._asked: dict[str, int] = {}
+        self._counts: dict[str, int] = {}
 
     def step(self, message: Message) -> Message:
-        """Says how often it was asked."""
-        count = self._asked[message.conversation] = self._asked.get(message.conversation, 0) + 1
+        """Answer with the count."""
+        count = self._counts[message.conversation] = self._counts.get(message.conversation, 0) + 1
         if count == 4 and self._once and not Path(self._once).exists():
             Path(self._once).touch()
             os._exit(1)
-        return message.reply(f"asked {count} times", self.name)
+        return message.reply(f"turn {count}", self.name)
 
     def get_state(self, conversation: str) -> int:
-        """How often it was asked."""
-        return self._asked.get(conversation, 0)
+        """Return the count."""
+        return self._counts.get(conversation, 0)
 
     def set_state(self, conversation: str, state: int | None) -> None:
-        """Goes on from this."""
+        """Restore the count."""
         if state is None:
-            self._asked.pop(conversation, None)
+            self._counts.pop(conversation, None)
         else:
-            self._asked[conversation] = state
+            self._counts[conversation] = state
 
 
-def test_an_agent_with_memory_goes_on_where_it_was(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_stateful_agent_continues_after_its_process_died(ray_cluster: None, tmp_path: Path) -> None:
     agents = [
         {
             "name": "ann",
@@ -150,4 +152,4 @@ def test_an_agent_with_memory_goes_on_where_it_was(ray_cluster: None, tmp_path: 
     run = run_experiment(value, storage=tmp_path / "runs", progress=False)
     assert (tmp_path / "died").exists()
     for transcript in run.transcripts():
-        assert [m.content for m in transcript.turns if m.sender == "ann"] == [f"asked {n} times" for n in range(1, 7)]
+        assert [m.content for m in transcript.turns if m.sender == "ann"] == [f"turn {n}" for n in range(1, 7)]

@@ -1,4 +1,4 @@
-"""Odd agents: what one of them does stays with its own conversation, and is told."""
+"""Faulty agents: a fault stays in its own conversation and is reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.command_line import call, write_spec
 
 
 class Odd:
-    """Answers well, but for openings that say what to do instead."""
+    """Answers correctly, except for openings that name a fault."""
 
     placement = "worker"
 
@@ -58,7 +58,7 @@ class Odd:
 
 
 class Waiting:
-    """Takes its time, asynchronously, and has no step_batch."""
+    """Answers after a while, asynchronously; it has no step_batch."""
 
     def __init__(self, name: str, seconds: float = 0.2) -> None:
         self.name, self.seconds = name, seconds
@@ -68,14 +68,14 @@ class Waiting:
         return message.reply("done", self.name)
 
 
-def held(openings: list[str], storage: Path, placement: str = "worker", **more: Any) -> Run:
+def run_odd(openings: list[str], storage: Path, placement: str = "worker", **more: Any) -> Run:
     agents = [{"name": "odd", "kind": Odd, "placement": placement, **more}, {"name": "bob", "kind": "echo"}]
     return run_experiment({"agents": agents, "openings": openings, "max_rounds": 2}, storage=storage, progress=False)
 
 
 @pytest.mark.parametrize("placement", ["worker", "actor"])
-def test_an_odd_answer_fails_its_own_talk_only(ray_cluster: None, tmp_path: Path, placement: str) -> None:
-    run = held(["fine", "exit", "numpy", "tuple", "end", "seed"], tmp_path, placement)
+def test_a_faulty_answer_fails_only_its_own_conversation(ray_cluster: None, tmp_path: Path, placement: str) -> None:
+    run = run_odd(["fine", "exit", "numpy", "tuple", "end", "seed"], tmp_path, placement)
     fine, left, numpy, tuple_, end, seed = run.transcripts()
     assert fine.status == numpy.status == seed.status == "done"
     assert fine.messages[0].content == "True", "setup is called wherever an agent works"
@@ -90,7 +90,7 @@ def test_an_odd_answer_fails_its_own_talk_only(ray_cluster: None, tmp_path: Path
 
 @pytest.mark.chaos
 def test_a_replica_that_dies_takes_only_its_batch_with_it(ray_cluster: None, tmp_path: Path) -> None:
-    run = held(
+    run = run_odd(
         ["fine"] * 10 + ["die"] + ["fine"] * 9, tmp_path, "actor", resources={"replicas": 2, "max_batch_size": 1}
     )
     status = [t.status for t in run.transcripts()]
@@ -99,8 +99,8 @@ def test_a_replica_that_dies_takes_only_its_batch_with_it(ray_cluster: None, tmp
 
 
 @pytest.mark.chaos
-def test_talks_of_a_pool_without_replicas_fail_and_the_run_ends(ray_cluster: None, tmp_path: Path) -> None:
-    run = held(["die"] + ["fine"] * 5, tmp_path, "actor", resources={"max_batch_size": 1})
+def test_conversations_of_a_pool_without_replicas_fail_and_the_run_ends(ray_cluster: None, tmp_path: Path) -> None:
+    run = run_odd(["die"] + ["fine"] * 5, tmp_path, "actor", resources={"max_batch_size": 1})
     assert run.summary()["failed"] >= 1
     assert run.summary()["done"] + run.summary()["failed"] == 6
 
@@ -117,7 +117,7 @@ def test_functions_of_one_name_are_two_agents(ray_cluster: None, tmp_path: Path)
         assert resume_run(run, experiment=value, progress=False).summary()["done"] == 2
 
 
-def test_a_remote_agent_survives_a_talk_that_is_cut_off(ray_cluster: None) -> None:
+def test_a_remote_agent_survives_a_cancelled_conversation(ray_cluster: None) -> None:
     agent = a2a_ray.remote(lambda: Waiting("slow", 1.0), num_cpus=0)
 
     async def cut() -> None:
@@ -128,25 +128,38 @@ def test_a_remote_agent_survives_a_talk_that_is_cut_off(ray_cluster: None) -> No
     assert Conversation([agent], opening="x", max_rounds=1).run().last.content == "done"
 
 
+class Meeting:
+    """Answers when `size` steps are in progress at the same time, or after five minutes without that."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.size = name, size
+        self.present = 0
+
+    async def step(self, message: Message) -> Message:
+        self.present += 1
+        deadline = time.monotonic() + 300
+        while self.present < self.size and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        return message.reply(f"{self.present} met", self.name)
+
+
 def test_asynchronous_steps_overlap_in_an_actor(ray_cluster: None, tmp_path: Path) -> None:
-    agents = [{"name": "slow", "kind": Waiting, "placement": "actor"}]
-    value = {"agents": agents, "openings": ["x"], "max_rounds": 2, "repeats": 40}
-    seen: list[float] = []
-    run_experiment(value, storage=tmp_path, progress=lambda p: seen.append(p.seconds))
-    assert seen[-1] < 8, "one after another these 80 steps of 0.2 s take 16 s"
+    agents = [{"name": "ann", "kind": Meeting, "size": 40, "placement": "actor"}]
+    value = {"agents": agents, "openings": ["x"], "max_rounds": 1, "repeats": 40}
+    run = run_experiment(value, storage=tmp_path, progress=False)
+    assert {t.messages[0].content for t in run.transcripts()} == {"40 met"}
 
 
-def test_a_cluster_that_does_not_answer_is_told_soon(tmp_path: Path) -> None:
+def test_a_cluster_that_does_not_answer_is_reported_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     if ray.is_initialized():
         with pytest.raises(PlacementError, match="already"):
             connect("127.0.0.1:1")
         return
-    started = time.monotonic()
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray itself would try for minutes"))
     with pytest.raises(PlacementError, match="nothing answers there"):
         connect("127.0.0.1:1")
-    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(
@@ -162,7 +175,9 @@ def test_a_cluster_that_does_not_answer_is_told_soon(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_can_be_known_before_the_start_is(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+def test_errors_that_can_be_known_are_raised_before_the_start(
+    tmp_path: Path, change: dict[str, Any], sentence: str
+) -> None:
     value = {"agents": [{"name": "ann", "kind": "echo"}], "max_rounds": 1, **change}
     with pytest.raises(ConfigurationError) as error:
         run_experiment(value, storage=tmp_path / "runs", progress=False)
@@ -175,11 +190,11 @@ class Broken(EchoAgent):
         raise RuntimeError("no such luck")
 
 
-# --- a server that refuses the key, or answers garbage ------------------------------------------------------------
+# --- a server that refuses the key or answers garbage ------------------------------------------------------------
 
 
 class Picky(BaseHTTPRequestHandler):
-    """Answers chat completions to those with the right key; every third time with something that is no answer."""
+    """Answers chat completions to clients with the right key; garbage: every third response has no answer."""
 
     seen: list[str]
     garbage = False
@@ -204,7 +219,7 @@ class Picky(BaseHTTPRequestHandler):
 
 @contextmanager
 def served(**settings: Any) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """The settings of an agent for a server on the loopback, and the Authorization headers that it saw."""
+    """Yield the settings of an agent for a server on the loopback, and the Authorization headers that it saw."""
     seen: list[str] = []
     handler = type("Handler", (Picky,), {"seen": seen, **settings})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -231,7 +246,7 @@ def test_a_wrong_key_stops_the_run_which_is_resumed_with_the_right_one(
         assert "agent 'ann'" in sentence
         assert "check the key in the environment variable A2A_TEST_KEY" in sentence
         assert "a2a-ray resume " in sentence
-        assert 1 <= len(seen) <= 4 * 2, "no more than the requests in flight, of each process that has the agent"
+        assert 1 <= len(seen) <= 4 * 2, "no more than the requests in flight in each process that has the agent"
         (path,) = run_names(tmp_path)
         assert path in sentence
         assert open_run(path).summary() == {"conversations": 200, "done": 0, "failed": 0, "turns": 0}
@@ -242,7 +257,7 @@ def test_a_wrong_key_stops_the_run_which_is_resumed_with_the_right_one(
 
 
 class Keyed(OpenAIAgent):
-    """Takes its key from a file, so that a test can change it for processes that run already."""
+    """Takes its key from a file, so that a test can change it for running processes."""
 
     def __init__(self, name: str, model: str, file: str, **settings: Any) -> None:
         super().__init__(name, model, **settings)
@@ -252,7 +267,7 @@ class Keyed(OpenAIAgent):
         return Path(self._file).read_text()
 
 
-def test_the_command_line_tells_a_wrong_key_in_one_sentence(
+def test_the_command_line_reports_a_wrong_key_in_one_sentence(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with served() as (openai, seen):
@@ -280,7 +295,7 @@ def test_responses_without_an_answer_fail_no_conversation(ray_cluster: None, tmp
         assert sum(m.usage.get("retries", 0) for t in run.transcripts() for m in t) == len(seen) - 30
 
 
-# --- parts that are none ------------------------------------------------------------------------------------------
+# --- objects that are not valid parts -----------------------------------------------------------------------------
 
 
 class Talker:
@@ -294,7 +309,7 @@ class Talker:
 
 
 @pytest.mark.parametrize("value", [True, None, "loop"])
-def test_an_observer_that_returns_no_verdict_fails_its_talks_by_name(
+def test_an_observer_that_returns_no_verdict_fails_its_conversations_by_name(
     ray_cluster: None, tmp_path: Path, value: Any
 ) -> None:
     spec = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_rounds": 3, "repeats": 3}
@@ -303,15 +318,13 @@ def test_an_observer_that_returns_no_verdict_fails_its_talks_by_name(
         assert transcript.status == "failed"
         assert "returned " in transcript.error
         assert str(value) in transcript.error
-        assert len(transcript.messages) == 2, "what was said before is kept"
+        assert len(transcript.messages) == 2, "earlier messages are kept"
         assert transcript.error.endswith(
             "at turn 2; expected a ObserverVerdict (return NOTHING if there is nothing to report)"
         )
 
 
-def test_an_observer_that_fails_on_what_it_sees_again_fails_its_talk_once_more(
-    ray_cluster: None, tmp_path: Path
-) -> None:
+def test_an_observer_that_fails_on_stored_turns_fails_its_conversation_again(ray_cluster: None, tmp_path: Path) -> None:
     spec = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_rounds": 3}
     run = run_experiment({**spec, "observers": [{"kind": Talker}]}, storage=tmp_path, progress=False)
     again = resume_run(run, retry_failed=True, progress=False)
@@ -325,7 +338,7 @@ def answer(text: str) -> str:
 
 
 class Speechless:
-    """Has a name and nothing to say."""
+    """Has a name, but no method."""
 
     def __init__(self, name: str = "ann") -> None:
         self.name = name
@@ -352,7 +365,7 @@ ANN = {"name": "ann", "kind": "echo"}
         ({"protocol": {"kind": Speechless}}, r"protocol: Speechless .* has no speakers and no context"),
     ],
 )
-def test_a_run_names_what_is_no_part(value: dict[str, Any], sentence: str) -> None:
+def test_an_invalid_part_is_named(value: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
         Experiment.parse({"agents": [ANN], "openings": ["x"], **value}).check()
 

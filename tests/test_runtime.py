@@ -1,7 +1,8 @@
-"""The Ray runtime, on a real Ray: same transcripts wherever agents work, faults kept apart, runs that go on."""
+"""The runtime on a real Ray: equal transcripts wherever agents work, isolated faults, runs that resume."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -25,16 +26,15 @@ from a2a_ray.store.schema import pack, unpack
 
 
 class Counting:
-    """Says a number that follows from the seed and from what it was shown; light or heavy as the test wants."""
+    """Answers with a number that follows from the seed and the context; light or heavy as the test wants."""
 
     placement = "worker"
 
-    def __init__(self, name: str, wait: float = 0.0, fail_on: str = "", answer: Any = None, gate: str = "") -> None:
+    def __init__(self, name: str, wait: float = 0.0, fail_on: str = "", answer: Any = None) -> None:
         self.name, self.wait, self.fail_on, self.answer = name, wait, fail_on, answer
-        self.gate = Path(gate) if gate else None  # until this file is there, later turns take long
 
     def step(self, message: Message) -> Message:
-        time.sleep(0.1 if self.gate and message.turn > 5 and not self.gate.exists() else self.wait)
+        time.sleep(self.wait)
         if self.fail_on and self.fail_on in str(message.content):
             raise RuntimeError("this opening is too much")
         if self.answer == "none":
@@ -45,7 +45,7 @@ class Counting:
 
 
 class Clever(Counting):
-    """The same by an asynchronous step, with bids."""
+    """The same with an asynchronous step, and bids."""
 
     async def step(self, message: Message) -> Message:  # type: ignore[override]
         return super().step(message)
@@ -54,8 +54,22 @@ class Clever(Counting):
         return message.seed % 7
 
 
-def said(run: Run) -> dict[str, list[tuple[Any, ...]]]:
-    """Everything but time stamps, by conversation."""
+class Gated(Counting):
+    """The same, but each turn after the fifth waits 5 s for a file, the gate."""
+
+    def __init__(self, name: str, gate: str) -> None:
+        super().__init__(name)
+        self.gate = Path(gate)
+
+    async def step(self, message: Message) -> Message:  # type: ignore[override]
+        deadline = time.monotonic() + 5
+        while message.turn > 5 and not self.gate.exists() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        return super().step(message)
+
+
+def content_of(run: Run) -> dict[str, list[tuple[Any, ...]]]:
+    """Return everything but time stamps, by conversation."""
     return {
         t.id: [(m.seq, m.kind, m.sender, _content(m), m.seed) for m in (t.opening, *t.turns)] + [(t.status, t.reason)]
         for t in run.transcripts()
@@ -72,7 +86,7 @@ def spec(kind: Any = Counting, **more: Any) -> dict[str, Any]:
     return {"agents": agents, "protocol": protocol, "max_rounds": 4, "openings": {"first": 9}, "repeats": 2, **more}
 
 
-def held(value: dict[str, Any], storage: Path, **more: Any) -> Run:
+def run_here(value: dict[str, Any], storage: Path, **more: Any) -> Run:
     return run_experiment(value, storage=storage, progress=False, **more)
 
 
@@ -81,18 +95,18 @@ def placed(value: dict[str, Any], **where: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", [Counting, Clever])
-def test_same_transcripts_for_any_workers_and_placement(ray_cluster: None, tmp_path: Path, kind: Any) -> None:
-    alone = said(held(spec(kind), tmp_path, workers=1))
+def test_transcripts_are_equal_for_any_workers_and_placement(ray_cluster: None, tmp_path: Path, kind: Any) -> None:
+    alone = content_of(run_here(spec(kind), tmp_path, workers=1))
     assert len(alone) == 18
-    assert alone == said(held(spec(kind), tmp_path, workers=4))
-    assert alone == said(held(placed(spec(kind), placement="actor"), tmp_path, workers=2))
-    assert alone == said(
-        held(placed(spec(kind), placement="actor", resources={"replicas": 2, "max_batch_size": 3}), tmp_path)
+    assert alone == content_of(run_here(spec(kind), tmp_path, workers=4))
+    assert alone == content_of(run_here(placed(spec(kind), placement="actor"), tmp_path, workers=2))
+    assert alone == content_of(
+        run_here(placed(spec(kind), placement="actor", resources={"replicas": 2, "max_batch_size": 3}), tmp_path)
     )
 
 
-def test_same_transcript_as_without_ray(ray_cluster: None, tmp_path: Path) -> None:
-    run = held(spec(), tmp_path)
+def test_a_transcript_equals_the_one_without_ray(ray_cluster: None, tmp_path: Path) -> None:
+    run = run_here(spec(), tmp_path)
     first = next(run.transcripts())
     agents = [Counting("ann"), Counting("bob")]
     protocol = a2a_ray.Alternating(context={"last": 2})
@@ -104,8 +118,8 @@ def test_same_transcript_as_without_ray(ray_cluster: None, tmp_path: Path) -> No
 
 def test_adaptive_turns_with_bids_are_recorded_and_equal_anywhere(ray_cluster: None, tmp_path: Path) -> None:
     value = spec(Clever, protocol={"kind": "adaptive", "by": "bid"}, openings={"first": 2}, repeats=1)
-    light = held(value, tmp_path)
-    assert said(light) == said(held(placed(value, placement="actor"), tmp_path))
+    light = run_here(value, tmp_path)
+    assert content_of(light) == content_of(run_here(placed(value, placement="actor"), tmp_path))
     transcript = next(light.transcripts())
     assert len(transcript.messages) == 8
     assert sum(m.kind == "bid" for m in transcript.turns) == 16
@@ -119,18 +133,18 @@ def test_lsa_agents_are_exact_in_workers_and_in_actors(ray_cluster: None, tmp_pa
     ]
     openings = [[float(i + j) for j in range(5)] for i in range(30)]
     value = {"agents": agents, "max_rounds": 10, "openings": openings}
-    alone = said(held(value, tmp_path, workers=1))
-    assert alone == said(held(value, tmp_path, workers=4))
-    assert alone == said(held(placed(value, placement="actor"), tmp_path))
-    assert alone == said(held(placed(value, placement="actor", resources={"max_batch_size": 7}), tmp_path))
+    alone = content_of(run_here(value, tmp_path, workers=1))
+    assert alone == content_of(run_here(value, tmp_path, workers=4))
+    assert alone == content_of(run_here(placed(value, placement="actor"), tmp_path))
+    assert alone == content_of(run_here(placed(value, placement="actor", resources={"max_batch_size": 7}), tmp_path))
 
 
-def test_replay_gives_the_same_talk(ray_cluster: None, tmp_path: Path) -> None:
-    run = held(spec(openings={"first": 2}, repeats=1), tmp_path)
+def test_replay_reproduces_the_conversation(ray_cluster: None, tmp_path: Path) -> None:
+    run = run_here(spec(openings={"first": 2}, repeats=1), tmp_path)
     file = tmp_path / "run.jsonl"
     a2a_ray.write_jsonl(run.transcripts(), file)
     agents = [{"name": n, "kind": "replay", "file": str(file)} for n in ("ann", "bob")]
-    again = held({"agents": agents, "max_rounds": 4, "openings": {"first": 2}}, tmp_path)
+    again = run_here({"agents": agents, "max_rounds": 4, "openings": {"first": 2}}, tmp_path)
     texts = {t.id: [m.content for m in t] for t in run.transcripts()}
     assert {t.id: [m.content for m in t] for t in again.transcripts()} == texts
 
@@ -139,7 +153,7 @@ def test_replay_gives_the_same_talk(ray_cluster: None, tmp_path: Path) -> None:
 def test_a_fault_ends_only_its_own_conversation(ray_cluster: None, tmp_path: Path, placement: str) -> None:
     value = spec(openings=["fine", "a bomb in it", "fine too"], repeats=1)
     value["agents"][1] |= {"fail_on": "bomb", "placement": placement}
-    run = held(value, tmp_path)
+    run = run_here(value, tmp_path)
     status = {t.id: t.status for t in run.transcripts()}
     assert status == {"0-0-0": "done", "0-1-0": "failed", "0-2-0": "done"}
     failed = run.transcript("0-1-0")
@@ -149,19 +163,19 @@ def test_a_fault_ends_only_its_own_conversation(ray_cluster: None, tmp_path: Pat
 
 
 @pytest.mark.parametrize("placement", ["worker", "actor"])
-def test_an_agent_that_returns_none_is_told(ray_cluster: None, tmp_path: Path, placement: str) -> None:
+def test_an_agent_that_returns_none_is_reported(ray_cluster: None, tmp_path: Path, placement: str) -> None:
     value = spec(openings=["x"], repeats=1)
     value["agents"][0] |= {"answer": "none", "placement": placement}
-    transcript = next(held(value, tmp_path).transcripts())
+    transcript = next(run_here(value, tmp_path).transcripts())
     assert transcript.status == "failed"
     assert "agent 'ann' returned None at turn 1; expected a Message" in transcript.error
 
 
-def test_failed_conversations_go_on_when_asked(ray_cluster: None, tmp_path: Path) -> None:
+def test_failed_conversations_continue_on_request(ray_cluster: None, tmp_path: Path) -> None:
     flag = tmp_path / "up"
     value = spec(Flaky, openings={"first": 3}, repeats=1)
     value["agents"] = [{**a, "flag": str(flag)} for a in value["agents"]]
-    run = held(value, tmp_path)
+    run = run_here(value, tmp_path)
     assert run.summary()["failed"] == 3
     flag.touch()
     assert resume_run(run, progress=False).summary()["failed"] == 3
@@ -170,7 +184,7 @@ def test_failed_conversations_go_on_when_asked(ray_cluster: None, tmp_path: Path
 
 
 class Flaky:
-    """Fails from turn 3 on until its file is there."""
+    """Fails from turn 3 on until a file exists."""
 
     placement = "worker"
 
@@ -183,18 +197,16 @@ class Flaky:
         return message.reply(str(message.seed), self.name)
 
 
-def test_what_cannot_be_placed_is_told(ray_cluster: None, tmp_path: Path) -> None:
-    started = time.monotonic()
+def test_a_lack_of_resources_is_reported(ray_cluster: None, tmp_path: Path) -> None:
     with pytest.raises(PlacementError, match=r"agent 'ann'.*64 more GPU \(0 in the cluster"):
-        held(placed(spec(), placement="actor", resources={"num_gpus": 64}), tmp_path)
+        run_here(placed(spec(), placement="actor", resources={"num_gpus": 64}), tmp_path)
     with pytest.raises(PlacementError, match=r"more CPU"):
-        held(placed(spec(), placement="actor", resources={"num_cpus": 3}), tmp_path)
-    assert time.monotonic() - started < 30
+        run_here(placed(spec(), placement="actor", resources={"num_cpus": 3}), tmp_path)
 
 
-def test_an_agent_that_cannot_be_set_up_is_told(ray_cluster: None, tmp_path: Path) -> None:
+def test_an_agent_that_cannot_be_set_up_is_reported(ray_cluster: None, tmp_path: Path) -> None:
     with pytest.raises(AgentError, match=r"RuntimeError: no weights"):
-        held(placed(spec(Unloadable, openings=["x"]), placement="actor"), tmp_path)
+        run_here(placed(spec(Unloadable, openings=["x"]), placement="actor"), tmp_path)
 
 
 class Unloadable(Counting):
@@ -240,12 +252,12 @@ def test_bad_input_starts_nothing(tmp_path: Path, change: dict[str, Any], senten
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConfigurationError, match=r"storage: .*cannot write there"):
-        held(spec(), tmp_path / "file")
+        run_here(spec(), tmp_path / "file")
     with pytest.raises(ConfigurationError, match="not a run"):
         open_run(tmp_path)
 
 
-def test_a_run_is_never_seen_with_half_a_manifest(tmp_path: Path) -> None:
+def test_a_reader_never_sees_half_a_manifest(tmp_path: Path) -> None:
     experiment = Experiment.parse(spec("echo", openings=["x" * 100_000]))
     with ThreadPoolExecutor(1) as pool:
         creating = [pool.submit(create_run, experiment, tmp_path) for _ in range(100)]
@@ -268,7 +280,7 @@ def test_sweep_makes_one_cell_for_every_combination() -> None:
     assert "fail_on" not in cells[0].agents[1].settings
 
 
-def test_messages_survive_the_way_as_columns() -> None:
+def test_messages_are_equal_after_packing() -> None:
     first = Message("c", 1, "ann", "x", usage={"cost": 0.5})
     question = Message("c", 2, "ann", "y", (first,), 7, {"temperature": 0.1}, metadata={"k": [1]})
     assert unpack(pack([question, first])) == (question, first)
@@ -285,17 +297,17 @@ if __name__ == "__main__":
 
 
 def slow_spec(gate: str) -> dict[str, Any]:
-    """400 turns, of which the last 280 would take 14 s of two workers while there is no file at the gate."""
-    value = spec("tests.test_runtime:Counting", openings={"first": 10}, repeats=2, max_rounds=10)
+    """400 turns. Without the gate the first 100 are fast, and the others take at least 75 s."""
+    value = spec("tests.test_runtime:Gated", openings={"first": 10}, repeats=2, max_rounds=10)
     return {**value, "agents": [{**a, "gate": gate} for a in value["agents"]]}
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(ray_cluster: None, tmp_path: Path, end: int) -> None:
+def test_an_interrupted_run_ends_as_the_undisturbed_one(ray_cluster: None, tmp_path: Path, end: int) -> None:
     gate = tmp_path / "gate"
     gate.touch()
-    calm = said(held(slow_spec(str(gate)), tmp_path / "calm"))
+    calm = content_of(run_here(slow_spec(str(gate)), tmp_path / "calm"))
     gate.unlink()
     root = Path(__file__).parents[1]
     script = tmp_path / "slow.py"
@@ -304,19 +316,19 @@ def test_a_run_that_is_cut_off_ends_as_the_undisturbed_one(ray_cluster: None, tm
     process = subprocess.Popen(
         [sys.executable, script, tmp_path / "cut", gate], env=environment, cwd=root, start_new_session=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     count = 0
     while count < 60 and time.monotonic() < deadline:
         time.sleep(0.1)
         names = run_names(tmp_path / "cut")
         count = len(open_run(names[0]).turns) if names else 0
     process.send_signal(end)
-    process.wait(60)
+    process.wait(300)
     (name,) = run_names(tmp_path / "cut")
     cut = open_run(name)
-    assert 60 <= len(cut.turns) < 400, "the run was to be cut off in its middle"
+    assert 60 <= len(cut.turns) < 400, "the run must be interrupted in its middle"
     gate.touch()
-    for id, turns in said(cut).items():
-        assert turns[:-1] == calm[id][: len(turns) - 1]  # what is there is a beginning of the undisturbed talk
-    assert said(resume_run(cut, progress=False)) == calm
+    for id, turns in content_of(cut).items():
+        assert turns[:-1] == calm[id][: len(turns) - 1]  # the start of the undisturbed conversation
+    assert content_of(resume_run(cut, progress=False)) == calm
     assert json.loads((Path(name) / "manifest.json").read_text())["experiment"]["max_rounds"] == 10
