@@ -135,12 +135,12 @@ def test_an_address_without_a_cluster_is_reported_without_rays_own_attempts(two_
     closed = "127.0.0.1:9"
     sentences = {
         closed: "nothing answers there (Connection refused)",
-        silent: "no Ray: it said nothing",
-        web: "no Ray: it answered in another language",
+        silent: "is not Ray: it did not respond",
+        web: "is not Ray: it uses another protocol",
         "no-such-host.invalid:6379": "nothing answers there (",
         "10.255.255.1:6379": "answers there",  # dropped, refused or answered by a proxy: as the network likes
         f"ray://{closed}": "nothing answers there (Connection refused)",
-        f"ray://{silent}": "no Ray: it said nothing",
+        f"ray://{silent}": "is not Ray: it did not respond",
         "auto": "nothing answers there (Connection refused)",  # of a cluster that was there
         "6379": "expected host:port",
         "http://127.0.0.1:6379": "expected ray://",
@@ -159,7 +159,7 @@ print(json.dumps({address: report(connect, address) for address in sys.argv[1:]}
         assert "minutes" not in found
         assert seconds < 60, address
     no_token = script("print(json.dumps(report(connect, sys.argv[1])))", two_nodes, RAY_AUTH_MODE="disabled")
-    assert "the cluster asks for its token: set RAY_AUTH_MODE=token" in no_token[0]
+    assert "the cluster requires its token: set RAY_AUTH_MODE=token" in no_token[0]
     assert 3 * CONNECT_SECONDS <= 15, "name and port, then twice for the response: the promise of the documentation"
 
 
@@ -211,7 +211,7 @@ print(json.dumps([report(connect, a)[0] for a in (sys.argv[1], f"127.0.0.1:{port
 """
     *same, other = script(code, two_nodes, **TOKEN)
     assert same == ["False"] * 4
-    assert f"this process is connected to {two_nodes!r} already; ray.shutdown() first" in other
+    assert f"this process is connected to {two_nodes!r} already; call ray.shutdown() first" in other
 
 
 # --- placement ------------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ print(json.dumps(out))
     assert "pool: it cannot be placed: " in unnamed[0]
     assert "doesn't exist any more" in unnamed[0]
     assert "3 of its processes cannot be placed" in many[0]
-    assert "1 of 1 processes did not start within 130 s: the node that is asked for is full" in full[0]
+    assert "1 of 1 processes did not start within 130 s: the requested node is full" in full[0]
 
 
 @pytest.mark.slow
@@ -334,7 +334,7 @@ def test_a_driver_outside_needs_storage_that_the_cluster_sees(monkeypatch: pytes
 
     monkeypatch.setattr(cluster, "by_client", lambda: True)
     with pytest.raises(
-        ConfigurationError, match=r"storage: 'runs/x'; a folder of this machine.*`shared_storage: true`"
+        ConfigurationError, match=r"storage: 'runs/x' is a folder of this machine.*`shared_storage: true`"
     ):
         cluster.storage_place("runs/x")
     assert cluster.storage_place("runs/x", shared=True) is None

@@ -104,8 +104,8 @@ def test_rows_sent_again_in_any_grouping_are_stored_once(seed: int) -> None:
     committed, kept, sent = CommittedRows(), [], 0
     while sent < len(rows):
         # Calls are committed before they are made, so rows sent again never begin before an answered call.
-        asked = max((i + 1 for i, r in enumerate(rows[:sent]) if r.kind == CALL), default=0)
-        start = chance.randint(asked, sent)
+        called = max((i + 1 for i, r in enumerate(rows[:sent]) if r.kind == CALL), default=0)
+        start = chance.randint(called, sent)
         stop = chance.randint(start, len(rows))
         kept.append(committed.add_new(to_batch(rows[start:stop])))
         sent = max(sent, stop)
@@ -137,7 +137,7 @@ def test_a_failure_that_is_retried_gets_the_next_attempt_whatever_the_clock_says
     assert run.transcript("0-0-0").error == "first"
     transcript.error = "second"
     writer.write([to_batch([written(end_row(transcript, 10.0), "b")])])
-    writer.write([to_batch([written(end_row(transcript, 10.0), "b")])])  # is sent again
+    writer.write([to_batch([written(end_row(transcript, 10.0), "b")])])  # sent again
     ends = run.rows.filter(pads.field("kind") == FAILED).select(["attempt", "writer", "text"]).to_pylist()
     assert [tuple(end.values()) for end in ends] == [(0, "a", "first"), (1, "b", "second")]
     assert run.summary() == {"conversations": 1, "done": 0, "failed": 1, "turns": 0}
@@ -183,7 +183,7 @@ def test_another_process_may_compact_while_a_run_writes(tmp_path: Path) -> None:
 
 
 def test_recorders_that_race_write_each_turn_once(tmp_path: Path) -> None:
-    """Each takes the table over from the other again and again; all resend everything."""
+    """Each takes over the table from the other again and again; all send everything again."""
     rows = conversation_rows("c", 12)
     writers: list[Writer] = []
     failed: list[StorageError] = []
@@ -238,8 +238,11 @@ for turn in range(32):
 
 
 def killed(folder: Path, watched: int, dies: int) -> int:
-    """Commits that were acknowledged by a writer that is killed as soon as it has written the rows of commit `watched`
-    to a file that no commit names yet, or that dies after commit `dies` before it says so. Counted from 0."""
+    """Kill a writer and return how many commits it had acknowledged.
+
+    It dies as soon as it has written the file of commit `watched`, which no commit refers to yet; or after commit
+    `dies`, before it acknowledges it. Commits are counted from 0.
+    """
     command = [sys.executable, "-c", KILLED, uri(folder), str(watched), str(dies)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
     assert process.stdout is not None
@@ -256,7 +259,7 @@ def killed(folder: Path, watched: int, dies: int) -> int:
 
 
 def after_the_kill(folder: Path, acknowledged: int) -> int:
-    """Checks what is on record, sends everything again to a new writer, and checks again. Rows that were there."""
+    """Check the stored rows, send everything again to a new writer, and check again. Return how many were stored."""
     conversations = [conversation_rows(f"c{i}", 30) for i in range(40)]
     there = stored(folder)
     assert {key for t in conversations for key in keys(t)[:acknowledged]} <= set(there), (
@@ -332,7 +335,7 @@ class Line:
             self.calls.discard(task)
 
     def die(self) -> None:
-        """The commit that is under way in its thread may be made all the same, as in a process on a lost node."""
+        """A commit in progress in its thread may still succeed, as in a process on a lost node."""
         if self.down:
             return
         self.deaths += 1

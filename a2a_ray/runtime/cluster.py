@@ -1,4 +1,4 @@
-"""The cluster: start or reach it, start actors on it, and say what is missing instead of waiting in silence."""
+"""Connects to a Ray cluster, or starts a local one; places actors and reports missing resources."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from a2a_ray.core.errors import ConfigurationError, PlacementError
 
 
 class EndedAtStart(PlacementError):
-    """A process had its place, and died before it was ready; another one may do better."""
+    """A process was placed and died before it was ready; another attempt may succeed."""
 
 
 CONNECT_SECONDS = 5.0
-"""For a name to be resolved and its port to answer; the same again for what listens there to be Ray."""
+"""Limit for resolving a name and connecting to its port; the same again for checking that Ray listens there."""
 PLACEMENT_SECONDS = 10.0
+"""How long a process may wait for resources that others use."""
 START_SECONDS = 130.0
-"""Until a process that has its place must have started; within it a runtime environment is built."""
+"""How long a placed process may take to start; its runtime environment is built in that time."""
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What every gRPC client says first (RFC 9113, 3.4): any server of Ray answers with a settings frame."""
+"""The first bytes of every gRPC client (RFC 9113, 3.4). Every server of Ray responds with a settings frame."""
 VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
 PROBE = """
 import sys
@@ -45,43 +46,45 @@ except Exception as error:
 
 
 def connect(address: str | None = None) -> bool:
-    """Uses the Ray that this process is connected to, else the one at `address`, else starts a local one.
+    """Connect to the cluster at `address`, or start a local Ray. A Ray that this process already uses is kept.
 
-    address: "host:port", "ray://host:port" for a machine outside the cluster, "auto" for the cluster of this machine,
-    None or "local" for a Ray of this process alone.
+    Args:
+        address: "host:port"; "ray://host:port" from a machine outside the cluster; "auto" for the cluster of this
+            machine; None or "local" for a Ray of this process alone.
 
-    Gives whether a local one was started by this call (whoever asked should end it). Raises PlacementError where the
-    address cannot be reached, within 15 s, or runs other versions of Ray or Python.
+    Returns whether this call started a local Ray, which the caller should shut down.
+
+    Raises PlacementError within 15 s if the address cannot be reached, or if it runs other versions of Ray or Python.
     """
     if ray.is_initialized():
         if address not in (None, "auto", "local"):
             _check_same(address)
         return False
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of a change to come without it
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # without it Ray warns of a future change
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address in (None, "local"):
-            # A local Ray even where RAY_ADDRESS is set: a cluster is used only when it is asked for.
+            # A local Ray even if RAY_ADDRESS is set: a cluster is used only on request.
             ray.init(address="local", include_dashboard=False, **quiet)
             return True
         found = _found(address) if address == "auto" else address
         _check_answers(found)
         if found.startswith("ray://"):
-            # Three tries of 5, 10 and 15 s otherwise. It is read once, when Ray imports its client.
+            # By default three attempts of 5, 10 and 15 s. Ray reads it once, when it imports its client.
             os.environ.setdefault("RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S", "3")
             os.environ.setdefault("RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S", "3")
-        with warnings.catch_warnings(action="ignore"):  # the client's, beside its error
+        with warnings.catch_warnings(action="ignore"):  # the client warns in addition to its error
             ray.init(address=found, **quiet)
     except PlacementError as error:
         raise PlacementError(f"address {address!r}: {error}") from None
     except Exception as error:
-        ray.shutdown()  # half a connection would be taken for one the next time
+        ray.shutdown()  # the next call would take half a connection for a connection
         raise PlacementError(f"address {address!r}: {_plain(error)}") from None
     return False
 
 
 def _check_same(address: str) -> None:
-    """Raises PlacementError where the Ray that is connected to is another one."""
+    """Raise PlacementError if this process is connected to another Ray."""
     here = ray.get_runtime_context().gcs_address
     try:
         same = services.canonicalize_bootstrap_address(address) == here
@@ -89,12 +92,12 @@ def _check_same(address: str) -> None:
         same = False
     if not same and not (address.startswith("ray://") and by_client()):
         raise PlacementError(
-            f"address {address!r}: this process is connected to {here!r} already; ray.shutdown() first"
+            f"address {address!r}: this process is connected to {here!r} already; call ray.shutdown() first"
         )
 
 
 def _found(address: str) -> str:
-    """The address that "auto" stands for: that of RAY_ADDRESS, else of a Ray that runs on this machine."""
+    """Return the address for "auto": RAY_ADDRESS, or a Ray that runs on this machine."""
     try:
         return str(services.get_ray_address_from_environment(address, None))
     except ConnectionError:
@@ -104,54 +107,54 @@ def _found(address: str) -> str:
 
 
 def _check_answers(address: str) -> None:
-    """Raises PlacementError where no Ray answers; Ray itself would try for minutes (163 s were seen)."""
+    """Raise PlacementError if no Ray responds. Ray itself would try for minutes (163 s were measured)."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise PlacementError("expected host:port, ray://host:port, auto or local")
     if "://" in host:
         raise PlacementError("expected ray:// as the only scheme, or plain host:port")
-    said = _greeted(host.strip("[]"), int(port))
-    if isinstance(said, Exception):
-        reason = getattr(said, "strerror", None) or str(said) or type(said).__name__
+    response = _first_response(host.strip("[]"), int(port))
+    if isinstance(response, Exception):
+        reason = getattr(response, "strerror", None) or str(response) or type(response).__name__
         raise PlacementError(f"nothing answers there ({reason}); is the cluster up, and the port open to this machine?")
-    if said[3:4] != b"\x04":  # no settings frame
-        how = "said nothing" if not said else "answered in another language"
-        raise PlacementError(f"what listens there is no Ray: it {how}; the head's port is 6379 unless it was set")
+    if response[3:4] != b"\x04":  # no settings frame
+        how = "did not respond" if not response else "uses another protocol"
+        raise PlacementError(f"the server there is not Ray: it {how}; the head's port is 6379 by default")
     if not address.startswith("ray://"):
         _check_head(address)
 
 
-def _greeted(host: str, port: int) -> bytes | Exception:
-    """The first bytes that a gRPC client is answered; b"" where none come, an error where there is no connection.
+def _first_response(host: str, port: int) -> bytes | Exception:
+    """Return the first bytes that a gRPC client receives, b"" if none arrive, or the error of the connection.
 
-    In a thread, since the resolver of names takes no time-out.
+    It runs in a thread, since name resolution has no time-out.
     """
-    said: list[bytes | Exception] = []
+    received: list[bytes | Exception] = []
 
     def greet() -> None:
         try:
             with socket.create_connection((host, port), timeout=CONNECT_SECONDS) as connection:
                 try:
                     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-                        said.append(PREFACE[-9:])  # it would have to be said encrypted; Ray will tell
+                        received.append(PREFACE[-9:])  # it cannot be checked without encryption; Ray will report it
                         return
                     connection.sendall(PREFACE)
-                    said.append(connection.recv(9))
+                    received.append(connection.recv(9))
                 except OSError:
-                    said.append(b"")
+                    received.append(b"")
         except (OSError, UnicodeError, OverflowError) as error:
-            said.append(error)
+            received.append(error)
 
     thread = threading.Thread(target=greet, daemon=True)
     thread.start()
     thread.join(2 * CONNECT_SECONDS)
-    return said[0] if said else TimeoutError("timed out")
+    return received[0] if received else TimeoutError("timed out")
 
 
 def _check_head(address: str) -> None:
-    """Raises PlacementError where a server of Ray answers that is no head, or lets nobody in without its token.
+    """Raise PlacementError if the server of Ray is not a head, or requires a token that this process lacks.
 
-    In a process of its own: Ray's connection would try on for 20 s and print each attempt.
+    It runs in its own process: Ray's connection would retry for 20 s and print each attempt.
     """
     try:
         done = subprocess.run(
@@ -162,13 +165,13 @@ def _check_head(address: str) -> None:
             timeout=CONNECT_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return  # a busy machine: Ray itself will tell
+        return  # a busy machine: Ray itself will report it
     if done.stdout:
         raise PlacementError(_plain(RuntimeError(done.stdout.strip())))
 
 
 def _plain(error: Exception) -> str:
-    """One sentence, with the remedy, for what Ray says when it does not connect."""
+    """Return one sentence, with the remedy, for an error of Ray's connection."""
     text = str(error)
     found = VERSIONS.findall(text)
     if "Version mismatch" in text and len(found) == 2:
@@ -181,62 +184,65 @@ def _plain(error: Exception) -> str:
         )
     if "AuthToken" in text or "Authentication" in text or "Unauthenticated" in text:
         return (
-            "the cluster asks for its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what"
-            " `ray get-auth-token` prints on the head (or copy its ~/.ray/auth_token)"
+            "the cluster requires its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the output of"
+            " `ray get-auth-token` on the head (or copy its ~/.ray/auth_token)"
         )
     if "Method not found" in text:
-        return "a server of Ray answers there, but no head; the head's port is 6379 unless it was set"
+        return "the server there belongs to Ray, but it is not the head; the head's port is 6379 by default"
     if "ray[client]" in text:
         return 'ray:// needs one more package: pip install "ray[client]"'
     if "ray client connection timeout" in text:
         return (
-            "no Ray client server answers there (its port is 10001 unless it was set); where the cluster asks for a"
-            " token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            "no Ray client server answers there (its port is 10001 by default); if the cluster requires a token, set"
+            " RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
         )
     reason = text.splitlines()[0] if text else type(error).__name__
     return f"no Ray cluster answers there: {reason}"
 
 
 def by_client() -> bool:
-    """Whether this process uses the cluster from outside, by ray://."""
+    """Return whether this process uses the cluster from outside, by ray://."""
     from ray.util.client import ray as client
 
     return bool(client.is_connected())
 
 
 def started_locally() -> bool:
-    """Whether the Ray in use has one node only, so that spreading by CPU has no meaning."""
+    """Return whether the Ray in use has only one node, so that reserving CPUs to spread actors is pointless."""
     return len(_alive()) <= 1
 
 
 def storage_place(path: str, shared: bool = False) -> NodeAffinitySchedulingStrategy | None:
-    """Where the actor that writes `path` must be placed: on the driver's node for a folder of this machine.
+    """Return where to place the actor that writes `path`: on the driver's node if it is a folder of this machine.
 
-    None, anywhere, for the URI of an object store, or where `shared` says that every node sees the folder. Raises
-    ConfigurationError for a folder of this machine that no node of the cluster has, since this process is outside (ray://).
+    None means anywhere: for the URI of an object store, or a folder that is `shared` by all nodes. Raises
+    ConfigurationError for a folder of this machine if the process is outside the cluster (ray://).
     """
     if shared or path.partition("://")[0] not in (path, "file"):
         return None
     if by_client():
         raise ConfigurationError(
-            f"storage: {path!r}; a folder of this machine, which the cluster behind ray:// cannot write; give the URI"
-            " of an object store, or write `shared_storage: true` in the specification where every node has this folder"
+            f"storage: {path!r} is a folder of this machine; the cluster behind ray:// cannot write it. Give the URI of"
+            " an object store, or set `shared_storage: true` in the specification if every node has this folder"
         )
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def await_placed(
-    calls: Sequence[Any], wanted: Sequence[Mapping[str, float]], what: str, strategy: object = None
+    calls: Sequence[Any], demands: Sequence[Mapping[str, float]], owner: str, strategy: object = None
 ) -> None:
-    """Returns when all `calls`, the first one of each actor, are answered.
+    """Return when all actors have answered their first call.
 
-    wanted: resources that each asked for. what: whose processes they are, for errors. strategy: with which they were
-    started, where it ties them to one node.
+    Args:
+        calls: the first call of each actor.
+        demands: resources that each actor reserves.
+        owner: whose processes they are, for errors.
+        strategy: the scheduling strategy they were started with, if it ties them to one node.
 
-    Raises PlacementError with what is missing: at once where the cluster as it is could never hold them, after 10 s
-    where they wait for what others use, after 130 s where a process with a place has not started, or waits for one node
-    that is full (Ray does not tell these two apart); and where a process or its runtime environment cannot start. What
-    an actor's constructor raises comes as Ray gives it.
+    Raises PlacementError with the missing resources: at once if they exceed those of the cluster; after 10 s if other
+    processes use them; after 130 s if a placed process has not started or one node is full (Ray does not distinguish
+    these two). Also raises it if a process or its runtime environment cannot start. An error of an actor's constructor
+    is raised as Ray's.
     """
     started = time.monotonic()
     waiting = list(calls)
@@ -244,55 +250,54 @@ def await_placed(
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         if not waiting:
             break
-        lacking = [demand for call, demand in zip(calls, wanted, strict=True) if call in waiting]
-        _check_room(wanted, what, strategy)  # again and again: a node may be lost meanwhile
+        lacking = [demand for call, demand in zip(calls, demands, strict=True) if call in waiting]
+        _check_capacity(demands, owner, strategy)  # each time: a node may be lost meanwhile
         seconds = time.monotonic() - started
         if seconds > START_SECONDS:
             raise PlacementError(
-                f"{what}: {len(waiting)} of {len(calls)} processes did not start within 130 s: the node that is asked"
-                " for is full, or the runtime_env takes long to build; ask for less, or build it beforehand"
+                f"{owner}: {len(waiting)} of {len(calls)} processes did not start within 130 s: the requested node is"
+                " full, or the runtime_env takes long to build; request less, or build it beforehand"
             )
         if seconds > PLACEMENT_SECONDS and _queued(lacking):
-            raise PlacementError(_missing(what, lacking))
+            raise PlacementError(_missing(owner, lacking))
         _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1)
         if not waiting:
             break
     try:
         ray.get(list(calls))
     except RuntimeEnvSetupError as error:
-        raise PlacementError(f"{what}: its runtime_env cannot be built: {_cause(error)}") from None
+        raise PlacementError(f"{owner}: its runtime_env cannot be built: {_cause(error)}") from None
     except ActorUnschedulableError as error:
-        raise PlacementError(f"{what}: it cannot be placed: {_cause(error)}") from None
+        raise PlacementError(f"{owner}: it cannot be placed: {_cause(error)}") from None
     except RayActorError as error:
-        raise EndedAtStart(f"{what}: a process ended at its start: {_cause(error)}") from None
+        raise EndedAtStart(f"{owner}: a process ended at its start: {_cause(error)}") from None
 
 
 def _alive() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def _check_room(wanted: Sequence[Mapping[str, float]], what: str, strategy: object) -> None:
-    """Raises PlacementError where the nodes, were they empty, could not hold all that is wanted."""
+def _check_capacity(demands: Sequence[Mapping[str, float]], owner: str, strategy: object) -> None:
+    """Raise PlacementError if the demands exceed the nodes' total resources."""
     nodes = _alive()
     if isinstance(strategy, NodeAffinitySchedulingStrategy) and not strategy.soft:
         nodes = [node for node in nodes if node["NodeID"] == strategy.node_id]
         if not nodes:
-            raise PlacementError(f"{what}: scheduling_strategy: no node {strategy.node_id} in the cluster")
-    for demand in {tuple(sorted(d.items())): d for d in wanted}.values():
+            raise PlacementError(f"{owner}: scheduling_strategy: no node {strategy.node_id} in the cluster")
+    for demand in {tuple(sorted(d.items())): d for d in demands}.values():
         places = [node for node in nodes if _times(node["Resources"], demand)]
-        if sum(_times(node["Resources"], demand) for node in places) < sum(d == demand for d in wanted):
-            raise PlacementError(_missing(what, [d for d in wanted if d == demand]))
+        if sum(_times(node["Resources"], demand) for node in places) < sum(d == demand for d in demands):
+            raise PlacementError(_missing(owner, [d for d in demands if d == demand]))
 
 
 def _times(resources: Mapping[str, float], demand: Mapping[str, float]) -> float:
-    """How many times the resources hold the demand; infinitely often where it asks for nothing."""
+    """Return how many times the demand fits into the resources; infinity for an empty demand."""
     return min((resources.get(k, 0) // v for k, v in demand.items() if v), default=float("inf"))
 
 
 def _queued(lacking: Sequence[Mapping[str, float]]) -> bool:
-    """Whether some of these demands wait for resources; not so for a process that has its place and starts slowly,
-    though it holds its resources already."""
-    if by_client():  # the head's address is not reached from outside
+    """Return whether a demand is waiting for resources. A placed process that starts slowly has them already."""
+    if by_client():  # the head cannot be reached from outside
         free = ray.available_resources()
         return any(free.get(k, 0) < v for demand in lacking for k, v in demand.items())
     from ray.autoscaler.v2.sdk import get_cluster_status
@@ -302,7 +307,7 @@ def _queued(lacking: Sequence[Mapping[str, float]]) -> bool:
     return any({k: v for k, v in demand.items() if v} in queued for demand in lacking)
 
 
-def _missing(what: str, lacking: Sequence[Mapping[str, float]]) -> str:
+def _missing(owner: str, lacking: Sequence[Mapping[str, float]]) -> str:
     total, free = ray.cluster_resources(), ray.available_resources()
     parts = []
     for key in sorted({k for demand in lacking for k, v in demand.items() if v}):
@@ -311,13 +316,13 @@ def _missing(what: str, lacking: Sequence[Mapping[str, float]]) -> str:
         each = f", {largest:g} in its largest node" if len(_alive()) > 1 else ""
         parts.append(f"{amount:g} more {key} ({total.get(key, 0):g} in the cluster{each}, {free.get(key, 0):g} free)")
     return (
-        f"{what}: {len(lacking)} of its processes cannot be placed: they need {' and '.join(parts) or 'a node'};"
-        " ask for less (resources: replicas, num_cpus, num_gpus; --workers) or for a larger cluster (--address)"
+        f"{owner}: {len(lacking)} of its processes cannot be placed: they need {' and '.join(parts) or 'a node'};"
+        " request less (resources: replicas, num_cpus, num_gpus; --workers) or use a larger cluster (--address)"
     )
 
 
 def _cause(error: Exception) -> str:
-    """The line of a long message of Ray that says most: the last error in it, else the first line."""
+    """Return the most useful line of a long message of Ray: the last error in it, or the first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if re.match(r"(ERROR:|[\w.]*(Error|Exception): )", line)]
     return (causes or lines or [type(error).__name__])[-1 if causes else 0]

@@ -20,7 +20,7 @@ from a2a_ray.runtime.worker_slot import WorkerSlot
 from a2a_ray.store.lease import Lease
 
 CHUNKS = 4
-"""Chunks that hold as many conversations as a worker runs at once. It gets the next chunk when one has ended."""
+"""Number of chunks in the conversations that a worker runs at once. It gets the next chunk when one has ended."""
 QUEUED = 2
 """Further chunks that wait in the worker, so that a conversation that ends early is replaced at once."""
 WATCH_SECONDS = 0.5

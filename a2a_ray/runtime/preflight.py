@@ -1,4 +1,4 @@
-"""What can be known before a run exists: whether its agents can be sent to other processes and started there."""
+"""Checks before a run is created: whether its agents can be sent to other processes and started there."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from a2a_ray.experiment.spec import AgentSpec, Experiment
 
 
 def check_startable(experiment: Experiment) -> None:
-    """Raises ConfigurationError, naming the agent and the key, for an agent that no other process can be given, and for
-    num_gpus, scheduling_strategy and runtime_env that Ray would refuse when the run has begun."""
+    """Raise ConfigurationError for agents that Ray would refuse later.
+
+    These are settings that cannot be pickled, and invalid values of num_gpus, scheduling_strategy and runtime_env. The
+    error names the agent and the key.
+    """
     for cell in experiment.cells:
         for i, spec in enumerate(cell.agents):
             where = f"agents.{i}"
@@ -33,30 +36,30 @@ def _check_sendable(value: object, where: str) -> None:
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigurationError(
-            f"{where}: cannot be sent to another process: {reason}; make what it holds inside it (in the agent's"
-            " __init__ or setup), or name it as module:attr"
+            f"{where}: cannot be sent to another process: {reason}; create it inside the agent (in its __init__ or"
+            " setup), or give its name as module:attr"
         ) from None
 
 
 def _check_options(spec: AgentSpec, where: str) -> None:
-    ask, where = spec.resources, f"{where}.resources"
-    if ask.num_gpus > 1 and ask.num_gpus % 1:
+    resources, where = spec.resources, f"{where}.resources"
+    if resources.num_gpus > 1 and resources.num_gpus % 1:
         raise ConfigurationError(
-            f"{where}.num_gpus: {ask.num_gpus:g}; expected a whole number, or a share below 1 of one GPU"
+            f"{where}.num_gpus: {resources.num_gpus:g}; expected a whole number, or a share below 1 of one GPU"
         )
-    strategy = ask.scheduling_strategy
+    strategy = resources.scheduling_strategy
     if isinstance(strategy, str) and strategy not in ("DEFAULT", "SPREAD"):
         raise ConfigurationError(
             f"{where}.scheduling_strategy: " + unknown("strategy", strategy, ("DEFAULT", "SPREAD"))
         )
-    if ask.runtime_env is None:
+    if resources.runtime_env is None:
         return
     known = {key for key in RuntimeEnv.known_fields if not key.startswith("_")}
-    for key in ask.runtime_env:
+    for key in resources.runtime_env:
         if key not in known and not os.environ.get("RAY_RUNTIME_ENV_PLUGINS"):
             raise ConfigurationError(f"{where}.runtime_env: " + unknown("key", key, known))
     try:
-        options: dict[str, Any] = {"runtime_env": ask.runtime_env}
+        options: dict[str, Any] = {"runtime_env": resources.runtime_env}
         ray.remote(_Nothing).options(**options)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"{where}.runtime_env: {str(error).splitlines()[0]}") from None
