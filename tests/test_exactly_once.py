@@ -460,7 +460,7 @@ async def test_a_worker_that_leaves_a_gap_is_refused_and_others_are_not(tmp_path
     del bad[2]
     batches = [recorder.append("w-0", 0, 0, to_batch(bad)), recorder.append("w-1", 0, 0, to_batch(good))]
     answers = await asyncio.gather(*batches, return_exceptions=True)
-    assert "a record is missing" in str(answers[0])
+    assert "A record is missing" in str(answers[0])
     assert answers[1] is None
     assert stored(tmp_path) == sorted(keys(good))
 
