@@ -20,7 +20,7 @@ if _TYPE_CHECKING:
     from a2a_ray.analysis.analyze import AnalysisSettings as AnalysisSettings
     from a2a_ray.analysis.analyze import analyze as analyze
     from a2a_ray.analysis.dynamics.pair_population import PairPopulation as PairPopulation
-    from a2a_ray.analysis.dynamics.pair_population import simulate_pairs as simulate_pairs
+    from a2a_ray.analysis.dynamics.pair_simulation import simulate_pairs as simulate_pairs
     from a2a_ray.analysis.equilibria.assessment import assess_equilibrium as assess_equilibrium
     from a2a_ray.analysis.loops import LoopDetector as LoopDetector
     from a2a_ray.analysis.text.embedding import load_embedder as load_embedder
@@ -77,7 +77,8 @@ _NAMES_OF_MODULE = {
     "analysis.analyze": "AnalysisSettings analyze",
     "analysis.text.embedding": "load_embedder",
     "analysis.loops": "LoopDetector",
-    "analysis.dynamics.pair_population": "PairPopulation simulate_pairs",
+    "analysis.dynamics.pair_population": "PairPopulation",
+    "analysis.dynamics.pair_simulation": "simulate_pairs",
     "analysis.text.paper_rule": "PaperLoopRule",
     "analysis.text.exact_repetition": "ExactRepetitionRule",
     "analysis.equilibria.assessment": "assess_equilibrium",

@@ -200,8 +200,8 @@ def populations(draw: st.DrawFn, pairs: int = 3, **settings: Any) -> Any:
 
     Given geometries have any rank from 1 on. settings: of the PairPopulation, in place of those that are drawn.
     """
-    from a2a_ray.analysis.dynamics.pair_geometry import DrawnPairs, GivenPairs
     from a2a_ray.analysis.dynamics.pair_population import PairPopulation
+    from a2a_ray.analysis.dynamics.pair_sources import DrawnPairs, GivenPairs
 
     d, rng = draw(st.integers(2, 8)), np.random.default_rng(draw(st.integers(0, 10**6)))
     source: Any

@@ -1,4 +1,4 @@
-"""Populations: the same as agents one by one, whatever the engine, the part and the chunk; noise by its moments."""
+"""Populations: equal to agents one by one, in any part and any block; noise is checked by its moments."""
 
 from __future__ import annotations
 
@@ -14,16 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
-from a2a_ray.analysis.dynamics import batched_rounds
-from a2a_ray.analysis.dynamics.pair_geometry import BLOCK, DrawnPairs, GivenPairs, check_pairs
-from a2a_ray.analysis.dynamics.pair_population import (
-    PairPopulation,
-    States,
-    residual_norms,
-    simulate_chunks,
-    simulate_pairs,
-)
-from a2a_ray.analysis.dynamics.two_agents import two_agent_equilibrium
+from a2a_ray.analysis.dynamics.affine import linear_agents
+from a2a_ray.analysis.dynamics.pair_population import PairPopulation, States, residual_norms
+from a2a_ray.analysis.dynamics.pair_simulation import check_pairs, simulate_pairs
+from a2a_ray.analysis.dynamics.pair_sources import BLOCK, DrawnPairs, GivenPairs
+from a2a_ray.analysis.dynamics.rounds import alternating
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.protocols.alternating import Alternating
@@ -31,26 +26,25 @@ from a2a_ray.protocols.simultaneous import Simultaneous
 from tests.strategies import populations
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
-ENGINES = ("turns", "powers")
 
 
-def talk(population: PairPopulation, pair: int, rounds: int) -> tuple[Any, Any]:
-    """The states of one pair, (rounds, d) after W's and after U's turn, from two agents in a conversation."""
+def conversation_states(population: PairPopulation, pair: int, rounds: int) -> tuple[Any, Any]:
+    """Return the states of one pair, (rounds, d) after W's and after U's turn, from two agents in a conversation."""
     w, u = population.settings(pair)
     start = np.asarray(population.start[pair] if population.start.ndim == 2 else population.start)
     agents = [LSAAgent("w", **w), LSAAgent("u", **u)]
-    together = population.order == "simultaneous"
-    protocol = Simultaneous("mean") if together else Alternating()
+    simultaneous = population.order == "simultaneous"
+    protocol = Simultaneous("mean") if simultaneous else Alternating()
     turns = Conversation(agents, protocol, start, max_rounds=rounds).run().turns
     combined = [m.content for m in turns if m.kind == "combine"]
-    if together:
+    if simultaneous:
         mean = np.array([*combined, np.mean([m.content for m in turns[-2:]], axis=0)][:rounds])
         return mean, mean
     return tuple(np.array([m.content for m in turns if m.sender == name]) for name in "wu")
 
 
-def apart(found: Any, expected: Any) -> float:
-    """The largest difference, relative to the largest entry of what is expected."""
+def relative_difference(found: Any, expected: Any) -> float:
+    """Return the largest difference, relative to the largest expected entry."""
     found, expected = np.asarray(found), np.asarray(expected)
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
@@ -73,25 +67,23 @@ def noisy(pairs: int = 700, **settings: Any) -> PairPopulation:
 def test_every_round_is_that_of_the_agents(order: Any, dtype: Any, data: st.DataObject, rounds: int) -> None:
     population = data.draw(populations(order=order, dtype=dtype))
     pair = data.draw(st.integers(0, population.pairs - 1))
-    w, u = talk(population, pair, rounds)
-    for engine in ENGINES:
-        states = simulate_pairs(population, rounds, every=1, engine=engine)  # type: ignore[arg-type]
-        assert states.after_w is not None
-        assert states.after_u is not None
-        assert states.after_w.dtype == getattr(torch, dtype)
-        assert states.rounds.tolist() == list(range(1, rounds + 1))
-        assert apart(states.after_w[pair], w) <= TOLERANCE[dtype]
-        assert apart(states.after_u[pair], u) <= TOLERANCE[dtype]
+    w, u = conversation_states(population, pair, rounds)
+    states = simulate_pairs(population, rounds, every=1)
+    assert states.after_w is not None
+    assert states.after_u is not None
+    assert states.after_w.dtype == getattr(torch, dtype)
+    assert states.rounds.tolist() == list(range(1, rounds + 1))
+    assert relative_difference(states.after_w[pair], w) <= TOLERANCE[dtype]
+    assert relative_difference(states.after_u[pair], u) <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_many_rounds_in_twenty_dimensions_are_those_of_the_agents(dtype: Any) -> None:
     population = PairPopulation(DrawnPairs(9, 20, seed=1, condition=20.0), 0.9, 0.05, dtype=dtype)
-    w, u = talk(population, 4, 500)
-    for engine in ENGINES:
-        states = simulate_pairs(population, 500, every=1, engine=engine)  # type: ignore[arg-type]
-        assert apart(states.after_w[4], w) <= TOLERANCE[dtype]  # type: ignore[index]
-        assert apart(states.after_u[4], u) <= TOLERANCE[dtype]  # type: ignore[index]
+    w, u = conversation_states(population, 4, 500)
+    states = simulate_pairs(population, 500, every=1)
+    assert relative_difference(states.after_w[4], w) <= TOLERANCE[dtype]  # type: ignore[index]
+    assert relative_difference(states.after_u[4], u) <= TOLERANCE[dtype]  # type: ignore[index]
 
 
 def test_float32_does_not_drift_where_nobody_pulls() -> None:
@@ -103,42 +95,41 @@ def test_float32_does_not_drift_where_nobody_pulls() -> None:
     exact = PairPopulation(source, *steps, start=rng.normal(size=3), dtype="float64")
     found, expected = (simulate_pairs(p, 2000, every=500) for p in (replace(exact, dtype="float32"), exact))
     for name in ("after_w", "after_u"):
-        assert apart(getattr(found, name), getattr(expected, name)) <= 2e-6
+        assert relative_difference(getattr(found, name), getattr(expected, name)) <= 2e-6
 
 
 @given(populations(pairs=4, dtype="float64"), st.sampled_from(["both", "w", "u"]), st.data())
 def test_kept_rounds_are_those_of_all_rounds(population: PairPopulation, after: Any, data: st.DataObject) -> None:
     rounds = data.draw(st.integers(1, 60))
     every = data.draw(st.none() | st.integers(1, rounds))
-    whole = simulate_pairs(population, rounds, every=1, engine="turns")
+    whole = simulate_pairs(population, rounds, every=1)
     chosen = whole.rounds % (every or rounds) == 0
-    for engine in ENGINES:
-        states = simulate_pairs(population, rounds, every=every, after=after, engine=engine)  # type: ignore[arg-type]
-        assert torch.equal(states.rounds, whole.rounds[chosen])
-        for name in ("after_w", "after_u"):
-            kept = getattr(states, name)
-            if after in ("both", name[-1]):
-                assert apart(kept, getattr(whole, name)[:, chosen]) <= 1e-12
-            else:
-                assert kept is None
+    states = simulate_pairs(population, rounds, every=every, after=after)
+    assert torch.equal(states.rounds, whole.rounds[chosen])
+    for name in ("after_w", "after_u"):
+        kept = getattr(states, name)
+        if after in ("both", name[-1]):
+            assert relative_difference(kept, getattr(whole, name)[:, chosen]) <= 1e-12
+        else:
+            assert kept is None
 
 
-def test_it_settles_where_theory_says() -> None:
+def test_pairs_converge_to_the_closed_form() -> None:
     population = drawn(300)
     states = simulate_pairs(population, 3000)
     pairs = population.source.take(0, 300)
     for i in (0, 255, 256, 299):
         s_w, s_u, w, u = (v[i] for v in pairs)
-        settled = two_agent_equilibrium(s_w, s_u, w, u, 0.7, 0.4)
-        assert apart(states.residual_w[i, 0], settled.residual_w) <= 1e-10
-        assert apart(states.residual_u[i, 0], settled.residual_u) <= 1e-10
+        e_w, e_u = alternating(linear_agents([s_w, s_u], [w, u], [0.7, 0.4])).residuals
+        assert relative_difference(states.residual_w[i, 0], e_w) <= 1e-10
+        assert relative_difference(states.residual_u[i, 0], e_u) <= 1e-10
 
 
 # --- pairs are the same in any part
 
 
 @pytest.mark.parametrize("eigenvectors", ["own", "pair", "all"])
-def test_a_drawn_pair_follows_from_seed_and_number_alone(eigenvectors: Any) -> None:
+def test_a_drawn_pair_depends_on_its_seed_and_number_only(eigenvectors: Any) -> None:
     whole = DrawnPairs(1000, 3, seed=2, condition=9.0, eigenvectors=eigenvectors)
     everything = whole.take(0, 1000)
     shorter = DrawnPairs(620, 3, seed=2, condition=9.0, eigenvectors=eigenvectors)
@@ -153,7 +144,7 @@ def test_a_drawn_pair_follows_from_seed_and_number_alone(eigenvectors: Any) -> N
     assert not np.allclose(other.covariance_w, everything.covariance_w[0])
 
 
-def test_drawn_pairs_are_as_described() -> None:
+def test_drawn_pairs_have_the_requested_spectra_norms_and_angles() -> None:
     settings: dict[str, Any] = {"pairs": 300, "dim": 5, "seed": 1, "angles": (20.0, 95.0), "norms": (2.0, 0.5)}
     pairs = DrawnPairs(condition=(7.0, 2.0), **settings).take(0, 300)
     for covariance, condition in ((pairs.covariance_w, 7.0), (pairs.covariance_u, 2.0)):
@@ -181,22 +172,19 @@ def test_drawn_pairs_are_as_described() -> None:
 
 
 @pytest.mark.parametrize("make", [drawn, noisy])
-def test_parts_and_chunks_give_the_same(make: Any) -> None:
+def test_parts_give_the_same_states_as_the_whole(make: Any) -> None:
     population = make(start=np.random.default_rng(0).normal(size=(700, 4)), step_u=np.linspace(0.1, 1.9, 700))
     whole = simulate_pairs(population, 40, every=4)
     parts = [simulate_pairs(population.part(a, b), 40, every=4) for a, b in ((0, 100), (100, 513), (513, 700))]
     assert [p.first for p in parts] == [0, 100, 513]
-    chunks = list(simulate_chunks(population, 40, every=4, chunk=333))
-    assert [c.first for c in chunks] == [0, 333, 666]
     nested = simulate_pairs(population.part(50, 600).part(30, 40), 40, every=4)
     for name in ("after_w", "after_u", "objective_w", "objective_u"):
         expected = getattr(whole, name)
-        for cut in (parts, chunks):
-            assert apart(torch.cat([getattr(s, name) for s in cut]), expected) <= 1e-13
-        assert apart(getattr(nested, name), expected[80:90]) <= 1e-13
+        assert relative_difference(torch.cat([getattr(s, name) for s in parts]), expected) <= 1e-13
+        assert relative_difference(getattr(nested, name), expected[80:90]) <= 1e-13
 
 
-def test_reduced_chunks_are_put_together() -> None:
+def test_reduced_blocks_are_put_together() -> None:
     population = drawn(700)
     whole = simulate_pairs(population, 30, every=5)
     seen = []
@@ -205,8 +193,8 @@ def test_reduced_chunks_are_put_together() -> None:
         seen.append((states.first, len(states.objective_w)))
         return {"last": states.after_u[:, -1], **residual_norms(states)}  # type: ignore[index]
 
-    got = simulate_pairs(population, 30, every=5, reduce=reduce, chunk=300)
-    assert seen == [(0, 300), (300, 300), (600, 100)]
+    got = simulate_pairs(population, 30, every=5, reduce=reduce)
+    assert seen == [(0, BLOCK), (BLOCK, BLOCK), (2 * BLOCK, 700 - 2 * BLOCK)]
     assert torch.equal(got["last"], whole.after_u[:, -1])  # type: ignore[index]
     for name, expected in residual_norms(whole).items():
         assert torch.equal(got[name], expected)
@@ -218,7 +206,7 @@ def test_reduced_chunks_are_put_together() -> None:
 # --- given pairs
 
 
-def test_arrays_files_and_tensors_are_the_same(tmp_path: Path) -> None:
+def test_arrays_files_and_tensors_give_the_same_states(tmp_path: Path) -> None:
     pairs = DrawnPairs(600, 3, condition=5.0).take(0, 600)
     paths = [tmp_path / f"{name}.npy" for name in pairs._fields]
     for path, value in zip(paths, pairs, strict=True):
@@ -246,7 +234,7 @@ def test_arrays_files_and_tensors_are_the_same(tmp_path: Path) -> None:
     assert torch.equal(again.objective_w, torch.from_numpy(pairs.objective_w[10:300]).float())
 
 
-def test_what_is_shared_by_all_pairs_needs_no_axis() -> None:
+def test_a_value_shared_by_all_pairs_needs_no_axis_of_pairs() -> None:
     pairs = DrawnPairs(5, 3, condition=5.0).take(0, 5)
     shared = GivenPairs(pairs.covariance_w[0], pairs.covariance_u, pairs.objective_w[0], pairs.objective_u[1])
     repeated = GivenPairs(
@@ -265,7 +253,7 @@ def test_what_is_shared_by_all_pairs_needs_no_axis() -> None:
 
 @pytest.mark.parametrize("order", ["alternating", "simultaneous"])
 def test_mean_and_covariance_of_noisy_states_are_exact(order: Any) -> None:
-    """Of 30 000 pairs that differ in their noise only, against the recursion of the moments, entry by entry."""
+    """Compare 30 000 pairs that differ only in their noise with the recursion of the moments, entry by entry."""
     count, rounds, d = 30_000, 36, 3
     one = DrawnPairs(1, d, seed=4, condition=5.0).take(0, 1)
     source = GivenPairs(
@@ -339,17 +327,17 @@ def wrong(pair: int, value: Any) -> Any:
         (lambda: DrawnPairs(3, 2, eigenvalues=[0, 0]), "none below 0 and at least one above"),
         (lambda: DrawnPairs(3, 2, eigenvalues=[1, 2], condition=3.0), "both given"),
         (lambda: DrawnPairs(3, 2, eigenvectors="some"), "eigenvectors: 'some'; expected own, pair or all"),  # type: ignore[arg-type]
-        (lambda: GivenPairs(EYE, EYE[:5], ONES, ONES), "numbers of pairs differ: covariance_w: 600, covariance_u: 5"),
-        (lambda: GivenPairs(EYE, EYE, ONES, np.ones((600, 3))), "numbers of dimensions differ"),
+        (lambda: GivenPairs(EYE, EYE[:5], ONES, ONES), "number of pairs differs: covariance_w: 600, covariance_u: 5"),
+        (lambda: GivenPairs(EYE, EYE, ONES, np.ones((600, 3))), "number of dimensions differs"),
         (lambda: GivenPairs(EYE, EYE[:, :1], ONES, ONES), "covariance_u: shape .*expected .B, d, d."),
         (lambda: GivenPairs(EYE, EYE, ONES[0, 0], ONES), "objective_w: shape"),
-        (lambda: GivenPairs(EYE[0], EYE[0], ONES[0], ONES[0]), "none has an axis of pairs"),
+        (lambda: GivenPairs(EYE[0], EYE[0], ONES[0], ONES[0]), "none has an axis of pairs; expected one of"),
         (lambda: GivenPairs("missing.npy", EYE, ONES, ONES), "missing.npy.*expected a .npy file"),
         (lambda: GivenPairs(EYE, EYE, [["a"]], ONES), "objective_w: dtype"),
         (lambda: GivenPairs(EYE, EYE, [[1, 2], [3]], ONES), "objective_w: .*expected an array of numbers"),
         (lambda: PairPopulation(EYE), "source: ndarray; expected DrawnPairs or GivenPairs"),  # type: ignore[arg-type]
-        (lambda: drawn(step_w=2.0), "step_w: 2 in pair 0; expected less than 2, which is 2 / lambda_max"),
-        (lambda: drawn(3, step_w=np.array([1, 2.5, 2.1])), "step_w: 2.5 in pair 1; expected less than 2"),
+        (lambda: drawn(step_w=2.0), r"step_w\[0\]: 2; expected less than 2, which is 2 / lambda_max"),
+        (lambda: drawn(3, step_w=np.array([1, 2.5, 2.1])), r"step_w\[1\]: 2.5; expected less than 2"),
         (lambda: drawn(step_u=-0.1), "step_u: -0.1; expected a number above 0"),
         (lambda: drawn(step_u=[1.0, 1.0]), "step_u: shape .2,.; expected .700,."),
         (lambda: drawn(step_u=np.nan), "step_u: nan"),
@@ -359,7 +347,7 @@ def wrong(pair: int, value: Any) -> Any:
         (lambda: drawn(noise_w=-1.0), "noise_w: -1.0; expected a standard deviation of at least 0"),
         (lambda: drawn(noise_u=np.inf), "noise_u: inf"),
         (lambda: drawn(start=np.ones(3)), "start: shape .3,.; expected .4,. or .700, 4."),
-        (lambda: simulate_pairs(drawn(start=np.array([1, np.nan, 0, 0])), 3), "start: NaN or infinite values"),
+        (lambda: simulate_pairs(drawn(start=np.array([1, np.nan, 0, 0])), 3), r"start\[1\]: nan; expected finite"),
         (lambda: drawn().part(3, 3), "last: 3"),
         (lambda: drawn().settings(700), "pair: 700"),
         (lambda: simulate_pairs(drawn(), 0), "rounds: 0; expected a whole number of at least 1"),
@@ -368,19 +356,22 @@ def wrong(pair: int, value: Any) -> Any:
             "every: 11; expected a whole number of at least 1 and at most 10",
         ),
         (lambda: simulate_pairs(drawn(), 10, after="v"), "after: 'v'; expected both, w or u"),  # type: ignore[arg-type]
-        (lambda: simulate_pairs(drawn(), 10, engine="magic"), "engine: 'magic'"),  # type: ignore[arg-type]
-        (lambda: simulate_pairs(noisy(), 10, engine="powers"), "with noise every turn must be computed"),
-        (lambda: simulate_pairs(drawn(), 10, chunk=0), "chunk: 0"),
         (lambda: simulate_pairs(drawn(), 10, device="tpu"), "device: 'tpu'; expected cpu"),
         (lambda: simulate_pairs(drawn(), 10, device="meta"), "device: 'meta'; expected cpu or cuda"),
-        (lambda: simulate_pairs(drawn(), 10, device="cuda:99"), "device: 'cuda:99'; [0-9]+ CUDA devices are here"),
-        (lambda: simulate_pairs(drawn(), 10, reduce=lambda s: s.rounds), "reduce: gave Tensor"),  # type: ignore[arg-type,return-value]
-        (lambda: simulate_pairs(drawn(), 10, reduce=lambda s: {"r": s.rounds}), r"reduce: gave r: \(1,\); expected"),
-        (lambda: simulate_pairs(drawn(), 10, after="w").residual_u, "after: U's turns were not kept"),
-        (lambda: simulate_pairs(drawn(), 10, after="u").residual_w, "after: W's turns were not kept"),
+        (
+            lambda: simulate_pairs(drawn(), 10, device="cuda:99"),
+            "device: 'cuda:99'; this machine has [0-9]+ CUDA devices",
+        ),
+        (lambda: simulate_pairs(drawn(), 10, reduce=lambda s: s.rounds), "reduce: returned Tensor"),  # type: ignore[arg-type,return-value]
+        (
+            lambda: simulate_pairs(drawn(), 10, reduce=lambda s: {"r": s.rounds}),
+            r"returned r: \(1,\); expected",
+        ),
+        (lambda: simulate_pairs(drawn(), 10, after="w").residual_u, "after: U's states were not kept"),
+        (lambda: simulate_pairs(drawn(), 10, after="u").residual_w, "after: W's states were not kept"),
     ],
 )
-def test_settings_that_cannot_be_are_told(make: Any, words: str) -> None:
+def test_invalid_settings_are_reported(make: Any, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         make()
 
@@ -389,59 +380,50 @@ def test_settings_that_cannot_be_are_told(make: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"covariance_w": wrong(300, [[1, 0.5], [0, 1]])}, "covariance_w: not symmetric in pair 300.* by 0.5"),
-        ({"covariance_u": wrong(7, [[1, 0], [0, -0.25]])}, "covariance_u: smallest eigenvalue -0.25 in pair 7"),
-        ({"covariance_u": wrong(599, np.nan)}, "covariance_u: NaN or infinite values in pair 599"),
-        ({"objective_u": np.where(np.arange(600)[:, None] == 256, np.inf, ONES)}, "objective_u: NaN.* in pair 256"),
+        (
+            {"covariance_w": wrong(300, [[1, 0.5], [0, 1]])},
+            r"covariance_w\[300\]: not symmetric: entries .* are 0.5 and 0;",
+        ),
+        ({"covariance_u": wrong(7, [[1, 0], [0, -0.25]])}, r"covariance_u\[7\]: smallest eigenvalue -0.25"),
+        ({"covariance_u": wrong(599, np.nan)}, r"covariance_u\[599, 0, 0\]: nan; expected finite numbers"),
+        ({"objective_u": np.where(np.arange(600)[:, None] == 256, np.inf, ONES)}, r"objective_u\[256, 0\]: inf"),
         (
             {"covariance_w": wrong(400, 8 * np.eye(2))},
-            "step_w: 0.3 in pair 400; expected less than 0.25, which is 2",
+            r"step_w\[400\]: 0.3; expected less than 0.25, which is 2",
         ),
-        ({"covariance_u": wrong(2, 4 * np.eye(2))}, "step_u: 0.5 in pair 2; expected less than 0.5"),
+        ({"covariance_u": wrong(2, 4 * np.eye(2))}, r"step_u\[2\]: 0.5; expected less than 0.5"),
     ],
 )
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_given_pairs_that_cannot_be_are_told(values: Any, words: str, dtype: Any) -> None:
+def test_invalid_given_pairs_are_reported_by_number(values: Any, words: str, dtype: Any) -> None:
     fields = {"covariance_w": EYE, "covariance_u": EYE, "objective_w": ONES, "objective_u": ONES, **values}
     population = PairPopulation(GivenPairs(**{k: v.astype(dtype) for k, v in fields.items()}), 0.3, 0.5)
     with pytest.raises(ConfigurationError, match=words):
         simulate_pairs(population, 3)
-    with pytest.raises(ConfigurationError, match=words):
-        next(iter(simulate_chunks(population, 3, chunk=600)))
     simulate_pairs(population, 3, check=False)
 
 
-def test_the_worst_pair_is_named_and_borders_pass() -> None:
+def test_the_first_wrong_pair_is_named_and_limits_are_allowed() -> None:
     covariances = np.stack([np.diag([s, 0.0]) for s in (1.0, 3.0, 2.5)])
     pairs = GivenPairs(covariances, EYE[:3], ONES[:3], ONES[:3]).take(0, 3)
     steps = np.ones(3)
-    with pytest.raises(ConfigurationError, match=r"step_w: 1 in pair 21; expected less than 0\.666667"):
-        check_pairs(pairs, steps, steps, first=20)
-    check_pairs(pairs, steps * 0.6666, steps * 1.9999, first=20)  # singular, and just below the bound
-    check_pairs(pairs._replace(covariance_w=0 * covariances), steps, steps, first=0)  # W stays where it is
+    with pytest.raises(ConfigurationError, match=r"step_w\[21\]: 1; expected less than 0\.666667"):
+        check_pairs(pairs, (steps, steps), first=20)
+    check_pairs(pairs, (steps * 0.6666, steps * 1.9999), first=20)  # singular, and just below the bound
+    check_pairs(pairs._replace(covariance_w=0 * covariances), (steps, steps), first=0)  # W does not move
 
 
 # --- a GPU
 
 
-def test_what_a_gpu_computes_with_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    population = drawn(300, inner_steps_w=3)
-    expected = simulate_pairs(population, 77, every=7)
-    monkeypatch.setattr(batched_rounds, "_product", batched_rounds._torch_product)
-    found = simulate_pairs(population, 77, every=7)
-    for name in ("after_w", "after_u"):
-        assert apart(getattr(found, name), getattr(expected, name)) <= 1e-12
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_a_gpu_gives_the_same() -> None:
+def test_a_gpu_gives_the_same_states() -> None:
     population = drawn(3 * BLOCK + 10)
     here = simulate_pairs(population, 60, every=3)
-    for engine in ENGINES:
-        there = simulate_pairs(population, 60, every=3, device="cuda", engine=engine)  # type: ignore[arg-type]
-        assert apart(there.after_w.cpu(), here.after_w) <= 1e-12  # type: ignore[union-attr]
-        assert apart(there.after_u.cpu(), here.after_u) <= 1e-12  # type: ignore[union-attr]
+    there = simulate_pairs(population, 60, every=3, device="cuda")
+    assert relative_difference(there.after_w.cpu(), here.after_w) <= 1e-12  # type: ignore[union-attr]
+    assert relative_difference(there.after_u.cpu(), here.after_u) <= 1e-12  # type: ignore[union-attr]
     many = replace(noisy(100_000), dtype="float32")
     ends = [
         simulate_pairs(many, 30, reduce=residual_norms, device=d)["w"].square().mean().item() for d in ("cpu", "cuda")

@@ -1,4 +1,4 @@
-"""Populations on Ray: the same results as in one process, whatever the workers; bad input is told as it is."""
+"""Populations on Ray: the same results as in one process with any number of workers; invalid input is reported."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from a2a_ray.analysis.dynamics.pair_geometry import BLOCK, DrawnPairs, GivenPairs
-from a2a_ray.analysis.dynamics.pair_population import PairPopulation, States, residual_norms, simulate_pairs
+from a2a_ray.analysis.dynamics.pair_population import PairPopulation, States, residual_norms
+from a2a_ray.analysis.dynamics.pair_simulation import simulate_pairs
+from a2a_ray.analysis.dynamics.pair_sources import BLOCK, DrawnPairs, GivenPairs
 from a2a_ray.core.errors import ConfigurationError, PlacementError
 from a2a_ray.runtime.pair_shards import PopulationProgress, run_pair_population
 
@@ -33,13 +34,13 @@ def given(folder: Path | None = None, pairs: int = 1000, **settings: Any) -> Pai
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("noise", [0.0, 0.2])
-def test_states_are_those_of_one_process(ray_cluster: None, workers: int, noise: float) -> None:
+def test_states_equal_those_of_one_process(ray_cluster: None, workers: int, noise: float) -> None:
     population = drawn(noise_w=noise, noise_u=noise / 2)
     seen: list[PopulationProgress] = []
-    together = run_pair_population(population, 40, every=10, workers=workers, progress=seen.append)
-    alone = simulate_pairs(population, 40, every=10)
+    found = run_pair_population(population, 40, every=10, workers=workers, progress=seen.append)
+    expected = simulate_pairs(population, 40, every=10)
     for name in ("rounds", "after_w", "after_u", "objective_w", "objective_u"):
-        assert torch.equal(getattr(together, name), getattr(alone, name))
+        assert torch.equal(getattr(found, name), getattr(expected, name))
     assert len(seen) > workers
     assert [p.done for p in seen] == sorted({p.done for p in seen})
     assert (seen[-1].done, seen[-1].pairs, seen[-1].turns) == (
@@ -49,7 +50,7 @@ def test_states_are_those_of_one_process(ray_cluster: None, workers: int, noise:
     )
 
 
-def test_only_what_was_asked_for_comes_back(ray_cluster: None) -> None:
+def test_only_the_requested_states_are_returned(ray_cluster: None) -> None:
     population = drawn(600).part(100, 550)
     states = run_pair_population(population, 5, after="w", progress=False)
     assert states.after_u is None
@@ -84,19 +85,19 @@ def test_a_shard_whose_worker_dies_is_computed_again(ray_cluster: None, tmp_path
     assert torch.equal(found["u"], simulate_pairs(population, 20, reduce=residual_norms)["u"])
 
 
-def test_bad_input_is_told(ray_cluster: None) -> None:
+def test_invalid_input_is_reported(ray_cluster: None) -> None:
     for settings, words in (
         ({"workers": 0}, "workers: 0; expected at least 1"),
         ({"every": 9}, "every: 9"),
         ({"after": "v"}, "after: 'v'"),
         ({"device": "tpu"}, "device: 'tpu'"),
-        ({"reduce": lambda s: {"r": s.rounds}}, "reduce: gave r"),
+        ({"reduce": lambda s: {"r": s.rounds}}, "reduce: returned r"),
     ):
         with pytest.raises(ConfigurationError, match=words):
             run_pair_population(drawn(300), 8, progress=False, **settings)  # type: ignore[call-overload]
     population = given()
-    with pytest.raises(ConfigurationError, match=r"step_u: 2.5 in pair 700; expected less than 2, which"):
+    with pytest.raises(ConfigurationError, match=r"step_u\[700\]: 2.5; expected less than 2, which"):
         run_pair_population(replace(population, step_u=np.where(np.arange(1000) == 700, 2.5, 1.0)), 3, progress=False)
     if not torch.cuda.is_available():
-        with pytest.raises(PlacementError, match="device 'cuda': the Ray cluster has no GPU"):
+        with pytest.raises(PlacementError, match="device: 'cuda'; the Ray cluster has no GPU"):
             run_pair_population(drawn(300), 8, device="cuda", progress=False)

@@ -1,4 +1,4 @@
-"""A population of pairs on Ray: shards of it in as many processes as there are cores."""
+"""A population of pairs on Ray: each worker computes shards, a number of blocks of pairs each."""
 
 from __future__ import annotations
 
@@ -13,29 +13,24 @@ import torch
 from ray.exceptions import RayTaskError
 from torch import Tensor
 
-from a2a_ray.analysis.dynamics.pair_geometry import BLOCK, GivenPairs
-from a2a_ray.analysis.dynamics.pair_population import (
-    Options,
-    PairPopulation,
-    Reduce,
-    Simulation,
-    States,
-    simulate_pairs,
-)
+from a2a_ray.analysis.dynamics.pair_population import PairPopulation, Reduce, States
+from a2a_ray.analysis.dynamics.pair_simulation import PairSimulation, SimulationOptions
+from a2a_ray.analysis.dynamics.pair_sources import BLOCK, GivenPairs
 from a2a_ray.core.errors import A2AError, ConfigurationError, PlacementError
 from a2a_ray.runtime.cluster import connect
 from a2a_ray.runtime.progress import progress_bar
 
 SHARDS = 8
-"""Shards that a worker gets one after the other, at least, so that all end at about the same time."""
+"""The least number of shards for each worker, so that all workers finish at about the same time."""
 SHARD_BYTES = 64 * 2**20
-"""What a shard's given pairs and states may take on their way between processes."""
+"""The most that the given pairs and the states of a shard may take between processes."""
 
-Arrays: TypeAlias = "dict[str, np.ndarray[Any, np.dtype[Any]]]"
+Block: TypeAlias = "tuple[int, dict[str, np.ndarray[Any, np.dtype[Any]]]]"
+"""The first pair of a block and its results by name."""
 
 
 class PopulationProgress(NamedTuple):
-    """How far a population is: pairs done of all, turns computed for them, seconds since the start."""
+    """Progress of a population: pairs computed, of all pairs; turns computed for them; seconds since the start."""
 
     done: int
     pairs: int
@@ -43,30 +38,30 @@ class PopulationProgress(NamedTuple):
     seconds: float
 
 
-Watch: TypeAlias = Callable[[PopulationProgress], None]
+ProgressCallback: TypeAlias = Callable[[PopulationProgress], None]
+
+
+class ClusterOptions(SimulationOptions, total=False):
+    """Options of `run_pair_population`, all with a default.
+
+    workers: shards that are computed at the same time; by default as many as there are free CPUs (GPUs).
+    address: a Ray cluster; without it, the Ray that runs in this process, or a new local one that ends afterwards.
+    progress: True (the default) shows a bar, False nothing; a function is called with a PopulationProgress after every
+        shard.
+    """
+
+    workers: int | None
+    address: str | None
+    progress: ProgressCallback | bool
 
 
 @overload
 def run_pair_population(
-    population: PairPopulation,
-    rounds: int,
-    *,
-    reduce: None = None,
-    workers: int | None = None,
-    address: str | None = None,
-    progress: Watch | bool = True,
-    **options: Unpack[Options],
+    population: PairPopulation, rounds: int, *, reduce: None = None, **options: Unpack[ClusterOptions]
 ) -> States: ...
 @overload
 def run_pair_population(
-    population: PairPopulation,
-    rounds: int,
-    *,
-    reduce: Reduce,
-    workers: int | None = None,
-    address: str | None = None,
-    progress: Watch | bool = True,
-    **options: Unpack[Options],
+    population: PairPopulation, rounds: int, *, reduce: Reduce, **options: Unpack[ClusterOptions]
 ) -> dict[str, Tensor]: ...
 def run_pair_population(
     population: PairPopulation,
@@ -75,140 +70,90 @@ def run_pair_population(
     reduce: Reduce | None = None,
     workers: int | None = None,
     address: str | None = None,
-    progress: Watch | bool = True,
-    **options: Unpack[Options],
+    progress: ProgressCallback | bool = True,
+    **options: Unpack[SimulationOptions],
 ) -> States | dict[str, Tensor]:
-    """What `simulate_pairs` gives, computed by Ray workers: one process with one thread per CPU, or per GPU on "cuda".
+    """Return what `simulate_pairs` returns, computed by Ray workers with one thread per CPU, or one per GPU on "cuda".
 
-    reduce, options: as for `simulate_pairs`; `reduce` works in the workers, and only what it gives comes back.
-    workers: shards at work at the same time; by default as many as there are CPUs (GPUs) free.
-    address: a Ray cluster; without it, the Ray that runs in this process, or a new local one (ended afterwards).
-    progress: shows a bar (True), nothing (False), or is called with a PopulationProgress after every shard.
+    reduce: as for `simulate_pairs`; it runs in the workers, and only its results are sent back.
+    options: see `SimulationOptions` and `ClusterOptions`.
 
-    Results come back to this process's memory, on the CPU. Pairs given as .npy files are read by the workers, which
-    must reach them; arrays are sent. A shard whose worker dies is computed again, with the same result. Raises as
-    `simulate_pairs`, and PlacementError where the cluster has no CPU (GPU).
+    Results arrive in this process's memory, on the CPU. Workers read .npy files themselves and must have access to
+    them; arrays are sent. A shard whose worker dies is computed again, with the same result. Raises as `simulate_pairs`
+    does, and PlacementError if the cluster has no CPU (GPU).
     """
     if workers is not None and workers < 1:
         raise ConfigurationError(f"workers: {workers}; expected at least 1")
-    elsewhere: Options = {**options, "device": "cpu"}  # whether there is a GPU is for the workers to say
-    simulation = Simulation(population, rounds, **elsewhere)
+    simulation = PairSimulation(population, rounds, reduce, **options)
     own = connect(address)
     try:
-        gathered = _Gathered(population.pairs)
-        with _watching(progress) as watch:
-            _compute(population, rounds, reduce, options, workers, gathered, watch)
+        with _progress_callback(progress) as report:
+            return simulation.gather(_compute(simulation, workers, report))
     finally:
         if own:
             ray.shutdown()
-    found = gathered.tensors
-    if reduce is not None:
-        return found
-    after_w, after_u = found.get("after_w"), found.get("after_u")
-    return States(population.first, simulation.rounds, after_w, after_u, found["objective_w"], found["objective_u"])
 
 
 def _compute(
-    population: PairPopulation,
-    rounds: int,
-    reduce: Reduce | None,
-    options: Options,
-    workers: int | None,
-    gathered: _Gathered,
-    watch: Watch,
-) -> None:
-    """Has all shards computed, and puts what comes back where it belongs."""
-    resource = "GPU" if options.get("device", "cpu").startswith("cuda") else "CPU"
+    simulation: PairSimulation, workers: int | None, report: ProgressCallback
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield the blocks of all shards as they arrive; `workers` shards are in flight."""
+    resource = "GPU" if simulation.device.startswith("cuda") else "CPU"
     if ray.cluster_resources().get(resource, 0) < 1:
-        raise PlacementError(f"device {options.get('device', 'cpu')!r}: the Ray cluster has no {resource}")
+        raise PlacementError(f"device: {simulation.device!r}; the Ray cluster has no {resource}")
     workers = workers or max(1, int(ray.available_resources().get(resource, 1)))
     remote: Any = ray.remote  # its types know these options only by name
-    call = remote(num_cpus=1, num_gpus=int(resource == "GPU"))(_shard)
-    shards = _shards(population, rounds, reduce, options, workers)
-    started, done, pending = time.monotonic(), 0, {}
+    compute = remote(num_cpus=1, num_gpus=int(resource == "GPU"))(_compute_shard)
+    pairs, started, done = simulation.population.pairs, time.monotonic(), 0
+    shards = simulation.blocks(_blocks_per_shard(simulation, workers))
+    in_flight: dict[Any, tuple[int, int]] = {}
     try:
-        for first, last in shards:
-            pending[call.remote(population.part(first, last), rounds, reduce, options)] = first, last
-            if len(pending) < workers:
-                continue
-            done += gathered.add(pending)
-            watch(PopulationProgress(done, population.pairs, 2 * rounds * done, time.monotonic() - started))
-        while pending:
-            done += gathered.add(pending)
-            watch(PopulationProgress(done, population.pairs, 2 * rounds * done, time.monotonic() - started))
+        while True:
+            while len(in_flight) < workers and (shard := next(shards, None)):
+                in_flight[compute.remote(simulation.part(*shard))] = shard
+            if not in_flight:
+                return
+            (ready,), _ = ray.wait(list(in_flight), num_returns=1)
+            first, last = in_flight.pop(ready)
+            for start, tensors in ray.get(ready):
+                yield first + start, {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+            done += last - first
+            report(PopulationProgress(done, pairs, 2 * simulation.rounds * done, time.monotonic() - started))
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, A2AError) else error from None
     finally:
-        for shard in pending:
-            ray.cancel(shard)
+        for reference in in_flight:
+            ray.cancel(reference)
 
 
-def _shards(
-    population: PairPopulation, rounds: int, reduce: Reduce | None, options: Options, workers: int
-) -> Iterator[tuple[int, int]]:
-    """The first pair of each shard and the first one after it, cut between blocks."""
-    d = population.dim
+def _blocks_per_shard(simulation: PairSimulation, workers: int) -> int:
+    population, d = simulation.population, simulation.population.dim
     numbers = 2 * d * (d + 1) if isinstance(population.source, GivenPairs) else 0
-    if reduce is None:
-        numbers += 2 * d * (rounds // (options.get("every") or rounds))
+    if simulation.reduce is None:
+        numbers += 2 * d * simulation.kept_rounds
     blocks, most = -(-population.pairs // BLOCK), SHARD_BYTES // (8 * numbers * BLOCK or 1)
-    size = BLOCK * max(1, min(most, -(-blocks // (SHARDS * workers))))
-    first = 0
-    while first < population.pairs:
-        last = min((population.first + first) // size * size + size - population.first, population.pairs)
-        yield first, last
-        first = last
+    return max(1, min(most, -(-blocks // (SHARDS * workers))))
 
 
-def _shard(population: PairPopulation, rounds: int, reduce: Reduce | None, options: Options) -> Arrays:
-    """In a worker: one shard."""
+def _compute_shard(simulation: PairSimulation) -> list[Block]:
+    """In a worker: compute one shard."""
     torch.set_num_threads(1)
-    if reduce is None:
-        states = simulate_pairs(population, rounds, **options)
-        out = {name: value for name in _KEPT if (value := getattr(states, name)) is not None}
-    else:
-        out = simulate_pairs(population, rounds, reduce=reduce, **options)
-    return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in out.items()}
-
-
-_KEPT = ("after_w", "after_u", "objective_w", "objective_u")
-"""What comes back of a shard's States."""
-
-
-class _Gathered:
-    """Arrays for all pairs, filled as shards come back."""
-
-    def __init__(self, pairs: int) -> None:
-        self._pairs = pairs
-        self._arrays: Arrays = {}
-
-    def add(self, pending: dict[Any, tuple[int, int]]) -> int:
-        """Waits for one of the shards under way, takes what it gives, and tells how many pairs it had."""
-        (ready,), _ = ray.wait(list(pending), num_returns=1)
-        first, last = pending.pop(ready)
-        shard: Arrays = ray.get(ready)
-        for name, value in shard.items():
-            if name not in self._arrays:
-                self._arrays[name] = np.empty((self._pairs, *value.shape[1:]), value.dtype)
-            self._arrays[name][first:last] = value
-        return last - first
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """What there is, in the same memory."""
-        return {name: torch.from_numpy(array) for name, array in self._arrays.items()}
+    return [
+        (first, {name: value.cpu().numpy() for name, value in simulation.compute(first, last).items()})
+        for first, last in simulation.blocks()
+    ]
 
 
 @contextmanager
-def _watching(progress: Watch | bool) -> Iterator[Watch]:
-    """What is called with the progress: the caller's own, nothing, or a bar on standard error."""
+def _progress_callback(progress: ProgressCallback | bool) -> Iterator[ProgressCallback]:
+    """Yield the caller's function, one that does nothing, or one that draws a bar on standard error."""
     if progress is not True:
         yield progress or (lambda _: None)
         return
     with progress_bar("pairs") as update:
 
-        def watch(now: PopulationProgress) -> None:
+        def draw(now: PopulationProgress) -> None:
             rate = now.turns / now.seconds if now.seconds else 0.0
             update(now.done, now.pairs, f"{now.done:,} of {now.pairs:,}, {rate:,.0f} turns/s")
 
-        yield watch
+        yield draw

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from a2a_ray.analysis.dynamics.pair_population import simulate_pairs
+from a2a_ray.analysis.dynamics.pair_simulation import simulate_pairs
 from a2a_ray.analysis.dynamics.rounds import half_life
 from a2a_ray.report.page_parts import Panel, Section, Table
 from a2a_ray.report.plotly_traces import Figure, Trace, axis, make_figure

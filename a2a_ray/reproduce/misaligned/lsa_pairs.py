@@ -12,8 +12,8 @@ import numpy as np
 
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.agents.lsa.lsa_module import LSAModule, descend
-from a2a_ray.analysis.dynamics.pair_geometry import DrawnPairs
 from a2a_ray.analysis.dynamics.pair_population import PairPopulation
+from a2a_ray.analysis.dynamics.pair_sources import DrawnPairs
 from a2a_ray.analysis.dynamics.two_agents import two_agent_equilibrium
 from a2a_ray.reproduce.misaligned.study_settings import Settings
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from a2a_ray.analysis.dynamics.affine import agents_of
-from a2a_ray.analysis.dynamics.pair_geometry import GivenPairs
-from a2a_ray.analysis.dynamics.pair_population import PairPopulation, simulate_pairs
+from a2a_ray.analysis.dynamics.pair_population import PairPopulation
+from a2a_ray.analysis.dynamics.pair_simulation import simulate_pairs
+from a2a_ray.analysis.dynamics.pair_sources import GivenPairs
 from a2a_ray.analysis.dynamics.stationary import stationary
 from a2a_ray.analysis.equilibria.assessment import EquilibriumFinding, assess_equilibrium
 from a2a_ray.report.page_parts import Panel, Section, Table

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from a2a_ray.analysis.dynamics.pair_population import simulate_pairs
+from a2a_ray.analysis.dynamics.pair_simulation import simulate_pairs
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.reproduce.misaligned.experiment_result import ExperimentResult
 from a2a_ray.reproduce.misaligned.lsa_pairs import (

@@ -8,7 +8,8 @@ import numpy as np
 
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.analysis.dynamics.affine import agents_of
-from a2a_ray.analysis.dynamics.pair_population import PairPopulation, simulate_pairs
+from a2a_ray.analysis.dynamics.pair_population import PairPopulation
+from a2a_ray.analysis.dynamics.pair_simulation import simulate_pairs
 from a2a_ray.analysis.dynamics.rounds import alternating, half_life
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.report.page_parts import Panel, Section, Table

@@ -1,12 +1,11 @@
-"""Where many pairs of agents come from: drawn from a seed as they are needed, or given as arrays or files.
+"""Sources of many pairs of agents: drawn from a seed as they are needed, or given as arrays or files.
 
-A pair is W and U, each with a covariance S (its geometry) and an objective. Nothing here holds more than the stretch of
-pairs that is asked for, so that their number is not bound by memory.
+A pair is W and U, each with a covariance S (its geometry) and an objective. A source loads or draws only the pairs that
+are requested, so memory does not limit their number.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -21,7 +20,7 @@ from a2a_ray.core.errors import ConfigurationError
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 256
-"""Pairs that are drawn together, from one stream of random numbers: pair i belongs to block i // BLOCK of its seed."""
+"""Pairs that are drawn and computed together: pair i belongs to block i // BLOCK of its seed."""
 
 
 class Pairs(NamedTuple):
@@ -35,17 +34,17 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DrawnPairs:
-    """Pairs drawn from a seed: pair i follows from the seed, i and the settings alone, however they are cut into parts.
+    """Pairs drawn from a seed. Pair i depends on the seed, i and the settings only, not on how the pairs are split.
 
-    pairs: how many. dim: d, at least 2. seed: at least 0.
+    pairs: their number. dim: d, at least 2. seed: at least 0.
     condition: c, or (c of W, c of U): the eigenvalues of the covariance are log-spaced from 1/c to 1, as in the
         geometry of an LSA agent; or
     eigenvalues: shape (d,), or (2, d) for W and U: none below 0, at least one above, the same for all pairs.
     eigenvectors: "own": a random rotation (uniform) for each agent of each pair; "pair": one for W and U of a pair;
         "all": pair 0's two geometries for all pairs.
-    angles: degrees, of W's and of U's objective in a plane of the pair's own, drawn uniformly: the objective is
-        norm (cos(angle) e1 + sin(angle) e2), as in `core.prompts.read_objective`. With 90 added to both angles each
-        pair is its twin, rotated by 90 degrees.
+    angles: degrees, of W's and of U's objective in a plane drawn uniformly for each pair: the objective is
+        norm (cos(angle) e1 + sin(angle) e2), as in `core.linear_task.read_objective`. Adding 90 to both angles rotates
+        both objectives of every pair by 90 degrees in its plane.
     norms: |w*| and |u*|, or one number for both.
     first: the number of the first pair.
 
@@ -83,18 +82,18 @@ class DrawnPairs:
 
     @property
     def spectra(self) -> Array:
-        """The eigenvalues of W's and U's covariances, shape (2, d), float64."""
+        """Return the eigenvalues of W's and U's covariances, shape (2, d), float64."""
         if self.eigenvalues is not None:
             return np.array(np.broadcast_to(np.asarray(self.eigenvalues, np.float64), (2, self.dim)))
         conditions = np.broadcast_to(np.asarray(self.condition, np.float64), (2,))
         return np.stack([np.geomspace(1 / c, 1, self.dim) for c in conditions])
 
     def part(self, first: int, last: int) -> DrawnPairs:
-        """Pairs `first` to `last` - 1 of these."""
+        """Return pairs `first` to `last` - 1."""
         return replace(self, pairs=last - first, first=self.first + first)
 
     def take(self, first: int, last: int) -> Pairs:
-        """Pairs `first` to `last` - 1 of these, float64."""
+        """Draw pairs `first` to `last` - 1, float64."""
         first, last = self.first + first, self.first + last
         parts = [
             Pairs(*(value[max(first - block * BLOCK, 0) : last - block * BLOCK] for value in self._block(block)))
@@ -103,7 +102,7 @@ class DrawnPairs:
         return parts[0] if len(parts) == 1 else Pairs._make(map(np.concatenate, zip(*parts, strict=True)))
 
     def _block(self, block: int) -> Pairs:
-        """All pairs of a block, always together, so that each has the same bits in any part."""
+        """Draw all pairs of a block together, so that each pair has the same bits in any part."""
         d, (root_w, root_u) = self.dim, np.sqrt(self.spectra)
         drawn = _gaussians(self.seed, d, block)
         turned = _gaussians(self.seed, d, 0)[:1] if self.eigenvectors == "all" else drawn
@@ -123,62 +122,61 @@ class GivenPairs:
     covariance_w, covariance_u: shape (B, d, d), or (d, d) for all pairs; symmetric, positive semi-definite.
     objective_w, objective_u: shape (B, d), or (d,) for all pairs. At least one of the four has the axis B.
 
-    Files are mapped into memory by each process that reads them, and only what is read is loaded. Values are looked at
-    when they are used (`check_pairs`). Raises ConfigurationError for shapes that do not fit and files that cannot be
-    read.
+    Each process that reads a file maps it into memory and loads only the rows that it uses. Values are checked when
+    they are used. Raises ConfigurationError for shapes that do not match and for files that cannot be read.
     """
 
     def __init__(self, covariance_w: Any, covariance_u: Any, objective_w: Any, objective_u: Any) -> None:
         given = (covariance_w, covariance_u, objective_w, objective_u)
-        self._values = Pairs(*(readable(v, name) for v, name in zip(given, Pairs._fields, strict=True)))
+        self._values = Pairs(*(array_or_file(v, name) for v, name in zip(given, Pairs._fields, strict=True)))
         self.pairs, self.dim = _sizes(self._values)
 
     def part(self, first: int, last: int) -> GivenPairs:
-        """Pairs `first` to `last` - 1 of these; no data are copied."""
+        """Return pairs `first` to `last` - 1; copies no data."""
         return GivenPairs(*self._rows(first, last))
 
     def take(self, first: int, last: int) -> Pairs:
-        """Pairs `first` to `last` - 1 of these, in the dtype in which they were given."""
+        """Return pairs `first` to `last` - 1, in the dtype in which they were given."""
         shapes = [(last - first, *(self.dim,) * axes) for axes in _AXES]
         rows = [np.asarray(v) for v in self._rows(first, last)]
-        return Pairs(*(v if v.shape == s else np.broadcast_to(v, s) for v, s in zip(rows, shapes, strict=True)))
+        return Pairs(*(np.broadcast_to(v, s) for v, s in zip(rows, shapes, strict=True)))
 
     def _rows(self, first: int, last: int) -> list[Any]:
-        """The four values, cut to these pairs where they have an axis of pairs."""
+        """Return the four values, cut to these pairs if they have an axis of pairs."""
         return [v[first:last] if v.ndim > axes else v for v, axes in zip(self._values, _AXES, strict=True)]
 
 
-class Stored:
-    """Rows `first` to `last` - 1 of a .npy file, mapped into memory; another process gets the path and maps it too."""
+class FileRows:
+    """Rows `first` to `last` - 1 of a .npy file, mapped into memory. Pickling sends the path, not the data."""
 
     def __init__(self, path: str, first: int = 0, last: int | None = None, mapped: Array | None = None) -> None:
         try:
-            self._mapped = np.load(path, mmap_mode="c") if mapped is None else mapped  # "c": torch wants it writable
+            self._mapped = np.load(path, mmap_mode="r") if mapped is None else mapped
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path}: {error}; expected a .npy file") from None
         self._path, self._first = path, first
         self._rows = self._mapped[first:last]
         self.shape, self.ndim, self.dtype = self._rows.shape, self._rows.ndim, self._rows.dtype
 
-    def __getitem__(self, rows: slice) -> Stored:
+    def __getitem__(self, rows: slice) -> FileRows:
         first, last, _ = rows.indices(len(self._rows))
-        return Stored(self._path, self._first + first, self._first + last, self._mapped)
+        return FileRows(self._path, self._first + first, self._first + last, self._mapped)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.asarray(self._rows, dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Stored, (self._path, self._first, self._first + len(self._rows))
+        return FileRows, (self._path, self._first, self._first + len(self._rows))
 
 
-def readable(value: Any, name: str) -> Any:
-    """An array of numbers whose rows can be taken without reading the rest:
+def array_or_file(value: Any, name: str) -> Any:
+    """Return a NumPy array or `FileRows` of real numbers; both are sliced without reading the other rows.
 
-    NumPy's, or `Stored`. Raises ConfigurationError.
+    value: anything NumPy can convert, or the path of a .npy file. Raises ConfigurationError.
     """
     if isinstance(value, (str, os.PathLike)):
-        value = Stored(str(Path(value).absolute()))  # a process elsewhere may read it
-    elif not isinstance(value, (np.ndarray, Stored)):
+        value = FileRows(str(Path(value).absolute()))  # a process in another folder may read it
+    elif not isinstance(value, (np.ndarray, FileRows)):
         try:
             value = np.asarray(value)
         except (TypeError, ValueError):
@@ -190,75 +188,8 @@ def readable(value: Any, name: str) -> Any:
     return value
 
 
-def check_pairs(pairs: Pairs, step_w: Array, step_u: Array, first: int) -> None:
-    """Raises ConfigurationError unless values are finite, covariances symmetric and positive semi-definite, and steps
-    contract.
-
-    step_w, step_u: shape (b,); each is to be below 2 / lambda_max of its covariance. first: the number of the first
-    pair, for the message, which names the worst pair. Symmetry and sign are judged as in `checks.check_covariance`.
-    """
-    for name, value in pairs._asdict().items():
-        wrong = np.argwhere(~np.isfinite(value).reshape(len(value), -1).all(axis=1))
-        if len(wrong):
-            raise ConfigurationError(
-                f"{name}: NaN or infinite values in pair {first + wrong[0, 0]}; expected finite numbers"
-            )
-    for agent, covariance, steps in (("w", pairs.covariance_w, step_w), ("u", pairs.covariance_u, step_u)):
-        _check_covariances(f"covariance_{agent}", covariance, first)
-        _check_contraction(f"step_{agent}", np.asarray(covariance, np.float64), steps, first)
-
-
-def _check_covariances(name: str, covariance: Array, first: int) -> None:
-    precision = np.finfo(covariance.dtype).eps if covariance.dtype.kind == "f" else np.finfo(np.float64).eps
-    tolerance = math.sqrt(float(precision))
-    largest = np.abs(covariance).max(axis=(1, 2))
-    skew = np.abs(covariance - covariance.swapaxes(1, 2)).max(axis=(1, 2))
-    worst = int(np.argmax(skew - tolerance * largest))
-    if skew[worst] > tolerance * largest[worst]:
-        raise ConfigurationError(
-            f"{name}: not symmetric in pair {first + worst}: entries across the diagonal differ by {skew[worst]:.6g};"
-            " expected symmetric matrices"
-        )
-    lifted = covariance + (tolerance * largest)[:, None, None] * np.eye(covariance.shape[1])
-    if _positive_definite(lifted):
-        return
-    eigenvalues = np.linalg.eigvalsh(np.asarray(covariance, np.float64))
-    worst = int(np.argmin(eigenvalues[:, 0] / np.maximum(largest, np.finfo(np.float64).tiny)))
-    least = eigenvalues[worst, 0]
-    if least < -tolerance * np.abs(eigenvalues[worst]).max():
-        raise ConfigurationError(
-            f"{name}: smallest eigenvalue {least:.6g} in pair {first + worst}; expected positive semi-definite matrices"
-        )
-
-
-def _check_contraction(name: str, covariance: Array, steps: Array, first: int) -> None:
-    """Cholesky's factorisation of 2/eta I - S tells at an eighth of the cost of eigenvalues; those name the culprit."""
-    if _positive_definite((2 / steps)[:, None, None] * np.eye(covariance.shape[1]) - covariance):
-        return
-    refuse_steps(name, steps, np.linalg.eigvalsh(covariance)[:, -1], first)
-
-
-def refuse_steps(name: str, steps: Array, largest: Array, first: int) -> None:
-    """Raises ConfigurationError where a step is not below 2 / lambda_max, and names the worst; both have the shape
-    (b,)."""
-    worst = int(np.argmax(steps * largest))
-    if steps[worst] * largest[worst] >= 2:
-        raise ConfigurationError(
-            f"{name}: {steps[worst]:.6g} in pair {first + worst}; expected less than {2 / largest[worst]:.6g}, which is"
-            " 2 / lambda_max of its covariance: below it every step contracts"
-        )
-
-
-def _positive_definite(matrices: Array) -> bool:
-    try:
-        np.linalg.cholesky(matrices)
-    except np.linalg.LinAlgError:
-        return False
-    return True
-
-
 def examples_of(covariance: Array) -> Array:
-    """X, shape (d, d), with X^T X / d = S to rounding: a prompt with this covariance."""
+    """Return X, shape (d, d), with X^T X / d = S to rounding: a prompt with this covariance."""
     eigenvalues, vectors = np.linalg.eigh(covariance)
     return np.asarray(np.sqrt(len(covariance) * np.maximum(eigenvalues, 0))[:, None] * vectors.T)
 
@@ -268,7 +199,7 @@ _AXES = (2, 2, 1, 1)
 
 
 def _sizes(values: Pairs) -> tuple[int, int]:
-    """B and d. Raises ConfigurationError where shapes do not fit together."""
+    """Return B and d. Raises ConfigurationError if the shapes do not match."""
     pairs, dims = {}, {}
     for (name, value), axes in zip(values._asdict().items(), _AXES, strict=True):
         wanted = ", ".join(["d"] * axes)
@@ -279,32 +210,32 @@ def _sizes(values: Pairs) -> tuple[int, int]:
         dims[name] = value.shape[-1]
         if value.ndim > axes:
             pairs[name] = value.shape[0]
-    for axis, told in (("pairs", pairs), ("dimensions", dims)):
-        if len(set(told.values())) > 1:
+    for axis, sizes in (("pairs", pairs), ("dimensions", dims)):
+        if len(set(sizes.values())) > 1:
             raise ConfigurationError(
-                f"numbers of {axis} differ: {', '.join(f'{n}: {s}' for n, s in told.items())}; they must agree"
+                f"number of {axis} differs: {', '.join(f'{n}: {s}' for n, s in sizes.items())}; expected one for all"
             )
     if not pairs:
         raise ConfigurationError(
-            f"{', '.join(values._fields)}: none has an axis of pairs; expected (B, d, d) or (B, d) of one"
+            f"{', '.join(values._fields)}: none has an axis of pairs; expected one of shape (B, d, d) or (B, d)"
         )
     return next(iter(pairs.values())), next(iter(dims.values()))
 
 
 def _orthonormal(gaussian: Array) -> Array:
-    """Uniformly drawn orthonormal columns, over leading axes: QR with positive diagonal (Mezzadri 2007)."""
+    """Return uniformly drawn orthonormal columns, over leading axes: QR with positive diagonal (Mezzadri 2007)."""
     q, r = np.linalg.qr(gaussian)
     return np.asarray(q * np.sign(np.diagonal(r, axis1=-2, axis2=-1))[..., None, :])
 
 
 def _square(root: Array) -> Array:
-    """R R^T over leading axes."""
+    """Return R R^T over leading axes."""
     return np.asarray(root @ root.swapaxes(-1, -2))
 
 
 @lru_cache(maxsize=2)
 def _gaussians(seed: int, dim: int, block: int) -> Array:
-    """(BLOCK, 2 d + 2, d): what the rotations of W and U and the plane of the objectives are made of, for each pair."""
+    """Return (BLOCK, 2 d + 2, d): the random numbers of each pair's two rotations and of its plane of objectives."""
     drawn = np.random.default_rng((seed, 2, block)).standard_normal((BLOCK, 2 * dim + 2, dim))
     drawn.flags.writeable = False
     return drawn
