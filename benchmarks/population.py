@@ -79,7 +79,7 @@ class Loop:
                 end[:] = x
 
     def _pairs(self, noisy: bool) -> Iterator[tuple[Any, ...]]:
-        """Yield M_W, M_U, the terms added after W's and after U's product in each round, and the array of the states."""
+        """Yield M_W, M_U, the terms added after W's and after U's product in each round, and the array of states."""
         rng = np.random.default_rng(1)
         for m_w, m_u, b_w, b_u, ends in zip(self._m_w, self._m_u, self._b_w, self._b_u, self._ends, strict=True):
             if not noisy:

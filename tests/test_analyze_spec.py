@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from a2a_ray.analysis.dynamics.two_agents import asymmetric_examples, two_agent_equilibrium
+from a2a_ray.analysis.dynamics.affine import agents_of
+from a2a_ray.analysis.dynamics.asymmetry import adversary
+from a2a_ray.analysis.dynamics.rounds import alternating
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding
@@ -116,7 +118,7 @@ def test_equal_cells_share_one_analyzer() -> None:
 def test_pairs_have_the_numbers_of_the_conversation() -> None:
     w, u = spec(W, U).agents[0].build(), spec(W, U).agents[1].build()
     attacker = {k: v for k, v in U.items() if k != "geometry"}
-    attacker["examples"] = asymmetric_examples(w.covariance, u.objective - w.objective, 0.5).tolist()
+    attacker["examples"] = adversary(w.covariance, u.objective - w.objective, 0.5, 0.5).examples.tolist()
     helper = {"kind": "newton_helper", "helped": _prompt(W), "helper": _prompt(U)}
     cells = {"pair": spec(W, U), "adversary": spec(W, attacker, max_rounds=200), "helper": spec(W, U, protocol=helper)}
     for kind, cell in cells.items():
@@ -129,10 +131,7 @@ def test_pairs_have_the_numbers_of_the_conversation() -> None:
         assert (pair.angle, pair.gap) == (90.0, pytest.approx(math.sqrt(2)))
         assert pair.measured == tuple(errors[-1])
         np.testing.assert_allclose(pair.errors, errors, rtol=1e-11)
-        closed = two_agent_equilibrium(
-            agents[0].covariance, agents[1].covariance, agents[0].objective, agents[1].objective, 0.5, 0.5
-        )
-        predicted = (0.0, pair.gap) if kind == "helper" else (closed.residual_norm_w, closed.residual_norm_u)
+        predicted = (0.0, pair.gap) if kind == "helper" else tuple(alternating(agents_of(agents)).residual_norms)
         assert pair.predicted == pytest.approx(predicted, abs=1e-15)
         largest = pair.largest_error()
         assert largest is not None

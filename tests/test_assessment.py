@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
-from a2a_ray.analysis.dynamics.two_agents import asymmetric_geometry, two_agent_equilibrium
+from a2a_ray.analysis.dynamics.affine import agents_of
+from a2a_ray.analysis.dynamics.asymmetry import adversary
+from a2a_ray.analysis.dynamics.rounds import alternating
 from a2a_ray.analysis.equilibria import assessment
 from a2a_ray.analysis.equilibria.assessment import AgentEquilibrium, EquilibriumFinding, assess_equilibrium
 from a2a_ray.analysis.equilibria.trajectory_fit import fit, positions_by_agent
@@ -223,14 +225,13 @@ def test_real_pairs() -> None:
     outcome = talk(w, other)
     assert outcome.status == "biased"
     assert "it settles at 0." in outcome.reason
-    truth = two_agent_equilibrium(w.covariance, other.covariance, w.objective, other.objective, 0.6, 0.6)
+    truth = alternating(agents_of([w, other]))
     error = outcome.agents["w"].error
     assert error is not None
-    np.testing.assert_allclose(error, truth.residual_w, atol=1e-10)
-    geometry = asymmetric_geometry(w.covariance, other.objective - w.objective, 0.6)
-    values, vectors = np.linalg.eigh(geometry)
-    adversary = LSAAgent("u", [0.0, 1.0], examples=[(np.sqrt(values[-1]) * vectors[:, -1]).tolist()], step_size=0.6)
-    outcome = talk(w, adversary, rounds=200)
+    np.testing.assert_allclose(error, truth.residuals[0], atol=1e-10)
+    examples = adversary(w.covariance, other.objective - w.objective, 0.6, 0.6).examples.tolist()
+    attacker = LSAAgent("u", [0.0, 1.0], examples=examples, step_size=0.6)
+    outcome = talk(w, attacker, rounds=200)
     assert (outcome.status, outcome.winners) == ("one_sided", ("u",))
 
 

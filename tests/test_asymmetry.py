@@ -14,7 +14,6 @@ from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.analysis.dynamics.affine import LinearAgents, agents_of, linear_agents
 from a2a_ray.analysis.dynamics.asymmetry import Adversary, adversary, asymmetric_condition, projecting_examples
 from a2a_ray.analysis.dynamics.rounds import alternating
-from a2a_ray.analysis.dynamics.two_agents import asymmetric_geometry
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import ConfigurationError
 from tests.strategies import linear_teams, random_covariance
@@ -106,7 +105,8 @@ def test_a_bound_near_one_is_nearly_exact_and_rank_is_spent_on_what_w_leaves_alo
 def test_rank_one_of_one_inner_step_is_the_known_geometry() -> None:
     s_w, gap, step_w, step_u = victim(3, 4, 4)
     found = adversary(s_w, gap, step_w, step_u)
-    np.testing.assert_allclose(found.covariance, asymmetric_geometry(s_w, gap, step_u), atol=1e-12)
+    v = s_w @ gap / np.linalg.norm(s_w @ gap)
+    np.testing.assert_allclose(found.covariance, np.outer(v, v) / step_u, atol=1e-12)
 
 
 @given(linear_teams(agents=(2, 2)))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from a2a_ray.agents.function import FunctionAgent
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
-from a2a_ray.analysis.dynamics.two_agents import two_agent_equilibrium
+from a2a_ray.analysis.dynamics.affine import agents_of
+from a2a_ray.analysis.dynamics.rounds import alternating
 from a2a_ray.analysis.equilibria import bootstrap
 from a2a_ray.analysis.equilibria.bootstrap import FixedPointTest
 from a2a_ray.analysis.equilibria.trajectory_fit import fit, positions_by_agent
@@ -320,11 +321,11 @@ def test_real_agents_settle_where_the_closed_form_says() -> None:
     positions = positions_by_agent(transcript)
     assert [x.shape for x in positions.values()] == [(40, 2), (40, 2)]
     np.testing.assert_array_equal(positions["u"][3], transcript.messages[7].content)
-    truth = two_agent_equilibrium(w.covariance, u.covariance, w.objective, u.objective, 0.5, 0.7)
+    truth = alternating(agents_of([w, u]))
     found = fit(positions["w"])
-    np.testing.assert_allclose(found.fixed_point, truth.after_w, atol=1e-12)
+    np.testing.assert_allclose(found.fixed_point, truth.states[0], atol=1e-12)
     assert found.rate == pytest.approx(truth.spectral_radius)
-    np.testing.assert_allclose(fit(positions["u"]).fixed_point, truth.after_u, atol=1e-12)
+    np.testing.assert_allclose(fit(positions["u"]).fixed_point, truth.states[1], atol=1e-12)
 
 
 def test_transcripts_that_have_no_positions() -> None:

@@ -19,7 +19,8 @@ from a2a_ray.agents.hf.hf_agent import HFAgent
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.agents.lsa.regression import RegressionAgent, parse_vector
 from a2a_ray.agents.openai.openai_agent import SEEDS, OpenAIAgent
-from a2a_ray.analysis.dynamics.two_agents import Equilibrium, two_agent_equilibrium
+from a2a_ray.analysis.dynamics.affine import linear_agents
+from a2a_ray.analysis.dynamics.rounds import RoundEquilibrium, alternating
 from a2a_ray.analysis.equilibria.assessment import assess_equilibrium
 from a2a_ray.analysis.equilibria.trajectory_fit import positions_by_agent
 from a2a_ray.core.conversation import Conversation
@@ -143,8 +144,9 @@ def test_what_is_no_vector_is_refused_with_the_reason(text: str, reason: str) ->
 # --- over HTTP ----------------------------------------------------------------------------------------------------
 
 
-def settled(w: Any, u: Any) -> Equilibrium:
-    return two_agent_equilibrium(w.covariance, u.covariance, w.objective, u.objective, w.step_size, u.step_size)
+def settled(w: Any, u: Any) -> RoundEquilibrium:
+    steps = [w.step_size, u.step_size]
+    return alternating(linear_agents([w.covariance, u.covariance], [w.objective, u.objective], steps))
 
 
 def tracks(transcript: Transcript) -> dict[str, np.ndarray[Any, Any]]:
@@ -158,7 +160,7 @@ def test_two_agents_settle_where_the_closed_form_says_within_rounding(server: Ro
     predicted = settled(w, u)
     m_w, m_u = (np.eye(2) - a.step_size * a.covariance for a in pair)
     each = 0.5e-3 * np.sqrt(2)  # the most that one rounding moves a state
-    for name, state, last in (("w", predicted.after_w, m_w), ("u", predicted.after_u, m_u)):
+    for name, state, last in (("w", predicted.states[0], m_w), ("u", predicted.states[1], m_u)):
         bound = each * (np.linalg.norm(last, 2) + 1) / (1 - np.linalg.norm(m_w, 2) * np.linalg.norm(m_u, 2))
         assert np.linalg.norm(tracks(talk)[name][-1] - state) <= bound
         objective = next(a.objective for a in pair if a.name == name)
@@ -174,7 +176,7 @@ def test_with_noise_the_mean_settles_there() -> None:
     m_w, m_u = (np.eye(2) - a.step_size * a.covariance for a in pair)
     predicted = settled(*pair)
     own = (sigma**2 + 1e-6 / 12) * np.eye(2)  # noise and rounding of one turn
-    for name, state, last, other in (("w", predicted.after_w, m_w, m_u), ("u", predicted.after_u, m_u, m_w)):
+    for name, state, last, other in (("w", predicted.states[0], m_w, m_u), ("u", predicted.states[1], m_u, m_w)):
         later = tracks(talk)[name][transient:]
         reach = np.linalg.inv(np.eye(2) - last @ other)
         long_run = reach @ (last @ own @ last.T + own) @ reach.T / len(later)
@@ -194,7 +196,7 @@ def test_verdicts_apply_to_its_trajectories() -> None:
     )
     assert (biased.status, reached.status) == ("biased", "reached"), (biased.reason, reached.reason)
     predicted = settled(*apart)
-    for name, state in (("w", predicted.after_w), ("u", predicted.after_u)):
+    for name, state in (("w", predicted.states[0]), ("u", predicted.states[1])):
         found = biased.agents[name].fit
         assert found is not None
         assert found.covers(state)
@@ -403,4 +405,4 @@ def test_the_example_runs_with_another_server(
     assert run.summary()["failed"] == 0
     for cell, talk in zip(run.experiment.cells, run.transcripts(), strict=True):
         predicted = settled(*(spec.build() for spec in cell.agents))
-        assert np.abs(talk.last.content - predicted.after_u).max() < 2e-3
+        assert np.abs(talk.last.content - predicted.states[1]).max() < 2e-3

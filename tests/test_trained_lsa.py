@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.agents.lsa.lsa_module import LSAModule, descend
 from a2a_ray.agents.lsa.trained_weights import trained_weights
-from a2a_ray.analysis.dynamics.two_agents import two_agent_equilibrium
+from a2a_ray.analysis.dynamics.affine import agents_of
+from a2a_ray.analysis.dynamics.rounds import alternating
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import make_task
@@ -173,10 +174,10 @@ def test_two_trained_agents_settle_where_the_closed_form_says(d: int) -> None:
         for name, angle in (("w", 0), ("u", 70))
     )
     said = Conversation([w, u], opening=np.zeros(d), max_rounds=100).run().messages
-    settled = two_agent_equilibrium(w.covariance, u.covariance, w.objective, u.objective, 0.8, 0.8)
-    for message, predicted in ((said[-2], settled.after_w), (said[-1], settled.after_u)):
-        assert np.linalg.norm(message.content - predicted) <= 1e-6 * settled.gap_norm
-        assert np.linalg.norm(predicted - w.objective) > 0.1 * settled.gap_norm
+    gap = np.linalg.norm(u.objective - w.objective)
+    for message, predicted in zip(said[-2:], alternating(agents_of([w, u])).states, strict=True):
+        assert np.linalg.norm(message.content - predicted) <= 1e-6 * gap
+        assert np.linalg.norm(predicted - w.objective) > 0.1 * gap
 
 
 def test_what_was_not_trained_is_told() -> None:

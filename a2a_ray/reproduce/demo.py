@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from a2a_ray.analysis.analyze import AnalysisSettings
-from a2a_ray.analysis.dynamics.two_agents import asymmetric_examples
+from a2a_ray.analysis.dynamics.asymmetry import adversary
 from a2a_ray.analysis.loops import first_loop
 from a2a_ray.analysis.text.embedding import DEFAULT_MODEL
 from a2a_ray.experiment.spec import AgentSpec, Experiment
@@ -156,7 +156,8 @@ def _attack(w: dict[str, Any], u: dict[str, Any]) -> list[list[float]]:
     """Examples that let U win alone against W: rank one, along W's pull (theory: asymmetric convergence)."""
     target, attacker = _agent(w), _agent(u)
     gap = attacker.objective - target.objective
-    examples: list[list[float]] = asymmetric_examples(target.covariance, gap, attacker.step_size).tolist()
+    found = adversary(target.covariance, gap, target.step_size, attacker.step_size)
+    examples: list[list[float]] = found.examples.tolist()
     return examples
 
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from a2a_ray.agents.lsa.lsa_agent import LSAAgent
 from a2a_ray.agents.lsa.lsa_module import LSAModule, descend
+from a2a_ray.analysis.dynamics.affine import linear_agents
 from a2a_ray.analysis.dynamics.pair_population import PairPopulation
 from a2a_ray.analysis.dynamics.pair_sources import DrawnPairs
-from a2a_ray.analysis.dynamics.two_agents import two_agent_equilibrium
+from a2a_ray.analysis.dynamics.rounds import alternating
 from a2a_ray.reproduce.misaligned.study_settings import Settings
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.floating[Any]]]"
@@ -140,15 +141,13 @@ class Settled:
 
 def predicted(w: Side, u: Side) -> Settled:
     """The closed form of two alternating agents for each pair."""
+    steps = (w.step_size, u.step_size)
     found = [
-        two_agent_equilibrium(*pair, w.step_size, u.step_size)
-        for pair in zip(w.covariances, u.covariances, w.objectives, u.objectives, strict=True)
+        alternating(linear_agents([s_w, s_u], objectives, steps), allow_divergence=True)
+        for s_w, s_u, *objectives in zip(w.covariances, u.covariances, w.objectives, u.objectives, strict=True)
     ]
-    return Settled(
-        np.stack([f.residual_w for f in found]),
-        np.stack([f.residual_u for f in found]),
-        np.array([f.spectral_radius for f in found]),
-    )
+    residual_w, residual_u = np.stack([f.residuals for f in found], axis=1)
+    return Settled(residual_w, residual_u, np.array([f.spectral_radius for f in found]))
 
 
 def settle(w: Turn, u: Turn, start: Array, rounds: int) -> tuple[Array, Array]:
