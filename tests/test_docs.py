@@ -136,8 +136,16 @@ def test_the_specification_of_the_page_on_extending(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=name_of)
 def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    assert [t for t in targets if not (page.parent / t).exists()] == []
+    links = re.findall(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8"))
+    assert [target for target, _ in links if not (page.parent / target).exists()] == []
+    headings = {t: anchors(page.parent / t if t else page) for t, anchor in links if anchor}
+    assert [(target, anchor) for target, anchor in links if anchor and anchor not in headings[target]] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_every_page_is_in_the_index() -> None:
