@@ -22,7 +22,7 @@ from a2a_ray.core.transcript import Transcript
 from a2a_ray.core.turns import ProtocolMessage
 from a2a_ray.core.verdict import ObserverVerdict
 from a2a_ray.protocols.alternating import Alternating
-from a2a_ray.report.stopped import stopped_talk
+from a2a_ray.report.early_stops import early_stop
 from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.store.run import Run
 from tests.command_line import ROOT, call, write_spec
@@ -127,7 +127,7 @@ def loop(onset: int, alarm: int) -> Finding:
 
 def test_saved_tokens_add_up_as_by_hand() -> None:
     reported = stopped_at(["a", "b", "so", "so"], [10, 20, 30, 40])
-    assert stopped_talk(reported, 10, [loop(1, 2), loop(3, 4)]).to_dict() == {
+    assert early_stop(reported, 10, [loop(1, 2), loop(3, 4)]).to_dict() == {
         "id": "t",
         "observer": "mine",
         "turn": 4,
@@ -138,14 +138,14 @@ def test_saved_tokens_add_up_as_by_hand() -> None:
         "counted": True,
     }
     words = stopped_at(["a b c", "c d", "c d", "c d"], [None, None, None, 12])
-    found = stopped_talk(words, 6, [loop(2, 4)])
+    found = early_stop(words, 6, [loop(2, 4)])
     spent = (3 + 2 + 2) * 4 / 3 + 12
     assert (found.tokens_since_onset, found.tokens_saved) == (round(4 * 4 / 3 + 12), round(2 * spent / 4))
     assert not found.counted
 
 
 def test_a_stop_without_a_loop_has_no_onset() -> None:
-    found = stopped_talk(stopped_at(["a", "b"], [1, 1]), 5, [loop(1, 1)])
+    found = early_stop(stopped_at(["a", "b"], [1, 1]), 5, [loop(1, 1)])
     assert (found.onset_turn, found.tokens_since_onset, found.tokens_saved) == (None, 0, 3)
 
 

@@ -19,7 +19,7 @@ from a2a_ray.core.errors import StorageError
 from a2a_ray.core.findings import Finding, to_arrow
 from a2a_ray.core.message import Message
 from a2a_ray.core.verdict import NOTHING, ObserverVerdict
-from a2a_ray.report.results import analyze_opened
+from a2a_ray.report.analyze_source import analyze_opened
 from a2a_ray.runtime import analyze_run as of_runs
 from a2a_ray.runtime.analyze_run import analyze_run
 from a2a_ray.runtime.run_experiment import run_experiment

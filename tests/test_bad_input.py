@@ -219,11 +219,11 @@ def test_a_key_in_the_specification_is_refused_and_not_repeated(
         (["analyze", "file"], "file: no conversation in it (line 1: not JSON, or cut off: "),
         (["analyze", "empty"], "empty: no conversation in it (it is empty); expected one JSON object a line"),
         (["analyze", "talks.jsonl", "--embedder", "./none"], "embedder './none'"),
-        (["report", "talks.jsonl", "-o", "none/report.html"], "there is no folder none; make it first"),
+        (["report", "talks.jsonl", "-o", "none/report.html"], "folder none does not exist; create it"),
         (["report", "talks.jsonl", "-o", "folder"], "folder: is a folder"),
-        (["export", "none", "-o", "none/x.jsonl"], "there is no folder none"),
-        (["init", "none/x.yaml"], "there is no folder none"),
-        (["init", "file"], "file: is there already; choose another name, or --force to overwrite it"),
+        (["export", "none", "-o", "none/x.jsonl"], "folder none does not exist"),
+        (["init", "none/x.yaml"], "folder none does not exist"),
+        (["init", "file"], "file: already exists; choose another name, or overwrite it with --force"),
     ],
 )
 def test_a_wrong_command_is_told_in_one_sentence(
@@ -391,7 +391,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(ray_cluster: None, tmp_path: Pa
     (path,) = run_names(tmp_path / "cut")
     name = f"cut/{Path(path).name}"
     assert (done.status, done.out) == (130, "")
-    assert done.err == f"Interrupted. What was said is kept; go on with: a2a-ray resume {name}\n"
+    assert done.err == f"Interrupted. All stored turns are kept. Resume with: a2a-ray resume {name}\n"
     deadline = time.monotonic() + 120
     while (left := processes_with(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -20,8 +20,8 @@ from a2a_ray.core.errors import ConfigurationError, LostCall, MissingDependencyE
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.experiment.spec import AgentSpec, Experiment
+from a2a_ray.report.analyze_source import analyze_source
 from a2a_ray.report.report_source import report_data
-from a2a_ray.report.results import analyze_source
 from a2a_ray.runtime import run_actors
 from a2a_ray.runtime.limits.budget import Limits, Need, Spent
 from a2a_ray.runtime.limits.gate import Gate

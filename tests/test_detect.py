@@ -135,8 +135,8 @@ def test_people_get_a_table_and_a_sentence(
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines()[:-1])) <= 80
     assert re.search(r"stuck +│ \w+ +│ +\d+ │ +\d+ │ +2 │ +[\d.]+ │ ", out)
-    assert "2 of 3 conversations looped (1 went on to something new); about" in out
-    assert out.endswith("Without text, so not looked at: 1.\n")
+    assert "2 of 3 conversations looped (1 recovered); the loops took about" in out
+    assert out.endswith("Skipped, because they have no text: 1.\n")
     write(file, talk("only", HEALTHY))
     assert lexical(capsys, file).out == "0 of 1 conversation looped.\n"
 
@@ -170,8 +170,8 @@ def test_polls_wait_and_do_not_loop(capsys: pytest.CaptureFixture[str], tmp_path
     path = write(tmp_path / "talks.jsonl", {"id": "polls", "turns": polls}, talk("stuck", LOOPING))
     assert [f["status"] for f in lexical(capsys, path, "--json").json["findings"]] == ["waiting", "loop"]
     out = lexical(capsys, path).out
-    assert "1 of 2 conversations looped; about" in out
-    assert "Waiting for a result that does not change, which is no loop: 1." in out
+    assert "1 of 2 conversations looped; the loops took about" in out
+    assert "Polling for an unchanged result, which is not a loop: 1." in out
 
 
 class Again:
@@ -323,7 +323,7 @@ def test_what_was_embedded_before_ctrl_c_is_kept(
     finally:
         signal.signal(signal.SIGINT, before)
     assert (done.status, done.out) == (130, "")
-    assert done.err.startswith("Interrupted. Embeddings and the findings of a run are kept")
+    assert done.err.startswith("Interrupted. Embeddings and the findings of a run are kept.")
     (kept,) = cache.iterdir()
     again = load_embedder(cache=kept)
     assert again is not None
@@ -380,9 +380,9 @@ def in_the_way(folder: Path) -> None:
         (["talks.jsonl", "--threshold", "nan"], "--threshold: nan; expected above 0"),
         (["talks.jsonl", "--threshold", "mine.json"], "--threshold: 'mine.json'; expected a number between 0 and 8"),
         (["talks.jsonl", "--threshold", "talks.jsonl"], "calibration: "),
-        (["talks.jsonl", "--alarms", "none/a.jsonl"], "there is no folder none; make it first"),
+        (["talks.jsonl", "--alarms", "none/a.jsonl"], "folder none does not exist; create it"),
         (["talks.jsonl", "--alarms", "folder"], "folder: is a folder"),
-        (["talks.jsonl", "--alarms", "talks.jsonl"], "talks.jsonl: holds the transcripts"),
+        (["talks.jsonl", "--alarms", "talks.jsonl"], "talks.jsonl: contains the transcripts"),
     ],
 )
 def test_a_wrong_command_is_told_in_one_sentence(

@@ -29,10 +29,15 @@ from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding, from_arrow, to_arrow
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
-from a2a_ray.report.negotiation_figure import disagreement_figure, games_of, negotiation_section, outcome_table
+from a2a_ray.report.analyze_source import analyze_source
+from a2a_ray.report.negotiation_figure import (
+    disagreement_figure,
+    negotiation_section,
+    negotiations_of,
+    outcome_table,
+)
 from a2a_ray.report.report_page import render_report
 from a2a_ray.report.report_source import report_data
-from a2a_ray.report.results import analyze_source
 from a2a_ray.report.study_page import Study, write_study
 from a2a_ray.transcripts.jsonl import read_jsonl, write_jsonl
 from tests.strategies import finite, games
@@ -332,7 +337,7 @@ def test_analyze_and_report_tell_of_negotiations(tmp_path: Path) -> None:
     game.id, plain.id = "game", "plain"
     write_jsonl([game, plain], tmp_path / "games.jsonl")
     results = analyze_source(str(tmp_path / "games.jsonl"))
-    games = games_of(results.findings())
+    games = negotiations_of(results.findings())
     assert [(g.conversation_id, g.evidence["status"]) for g in games] == [
         ("game", "settled"),
         ("plain", "too few offers"),
@@ -342,7 +347,7 @@ def test_analyze_and_report_tell_of_negotiations(tmp_path: Path) -> None:
     assert page.count("Do the parties settle?") >= 2  # in the list of sections, and over the section
     assert page.count("disagreement at the end") == 1
     write_jsonl([plain], tmp_path / "plain.jsonl")
-    assert games_of(analyze_source(str(tmp_path / "plain.jsonl")).findings()) == []
+    assert negotiations_of(analyze_source(str(tmp_path / "plain.jsonl")).findings()) == []
 
 
 def test_the_counts_of_the_page_on_positions(shared: Path) -> None:
@@ -386,8 +391,8 @@ def test_findings_of_negotiations() -> None:
     assert apart.reason == "the last 3 offers are one deal of 2 parties; expected 4 of 2"
     (none,) = NegotiationAnalyzer(key="offer").findings(game)
     assert (none.kind, none.status, none.reason) == ("", "none", "no turn carries an offer under 'offer'")
-    assert games_of([none]) == []
-    assert games_of([none, found]) == [none, found]
+    assert negotiations_of([none]) == []
+    assert negotiations_of([none, found]) == [none, found]
     assert [row[1] for row in outcome_table([none, found]).rows] == [1, 0, 1]
     with pytest.raises(ConfigurationError, match="in_a_row: 2, parties: 3; expected"):
         NegotiationAnalyzer(2, 3)

@@ -29,7 +29,8 @@ from a2a_ray.report.report_data import (
     ReportData,
     TrajectoryPoint,
 )
-from a2a_ray.report.report_page import render_report, wilson_interval, write_report
+from a2a_ray.report.report_page import render_report, write_report
+from a2a_ray.report.wilson import wilson_interval
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -271,13 +272,13 @@ def test_wilson_interval_agrees_with_scipy(successes: int, trials: int) -> None:
 
 
 def test_a_large_run_shows_loops_and_a_sample_and_says_so() -> None:
-    items = [item(f"l{i}", onset=1) for i in range(report.SHOWN_LOOPED + 20)]
+    items = [item(f"l{i}", onset=1) for i in range(report.MOST_LOOPED + 20)]
     items += [item(f"o{i}") for i in range(1000)] + [item(f"f{i}", status=FAILED) for i in range(3)]
     page = render_report(ReportData("large", conversations=items))
     text = Page(page.replace(get_plotlyjs(), "")).text
     assert "200 of the 220 that looped; all 3 that failed; 50, drawn at random, of the 1,000 others" in text
     assert "count all 1,223 conversations" in text
-    assert page.count('<details class="talk"') == 253
+    assert page.count('<details class="conversation"') == 253
     assert page == render_report(ReportData("large", conversations=items))
     assert "Shown here" not in render_report(ReportData("small", conversations=items[:5]))
 
@@ -297,7 +298,7 @@ def test_a_megabyte_is_cut_with_a_note() -> None:
     page = render_report(ReportData("big", conversations=[item("c", "y" * 1_000_000, "Hi.")]))
     own = page.replace(get_plotlyjs(), "")
     assert len(own) < 100_000
-    assert "980,000 more characters are in the run" in own
+    assert "980,000 more characters" in own
     assert "y" * report.TEXT_LIMIT in own
 
 

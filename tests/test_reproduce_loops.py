@@ -1,4 +1,4 @@
-"""`a2a-ray reproduce loops`: the published experiment with its open factors, run for real by the embedded models."""
+"""`a2a-ray reproduce loops`: the published experiment with its open factors, run by the embedded models."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from pathlib import Path
 import pytest
 
 from a2a_ray.core.errors import ConfigurationError
-from a2a_ray.reproduce.loops.factors import Setting, experiment, settings
+from a2a_ray.reproduce.loops.loop_settings import LoopSetting, loop_experiment, loop_settings
 from a2a_ray.reproduce.loops.looping_rates import LoopingRate
 from a2a_ray.reproduce.loops.loops_study import read_labelled
 from tests.command_line import call
 
-PUBLISHED = Setting(("a", "b"), 50, 0.7, "last")
+PUBLISHED = LoopSetting(("a", "b"), 50, 0.7, "last")
 
 
 def test_every_factor_is_varied_around_the_published_setting() -> None:
-    cells = settings(["a", "b"], [25, 100], [0.0, 1.0])
+    cells = loop_settings(["a", "b"], [25, 100], [0.0, 1.0])
     assert len(cells) == len(set(cells))
     assert PUBLISHED in cells
     main = [c for c in cells if c.pair == ("a", "b")]
     assert {c.temperature for c in main} == {0.0, 0.7, 1.0}
-    assert {c.shown for c in main} == {"last", "last 3", "400 characters"}
+    assert {c.context for c in main} == {"last", "last 3", "400 characters"}
     assert {c.tokens for c in main} == {25, 50, 100}
     assert {c.pair for c in cells} == {("a", "a"), ("a", "b"), ("b", "b")}
 
 
-def test_one_model_talks_with_itself() -> None:
-    assert {c.pair for c in settings(["a"], [50], [0.7])} == {("a", "a")}
+def test_one_model_is_paired_with_itself() -> None:
+    assert {c.pair for c in loop_settings(["a"], [50], [0.7])} == {("a", "a")}
     with pytest.raises(ConfigurationError, match="models: none given"):
-        settings([], [50], [0.7])
+        loop_settings([], [50], [0.7])
 
 
 def test_a_cell_becomes_agents_and_a_protocol() -> None:
-    cells = settings(["tiny-llama", "tiny-neox"], [25], [0.0])
-    spec = experiment(cells, 2, 3, 7)
+    cells = loop_settings(["tiny-llama", "tiny-neox"], [25], [0.0])
+    spec = loop_experiment(cells, 2, 3, 7)
     spec.check()
     assert spec.size() == (2 * len(cells), 2 * len(cells) * 6)
-    cell = spec.cells[cells.index(Setting(("tiny-llama", "tiny-neox"), 25, 0.7, "last"))]
+    cell = spec.cells[cells.index(LoopSetting(("tiny-llama", "tiny-neox"), 25, 0.7, "last"))]
     assert cell.agents[1].settings["max_new_tokens"] == 25
     assert cell.protocol["context"] == "last"
 
@@ -59,10 +59,10 @@ def test_labels_of_readers_who_disagree_are_left_out(tmp_path: Path) -> None:
     ]
     path = tmp_path / "talks.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    talks, looped = read_labelled(path)
-    assert ([t.id for t in talks], looped) == (["1", "2"], [True, False])
+    transcripts, looped = read_labelled(path)
+    assert ([t.id for t in transcripts], looped) == (["1", "2"], [True, False])
     path.write_text(json.dumps(rows[3]))
-    with pytest.raises(ConfigurationError, match="no talk has a label"):
+    with pytest.raises(ConfigurationError, match="no conversation has a label"):
         read_labelled(path)
 
 
@@ -75,7 +75,7 @@ def test_the_whole_study(tmp_path: Path, shared: Path, capsys: pytest.CaptureFix
     assert done.status == 0, done.err
     result = done.json
     assert result == json.loads((tmp_path / "results.json").read_text())
-    assert len(result["cells"]) == 15  # 3 temperatures x 3 views, 25 tokens twice, two more pairs twice
+    assert len(result["cells"]) == 15  # 3 temperatures x 3 contexts, 25 tokens twice, two more pairs twice
     assert all(0 <= c["detector"]["low"] <= c["detector"]["rate"] <= c["detector"]["high"] for c in result["cells"])
     assert all(Path(figure).is_file() for figure in result["figures"])
     assert {"temperature", "tokens", "models", "thresholds", "roc"} <= {Path(f).stem for f in result["figures"]}
@@ -87,7 +87,7 @@ def test_the_whole_study(tmp_path: Path, shared: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "named"),
     [
         (["--tokens", "x"], "tokens"),
         (["--temperatures", "-1"], "temperature"),
@@ -96,11 +96,11 @@ def test_the_whole_study(tmp_path: Path, shared: Path, capsys: pytest.CaptureFix
         (["--labelled", "nosuch.jsonl"], "nosuch.jsonl"),
     ],
 )
-def test_bad_values_are_one_sentence(
-    tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_values_are_reported_in_one_sentence(
+    tmp_path: Path, arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done = call(capsys, "reproduce", "loops", *arguments, "-o", tmp_path / "out")
     assert done.status == 2
-    assert said in done.err
+    assert named in done.err
     assert done.err.count("\n") <= 2
     assert not list(tmp_path.glob("out/loops-*"))

@@ -1,4 +1,4 @@
-"""Pairs of agents: where each settled, beside the closed form (see analysis/dynamics/equilibria.py), from findings."""
+"""Pairs of agents, from findings: where each agent settled, and the closed form (analysis/dynamics/two_agents.py)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ERROR_CURVES = (0.0, 30.0, 90.0, 150.0)
-"""Angles whose error per round is drawn; all of them would hide each other."""
+"""Angles whose error per round is drawn; more curves would hide each other."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One conversation of two agents with objectives, the first one W, the second U.
+    """One conversation of two agents with objectives; W is the first, U the second.
 
-    angle: between their objectives, degrees. gap: |u* - w*|. measured, predicted: residual of each after its own last
-    turn; the prediction is NaN if there is none. errors: residuals per round, shape (rounds, 2). settled_round: the
-    first round after which no agent moves any more; None if they still move. status: of the finding.
+    angle: between their objectives, degrees. gap: |u* - w*|. measured, predicted: residual of each agent after its own
+    last turn; NaN without a prediction. errors: residuals per round, shape (rounds, 2). settled_round: the first round
+    after which no agent moves; None if they still move. status: of the finding.
     """
 
     id: str
@@ -42,24 +42,24 @@ class Pair:
     status: str = ""
 
     def relative_error(self, i: int) -> float | None:
-        """|measured - predicted| residual of agent `i` over the gap; None without a gap."""
+        """Return |measured - predicted| residual of agent `i` divided by the gap; None without a gap."""
         error = abs(self.measured[i] - self.predicted[i])
         return error / self.gap if self.gap > 1e-12 and math.isfinite(error) else None
 
     def largest_error(self) -> float | None:
-        """The larger relative error of the two agents."""
+        """Return the larger relative error of the two agents."""
         errors = [e for e in (self.relative_error(0), self.relative_error(1)) if e is not None]
         return max(errors, default=None)
 
     def points(self) -> list[PlateauPoint]:
-        """Where the two settled, for the figure."""
+        """Return where the two agents settled, for the figure."""
         return [
             PlateauPoint(self.angle, self.agent_names[i], self.measured[i], self.predicted[i], self.kind)
             for i in (0, 1)
         ]
 
     def series(self) -> list[ErrorSeries]:
-        """Error per round, for the figure; empty for most of the plain pairs."""
+        """Return the errors per round, for the figure; empty if the pair is not drawn (see ERROR_CURVES)."""
         if self.kind == "pair" and not any(abs(self.angle - angle) < 1e-6 for angle in ERROR_CURVES):
             return []
         return [
@@ -67,7 +67,7 @@ class Pair:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON value."""
+        """Return the JSON value."""
         return {
             "id": self.id,
             "label": self.label,
@@ -83,15 +83,15 @@ class Pair:
 
 
 def pairs_of(findings: Iterable[Finding], labels: Mapping[str, str]) -> list[Pair]:
-    """The pairs among findings of the equilibrium analyzer: two agents with objectives, and a whole round or more.
+    """Return the pairs among findings: two agents with objectives, and at least one whole round.
 
-    labels: of the settings, by id of the conversation; a pair without one goes by its id.
+    labels: of the settings, by conversation id; a pair without a label is named by its id.
     """
     return [_pair(f, labels.get(f.conversation_id) or f.conversation_id) for f in findings if is_pair(f)]
 
 
 def is_pair(finding: Finding) -> bool:
-    """Whether it is about two agents with objectives, and a whole round or more."""
+    """Return whether the finding is about two agents with objectives and at least one whole round."""
     if finding.kind != KIND or "gap" not in finding.evidence:
         return False
     return all(agent["last_distance"] is not None for agent in finding.evidence["agents"].values())

@@ -1,4 +1,4 @@
-"""A conversation as a chat in the terminal, and the parts of it that the report shares."""
+"""Print a conversation as a chat in the terminal; the report shares its parts."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Spans: TypeAlias = "Sequence[tuple[int, int]]"
-"""(start, end) in characters, ascending, not overlapping: the passages of one message that were said before."""
+"""(start, end) in characters, ascending, not overlapping: the passages of one message that repeat earlier text."""
 
 SHOWN_NUMBERS = 6
-"""So many numbers of a vector are shown."""
+"""Numbers of a vector that are printed."""
 
 _COLOURS = ("dodger_blue1", "dark_orange", "green3", "orchid", "gold3", "turquoise2")
 _INDENT = 6
 _WIDE = 60
-"""On a terminal narrower than this, speakers are told apart by colour alone."""
+"""A narrower terminal has no room for indents: there only colour distinguishes speakers."""
 
 
 def render_chat(
@@ -33,12 +33,15 @@ def render_chat(
     alarm: int | None = None,
     findings: Sequence[str] = (),
 ) -> None:
-    """Prints a conversation as a chat.
+    """Print a conversation as a chat.
 
-    spans: for each of `transcript.messages` the passages that were said before; they are highlighted.
-    onset: the turn at which a loop begins; a line is drawn above it. alarm: the turn after which the detector said so.
-    findings: what was found, a line each, printed below the id.
-    Nothing that was said is read as markup or reaches the terminal as a control character.
+    Message texts are never read as markup, and their control characters do not reach the terminal.
+
+    Args:
+        spans: for each of `transcript.messages` the passages that repeat earlier text; they are highlighted.
+        onset: the turn at which a loop begins; a line is drawn above it.
+        alarm: the turn that raised the alarm; a line is drawn below it.
+        findings: lines printed below the id.
     """
     from rich.padding import Padding
     from rich.rule import Rule
@@ -74,28 +77,28 @@ def render_chat(
 
 
 def ending(transcript: Transcript) -> str:
-    """One sentence: how the conversation ended, why, and what failed."""
+    """Return one line: how the conversation ended, why, and after how many turns."""
     parts = [clean_line(transcript.status, 40)]
     parts += [clean_line(text, 1000) for text in (transcript.reason, transcript.error) if text]
-    said = len(transcript.messages)
-    return f"{': '.join(parts)} ({said} turn{'' if said == 1 else 's'})"
+    turns = len(transcript.messages)
+    return f"{': '.join(parts)} ({turns} turn{'' if turns == 1 else 's'})"
 
 
 def is_blank(content: Content) -> bool:
-    """Whether there is nothing to show: a text without a visible character. A vector is never blank."""
+    """Return whether a text has no visible character. A vector is never blank."""
     return isinstance(content, str) and not content.strip()
 
 
 def speaker_places(transcript: Transcript) -> dict[str, int]:
-    """Speaker -> place among the agents, in the order of speaking; gives each a side and a colour."""
+    """Return speaker -> place among the agents; the place decides side and colour."""
     names = dict.fromkeys((*transcript.agents, *(m.sender for m in transcript.messages)))
     return {name: place for place, name in enumerate(names)}
 
 
 def segments(text: str, spans: Spans, limit: int | None = None) -> Iterator[tuple[str, bool]]:
-    """The text in cleaned pieces, each with whether it was said before; cut after `limit` characters.
+    """Yield the text in cleaned pieces, each with whether it repeats earlier text; cut after `limit` characters.
 
-    Spans count characters of the text as it was said, so it is cut first and cleaned piece by piece.
+    Spans count characters of the original text, so the text is cut first and cleaned piece by piece.
     """
     end_of_text = len(text) if limit is None else min(limit, len(text))
     at = 0
@@ -110,7 +113,7 @@ def segments(text: str, spans: Spans, limit: int | None = None) -> Iterator[tupl
 
 
 def vector_text(content: Content) -> str:
-    """A vector in short: its first numbers, its length and its Euclidean norm."""
+    """Return a vector in short: its first numbers, its length and its Euclidean norm."""
     values = [float(x) for x in content]
     norm = sum(x * x for x in values) ** 0.5
     more = ", …" if len(values) > SHOWN_NUMBERS else ""

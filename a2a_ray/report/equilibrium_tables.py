@@ -1,4 +1,4 @@
-"""Tables of equilibria, from findings."""
+"""Tables of equilibria, made from findings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EQUILIBRIA = "Equilibria"
 
 
 def pairs_table(pairs: Sequence[Pair]) -> Table | None:
-    """Measured beside predicted, a row a pair; None without pairs."""
+    """Return the measured and predicted residuals, one row per pair; None without pairs."""
     if not pairs:
         return None
     rows = [
@@ -34,26 +34,26 @@ def pairs_table(pairs: Sequence[Pair]) -> Table | None:
     ]
     w, u = pairs[0].agent_names
     columns = ("pair", "outcome", "gap", w, "closed form", u, "closed form", "error / gap", "settled in round")
-    note = "Each agent's distance from its own objective, read after its own last turn, beside the closed form."
+    note = "Distance of each agent from its own objective after its own last turn, next to the closed form."
     return Table(PAIRS, columns, rows, note)
 
 
 def equilibria_table(findings: Iterable[Finding], labels: Mapping[str, str]) -> Table | None:
-    """How the conversations of each setting ended for their agents, pairs left out; None if there are no others.
+    """Count the outcomes of the conversations in each setting, without pairs; None if there are only pairs.
 
-    labels: of the settings, by id of the conversation.
+    labels: of the settings, by conversation id.
     """
     counts: dict[str, Counter[str]] = {}
-    why: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for finding in findings:
         if finding.analyzer == "equilibrium" and finding.status != "none" and not is_pair(finding):
             label = labels.get(finding.conversation_id, "")
             counts.setdefault(label, Counter())[finding.status] += 1
-            why.setdefault(label, finding.reason)
+            reasons.setdefault(label, finding.reason)
     if not counts:
         return None
     rows = [
-        (label or "all", sum(found.values()), ", ".join(f"{n} {s}" for s, n in found.most_common()), why[label][:300])
-        for label, found in counts.items()
+        (label or "all", sum(each.values()), ", ".join(f"{n} {s}" for s, n in each.most_common()), reasons[label][:300])
+        for label, each in counts.items()
     ]
     return Table(EQUILIBRIA, ("setting", "conversations", "outcome", "the first conversation"), rows)

@@ -1,4 +1,4 @@
-"""The report's figures, as plotly JSON (see drawing.py)."""
+"""The figures of the report, as plotly JSON (see plotly_traces.py)."""
 
 from __future__ import annotations
 
@@ -31,31 +31,31 @@ TITLES = {
     "bleu": "BLEU",
     "coherence": "coherence difference",
 }
-"""The four published distances and how they are called in figures; others keep their own name."""
+"""Titles of the four published distances; other distances keep their names."""
 
 CELL_COLOURS = 6
-"""So many settings have a colour of their own; further ones have the same colours and other lines."""
+"""Colours of settings; more settings reuse the colours with other line styles."""
 
 DASHES = (("solid", ""), ("dash", " (dashed)"), ("dot", " (dotted)"))
 MOST_CELLS = CELL_COLOURS * len(DASHES)
-"""So many settings are told apart in one figure."""
+"""Settings that one figure can distinguish."""
 
 SMALLEST = 1e-17
-"""Errors below this are rounding to zero and have no place on a logarithmic axis."""
+"""Smaller errors are zero up to rounding; a logarithmic axis does not show them."""
 
 NO_PLATEAU = 1e-12
-"""A predicted plateau below this share of the largest error is zero but for rounding, and is not drawn."""
+"""A predicted plateau below this share of the largest error is zero up to rounding, and is not drawn."""
 
 _DISTANCE_COLOURS = 5
 
 
 def agents_of(parts: Iterable[PlateauPoint | ErrorSeries]) -> list[str]:
-    """The agents in the order of their colours."""
+    """Return the agents in the order of their colours."""
     return list(dict.fromkeys(part.agent for part in parts))
 
 
 def plateau(points: Sequence[PlateauPoint]) -> Figure | None:
-    """Plateau against angle: for each agent what was measured (markers) and what is predicted (line)."""
+    """Draw the plateau against the angle: for each agent the measured (markers) and the predicted one (line)."""
     pairs = [p for p in points if p.kind == "pair"]
     if not pairs:
         return None
@@ -77,7 +77,7 @@ def plateau(points: Sequence[PlateauPoint]) -> Figure | None:
 
 
 def special_pairs(points: Sequence[PlateauPoint]) -> Figure | None:
-    """The adversary and the helper pair: measured (markers) over predicted (bars), on the scale of `plateau`."""
+    """Draw the adversary and the helper pair: measured (markers) and predicted (bars), on the scale of `plateau`."""
     groups: list[tuple[str, float]] = list(dict.fromkeys((p.kind, p.angle_degrees) for p in points if p.kind != "pair"))
     if not groups:
         return None
@@ -109,7 +109,7 @@ def special_pairs(points: Sequence[PlateauPoint]) -> Figure | None:
 
 
 def error_per_round(series: Sequence[ErrorSeries]) -> list[tuple[str, Figure]]:
-    """For each pair its name and a figure: measured error after each round (markers), predicted plateau (line)."""
+    """Return name and figure of each pair: measured error after each round (markers), predicted plateau (line)."""
     agents = agents_of(series)
     seen = [e for s in series for e in s.errors if math.isfinite(e) and e >= SMALLEST]
     low, high = (math.log10(min(seen)), math.log10(max(seen))) if seen else (-1.0, 0.0)
@@ -143,11 +143,11 @@ def error_per_round(series: Sequence[ErrorSeries]) -> list[tuple[str, Figure]]:
 
 
 def conversation_series(item: ConversationItem, names: Sequence[str]) -> dict[str, Any]:
-    """What the page puts into the two figures of one conversation.
+    """Return the data that the page puts into the two figures of one conversation.
 
-    series: y of the traces of `conversation_template`. step: x between two turns, so that the last turn of round 3 is
-    at 3. scores, threshold: of the loop detector, for `score_template`. onset, alarm: where a loop begins and where the
-    detector said so, in rounds and in turns, and what the marks say, if there is a loop.
+    series: y of the traces of `conversation_template`. step: x between two turns; the last turn of round 3 is at 3.
+    scores, threshold: of the loop detector, for `score_template`. onset, alarm: in rounds and turns, with the texts of
+    their marks; only if there is a loop.
     """
     series = [numbers(item.distances.get(name, ())) for name in names]
     step = 1 / max(len(item.transcript.agents), 1)
@@ -164,7 +164,7 @@ def conversation_series(item: ConversationItem, names: Sequence[str]) -> dict[st
 
 
 def score_template() -> Figure:
-    """The empty figure of the loop detector's score, turn by turn."""
+    """Return the empty figure of the loop detector's score per turn."""
     trace = line_trace([], [], "score", "var(--cell-1)")
     trace |= {"mode": "lines+markers", "x0": 1, "dx": 1, "marker": {"size": 5}}
     del trace["x"]
@@ -177,7 +177,7 @@ def score_template() -> Figure:
 
 
 def conversation_template(names: Sequence[str]) -> Figure:
-    """The empty figure of one conversation: a trace for each distance, and one for the drift from the opening."""
+    """Return the empty figure of one conversation: a trace per distance, and one for the drift from the opening."""
     traces = []
     for place, name in enumerate(names):
         trace = line_trace([], [], label(TITLES.get(name, name)), _distance(place))
@@ -196,18 +196,18 @@ def conversation_template(names: Sequence[str]) -> Figure:
 
 
 def distance_names(items: Iterable[ConversationItem]) -> list[str]:
-    """The distances that the conversations have: the published four first."""
-    found = dict.fromkeys(name for item in items for name in item.distances)
-    return [*(n for n in TITLES if n in found), *(n for n in found if n not in TITLES)]
+    """Return the names of the conversations' distances: the published four first."""
+    names = dict.fromkeys(name for item in items for name in item.distances)
+    return [*(n for n in TITLES if n in names), *(n for n in names if n not in TITLES)]
 
 
 def cell_dash(place: int) -> tuple[str, str]:
-    """The line of a setting, and what its legend says of it."""
+    """Return the line style of a setting, and the text about it in the legend."""
     return DASHES[place // CELL_COLOURS]
 
 
 def mean_distances(items: Sequence[ConversationItem], cells: Sequence[str]) -> list[tuple[str, Figure]]:
-    """For each distance its title and a figure: mean over the conversations of each cell, round by round."""
+    """Return title and figure of each distance: its mean over the conversations of each cell, per round."""
     figures = []
     for name in distance_names(items):
         traces = []
@@ -229,61 +229,62 @@ def mean_distances(items: Sequence[ConversationItem], cells: Sequence[str]) -> l
 
 
 def trajectory(points: Sequence[TrajectoryPoint]) -> list[tuple[str, Figure]]:
-    """The map of all turns, looped conversations beside the others: a line each, points coloured by turn."""
+    """Return titles and figures of the map of all turns: looped conversations, and the others."""
     if not points:
         return []
     turns = [p.turn for p in points]
     x, y = _padded([p.x for p in points]), _padded([p.y for p in points])
     figures = []
     for looped, title in ((True, "looped"), (False, "did not loop")):
-        talks: dict[str, list[TrajectoryPoint]] = {}
+        paths: dict[str, list[TrajectoryPoint]] = {}
         for point in points:
             if point.looped == looped:
-                talks.setdefault(point.conversation, []).append(point)
-        if talks:
-            figure = _map(talks, min(turns), max(turns))
+                paths.setdefault(point.conversation, []).append(point)
+        if paths:
+            figure = _map(paths, min(turns), max(turns))
             figure["layout"] |= {
                 "meta": looped,
                 "xaxis": bare_axis("t-SNE axis 1", x),
                 "yaxis": bare_axis("t-SNE axis 2", y),
             }
-            figures.append((f"{title} ({len(talks)})", figure))
+            figures.append((f"{title} ({len(paths)})", figure))
     return figures
 
 
 def positions(points: Sequence[TrajectoryPoint], numbers: Mapping[str, int]) -> dict[int, dict[str, Any]]:
-    """Number of a conversation that the page shows -> its way over the map, so that it can be drawn bold."""
+    """Return the path over the map of each conversation on the page, by its number; the page draws it in bold."""
     out: dict[int, dict[str, Any]] = {}
     for point in sorted((p for p in points if p.conversation in numbers), key=lambda p: p.turn):
-        way = out.setdefault(numbers[point.conversation], {"x": [], "y": [], "looped": point.looped})
-        way["x"].append(number(point.x))
-        way["y"].append(number(point.y))
+        path = out.setdefault(numbers[point.conversation], {"x": [], "y": [], "looped": point.looped})
+        path["x"].append(number(point.x))
+        path["y"].append(number(point.y))
     return out
 
 
-def _map(talks: Mapping[str, list[TrajectoryPoint]], first: int, last: int) -> Figure:
+def _map(paths: Mapping[str, list[TrajectoryPoint]], first: int, last: int) -> Figure:
+    """Draw one line per conversation; points are coloured by turn, from `first` to `last`."""
     line_x: list[float | None] = []
     line_y: list[float | None] = []
-    said: list[TrajectoryPoint] = []
-    for talk in talks.values():
-        talk.sort(key=lambda p: p.turn)
-        line_x += [*(number(p.x) for p in talk), None]
-        line_y += [*(number(p.y) for p in talk), None]
-        said += talk
+    points: list[TrajectoryPoint] = []
+    for path in paths.values():
+        path.sort(key=lambda p: p.turn)
+        line_x += [*(number(p.x) for p in path), None]
+        line_y += [*(number(p.y) for p in path), None]
+        points += path
     lines = line_trace(line_x, line_y, "conversation", "var(--muted-color)") | {"hoverinfo": "skip"}
     lines["line"]["width"], lines["opacity"] = 0.7, 0.35
-    names = {talk: label(talk, 40) for talk in talks}
+    names = {id: label(id, 40) for id in paths}
     markers: Trace = {
         "type": "scatter",
         "mode": "markers",
         "name": "turn",
-        "x": [number(p.x) for p in said],
-        "y": [number(p.y) for p in said],
-        "text": [f"{names[p.conversation]}, turn {p.turn}" for p in said],
+        "x": [number(p.x) for p in points],
+        "y": [number(p.y) for p in points],
+        "text": [f"{names[p.conversation]}, turn {p.turn}" for p in points],
         "hoverinfo": "text",
         "marker": {
             "size": 6,
-            "color": [p.turn for p in said],
+            "color": [p.turn for p in points],
             "colorscale": "Viridis",
             "cmin": first,
             "cmax": last,
@@ -323,9 +324,9 @@ def _padded(values: Sequence[float]) -> list[float]:
 
 
 def _means(series: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """Mean at each round over the series that have it."""
+    """Return the mean at each round over the series that reach it."""
     out: list[float | None] = []
     for at in zip_longest(*series, fillvalue=math.nan):
-        there = [float(v) for v in at if v is not None and math.isfinite(v)]
-        out.append(fmean(there) if there else None)
+        values = [float(v) for v in at if v is not None and math.isfinite(v)]
+        out.append(fmean(values) if values else None)
     return out

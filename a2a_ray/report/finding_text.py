@@ -1,4 +1,4 @@
-"""A finding in words."""
+"""A finding as one line of text."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from a2a_ray.core.findings import LOOP, NOT_APPLICABLE, RECOVERED, WARNING, Find
 _STATUS = {LOOP: "loop", RECOVERED: "loop that ended", WARNING: "warning"}
 
 
-def described(finding: Finding) -> str:
-    """One line: what was found, from which turn, with which period and score."""
+def finding_text(finding: Finding) -> str:
+    """Return one line: what was found, from which turn, with which period and score."""
     if finding.status == NOT_APPLICABLE:
         return f"does not apply: {finding.reason}"
     if finding.status == "none":
-        said = "nothing found" + (f": {finding.reason}" if finding.reason else "")
-        return said + _score(finding)
+        return "nothing found" + (f": {finding.reason}" if finding.reason else "") + _score(finding)
     parts = [_STATUS.get(finding.status, finding.status.replace("_", " "))]
     if finding.kind and finding.kind not in (finding.analyzer, "close_rounds"):
         parts[0] += f" ({finding.kind.replace('_', ' ')})"

@@ -1,4 +1,4 @@
-"""Negotiations, drawn and counted: how far apart the parties' offers stayed, and how many games settled."""
+"""The section on negotiations: how far apart the parties' offers are, and how many negotiations settle."""
 
 from __future__ import annotations
 
@@ -17,34 +17,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COLOURS: dict[Status, str] = {"settled": "agent-1", "not settled": "agent-2"}
-"""The groups that are drawn, and their colours in the style sheet."""
+"""Status -> colour in the style sheet, of the groups that are drawn."""
 NEGOTIATIONS = "Negotiations"
 """Title of the table of outcomes."""
 FEWEST = 5
-"""Groups of fewer games have no quartiles worth the name: their band is left out."""
-
-
+"""Smaller groups get no band: quartiles of fewer games mean little."""
 NOTE = (
-    f"Settled: the last {IN_A_ROW} whole offers are one deal, made by at least {PARTIES} parties. Rows left again: how"
-    " often as many offers in a row were one deal, and another followed. Disagreement: the share of issues on which the"
-    " newest offers of two parties differ, mean over pairs."
+    f"Settled: the last {IN_A_ROW} complete offers are the same deal, made by at least {PARTIES} parties. Abandoned"
+    f" deals: {IN_A_ROW} or more offers in a row were the same deal, and a different offer followed. Disagreement: the"
+    " share of issues on which the newest offers of two parties differ, averaged over pairs of parties."
 )
-"""What the table's columns mean, by the rule's defaults."""
+"""Meaning of the table's columns, with the defaults of the rule."""
 
 
-def games_of(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings of the negotiation analyzer, if any of them is about a negotiation.
+def negotiations_of(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings of the negotiation analyzer; empty if none of them is about a negotiation.
 
-    A conversation without offers is then a game with too few of them.
+    If one is, conversations without offers count as negotiations with too few offers.
     """
     games = [finding for finding in findings if finding.analyzer == NegotiationAnalyzer.name]
     return games if any(game.kind == KIND for game in games) else []
 
 
 def disagreement_figure(games: Sequence[Finding]) -> Figure | None:
-    """Disagreement against turn: for settled games and others the mean (line) and the middle half of the games (band).
+    """Draw disagreement against turn, for settled and other games: mean (line) and middle half of the games (band).
 
-    A turn is drawn where at least half of the group's games reach it and have a disagreement then. None without any.
+    A turn is drawn if at least half of the group's games have a disagreement at it. None if no turn is drawn.
     """
     traces: list[Trace] = []
     top = 0.0
@@ -70,46 +68,46 @@ def disagreement_figure(games: Sequence[Finding]) -> Figure | None:
 
 
 def outcome_table(games: Sequence[Finding]) -> Table:
-    """How many games settled, with what their offers looked like."""
+    """Count the games by outcome, and describe their offers."""
     rows = []
     for status in ("settled", "not settled", "too few offers"):
-        mine = [g for g in games if g.evidence["status"] == status]
-        ends = [v[-1] for g in mine if len(v := _disagreement(g)) and np.isfinite(v[-1])]
+        group = [g for g in games if g.evidence["status"] == status]
+        ends = [v[-1] for g in group if len(v := _disagreement(g)) and np.isfinite(v[-1])]
         rows.append(
             (
                 status,
-                len(mine),
-                f"{len(mine) / len(games):.1%}" if games else None,
-                sum(_unanimous(g) for g in mine),
-                sum(g.evidence["left"] for g in mine),
+                len(group),
+                f"{len(group) / len(games):.1%}" if games else None,
+                sum(_unanimous(g) for g in group),
+                sum(g.evidence["left"] for g in group),
                 f"{np.mean(ends):.1%}" if ends else None,
             )
         )
-    columns = ("outcome", "games", "share", "all parties agree", "rows left again", "disagreement at the end")
+    columns = ("outcome", "games", "share", "all parties agree", "abandoned deals", "disagreement at the end")
     return Table(NEGOTIATIONS, columns, rows, NOTE)
 
 
 def negotiation_section(games: Sequence[Finding]) -> Section:
-    """The question, the figure and the table, for a page of `report/study_page.py` or the report."""
+    """Return the question with its figure and table, for a report or a page of `report/study_page.py`."""
     figure = disagreement_figure(games)
     counts = {status: sum(g.evidence["status"] == status for g in games) for status in COLOURS}
     settled, judged = counts["settled"], sum(counts.values())
     return Section(
         title="Do the parties settle?",
         text=f"{settled:,} of {judged:,} games with enough offers end with {IN_A_ROW} or more equal offers in a row."
-        " The figure shows how far apart the newest offers of two parties are, turn by turn.",
+        " The figure shows how far apart the newest offers of two parties are after each turn.",
         panels=[Panel("disagreement", figure, "How far apart the offers are")] if figure else [],
         legend=[(f"{status} ({counts[status]:,})", colour) for status, colour in COLOURS.items()],
-        caption="Line: mean over games. Band: the middle half of the games. 0 %: all parties offer the same deal.",
+        caption="Line: mean over games. Band: middle half of the games. 0 %: all parties offer the same deal.",
         tables=[outcome_table(games)],
     )
 
 
 def _disagreement(game: Finding) -> NDArray[np.float64]:
-    """After each message, (messages,); NaN until two parties have made an offer."""
+    """Return the disagreement after each message, shape (messages,); NaN until two parties have made an offer."""
     return np.array(game.evidence["disagreement"], dtype=np.float64)
 
 
 def _unanimous(game: Finding) -> bool:
-    """Whether the newest offer of every party is the last deal."""
+    """Return whether the newest offer of every party is the last deal."""
     return bool(game.evidence["agreeing"] == len(game.evidence["parties"]) > 0)

@@ -1,4 +1,4 @@
-"""A self-contained HTML page: our style, plotly inlined, no network, harmless whatever agents said."""
+"""Render a self-contained HTML page: plotly is inlined, nothing is loaded, and message texts cannot run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FIGURES = re.compile(r"[\d.,%°×±/ e–-]+|[\d.,]+ ?%? (to|of) [\d.,]+ ?%?")
 
 
 def render_page(template: str, drawn: dict[str, Any], **context: Any) -> str:
-    """The page of a template that extends page.html.j2.
+    """Return the page of a template that extends page.html.j2.
 
-    drawn: what the page's script draws: figures (anchor -> plotly JSON), series, positions. context: `data` with title,
-    headline and numbers, and whatever else the template asks for.
+    drawn: data of the page's script: figures (anchor -> plotly JSON), series, positions. context: `data` with title,
+    headline and numbers, and the other variables of the template.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -38,7 +38,7 @@ def render_page(template: str, drawn: dict[str, Any], **context: Any) -> str:
     templates.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     templates.tests["figure"] = _is_figure
     templates.filters |= {"clean": clean, "line": clean_line, "cell": _cell, "setting": _setting}
-    # A script runs only where its hash is listed: should anything ever slip through the escaping, it stays dead text.
+    # The page runs only scripts whose hash is listed: text that slips through the escaping still cannot run.
     scripts = [get_plotlyjs(), (TEMPLATES / "report.js").read_text(encoding="utf-8")]
     page = templates.get_template(template).render(
         drawn={"figures": {}, "series": {}, "positions": {}} | drawn,
@@ -51,7 +51,7 @@ def render_page(template: str, drawn: dict[str, Any], **context: Any) -> str:
 
 
 def write_page(path: str | Path, page: str) -> Path:
-    """Writes a page, all or nothing, and gives its path. Raises ConfigurationError where it cannot be written."""
+    """Write a page atomically and return its path. Raises ConfigurationError if it cannot be written."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -66,12 +66,12 @@ def write_page(path: str | Path, page: str) -> Path:
 
 
 def _hash(script: str) -> str:
-    """The script as the page's security policy names it."""
+    """Return the hash of a script, as the Content-Security-Policy of the page lists it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _cell(value: str | int | float | None) -> str:
-    """A cell of a table as text."""
+    """Return a cell of a table as text."""
     if value is None or value != value:
         return "–"
     if isinstance(value, float):
@@ -80,10 +80,10 @@ def _cell(value: str | int | float | None) -> str:
 
 
 def _is_figure(value: str | int | float | None) -> bool:
-    """Whether a cell is set to the right: a number, or a text of numbers."""
+    """Return whether a cell is right-aligned: a number, or a text of numbers."""
     return not isinstance(value, str) or _FIGURES.fullmatch(value) is not None
 
 
 def _setting(value: object) -> str:
-    """The value of an agent's setting on one line."""
+    """Return the value of a setting on one line."""
     return clean_line(value if isinstance(value, str) else str(value), 300)

@@ -1,4 +1,4 @@
-"""Parts of a page: large numbers, tables, figures and sections."""
+"""Parts of an HTML page: large numbers, tables, figures and sections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Cell: TypeAlias = "str | int | float | None"
 
 @dataclass(frozen=True, slots=True)
 class BigNumber:
-    """One figure that the reader should take home, e.g. BigNumber("9 of 12", "conversations looped")."""
+    """One key figure at the top of a page, e.g. BigNumber("9 of 12", "conversations looped")."""
 
     value: str
     label: str
@@ -21,7 +21,7 @@ class BigNumber:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table. None is shown as a dash; floats with four significant digits."""
+    """A table. None is printed as a dash; floats with four significant digits."""
 
     title: str
     columns: Sequence[str]
@@ -33,9 +33,9 @@ class Table:
 class Panel:
     """One figure.
 
-    name: of its file, and its anchor on the page; unique in a study, of letters, digits and hyphens.
+    name: of its file, and its anchor on the page: letters, digits and hyphens; unique in a study.
     figure: plotly JSON, with colours named as in `report/plotly_traces.py`.
-    title: above it, where a section has several.
+    title: printed above it; needed only if a section has several figures.
     """
 
     name: str
@@ -47,8 +47,8 @@ class Panel:
 class Section:
     """One question of a study: what was done, figures, what they show, tables.
 
-    legend: (text, colour) of each thing drawn, the colour as in the style sheet, such as "agent-1" or "cell-3"; an
-    empty colour for a key that has none ("● measured").
+    legend: (text, colour) of each line or marker; the colour as in the style sheet, such as "agent-1" or "cell-3",
+    or empty for a key without a colour ("● measured").
     """
 
     title: str

@@ -1,7 +1,7 @@
-"""Parts of plotly figures as plain dictionaries: importing plotly's classes takes a second.
+"""Parts of plotly figures as plain dictionaries; importing plotly's classes would take a second.
 
-Colours are named, not given: "var(--agent-1)" is resolved by the page from its style sheet, which knows light and dark.
-Whatever comes from outside goes through `label`, because plotly reads a subset of HTML in every text.
+Colours are names such as "var(--agent-1)". The page resolves them with its style sheet, for light and dark mode. Text
+from outside must go through `label`, because plotly interprets a subset of HTML in every text.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def label(text: str, limit: int = 60) -> str:
-    """Outside text for a plotly name, title or hover: one line, cleaned, cut, and none of it read as HTML."""
+    """Return text from outside for a plotly name, title or hover: one cleaned line with HTML escaped."""
     return clean_line(text, limit).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def make_figure(traces: list[Trace], x: dict[str, Any], y: dict[str, Any], height: int = 400) -> Figure:
-    """A figure of traces; height in pixels, the width is the page's."""
+    """Return a figure of traces; height in pixels, the page sets the width."""
     layout = {
         "height": height,
         "margin": {"l": 56, "r": 12, "t": 24, "b": 52},
         "xaxis": x,
         "yaxis": y,
-        "showlegend": False,  # the page has its own legends: plotly's squeeze the figure on a phone
+        "showlegend": False,  # the page has its own legends; plotly's take too much room on a phone
         "hovermode": "closest",
         "dragmode": False,
     }
@@ -40,18 +40,18 @@ def make_figure(traces: list[Trace], x: dict[str, Any], y: dict[str, Any], heigh
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
-    """An axis of a figure; `more` are plotly's settings of it."""
+    """Return an axis with a title; `more` are plotly settings of it."""
     titled = {"text": title, "standoff": 10, "font": {"size": 13}}
     return {"title": titled, "automargin": True, "zeroline": False, **more}
 
 
 def bare_axis(title: str, span: list[float]) -> dict[str, Any]:
-    """An axis without numbers: distances on such a map have no unit."""
+    """Return an axis without numbers, for a map whose distances have no unit."""
     return axis(title, range=span, showticklabels=False, showgrid=False)
 
 
 def line_trace(x: Sequence[Any], y: Sequence[Any], name: str, color: str, dash: str = "solid") -> Trace:
-    """A line through points; what is not finite is a gap."""
+    """Return a line through points; values that are not finite are gaps."""
     return {
         "type": "scatter",
         "mode": "lines",
@@ -63,7 +63,7 @@ def line_trace(x: Sequence[Any], y: Sequence[Any], name: str, color: str, dash: 
 
 
 def marker_trace(x: Sequence[Any], y: Sequence[float | None], name: str, place: int, size: int = 9) -> Trace:
-    """Points in the colour and shape of the agent at `place`."""
+    """Return markers in the colour and shape of the agent at `place`."""
     return {
         "type": "scatter",
         "mode": "markers",
@@ -75,27 +75,27 @@ def marker_trace(x: Sequence[Any], y: Sequence[float | None], name: str, place: 
 
 
 def agent_colour(place: int) -> str:
-    """The colour of the agent at `place`."""
+    """Return the colour of the agent at `place`."""
     return f"var(--agent-{place % _AGENT_COLOURS + 1})"
 
 
 def dash_style(place: int) -> str:
-    """Two agents of equal plateau lie on one line: a dashed second one lets the first be seen."""
+    """Return the line style of the agent at `place`: if plateaus are equal, a dashed line leaves both visible."""
     return _DASHES[place % len(_DASHES)]
 
 
 def numbers(values: Iterable[float | None]) -> list[float | None]:
-    """As `number`, for each."""
+    """Apply `number` to each value."""
     return [number(v) for v in values]
 
 
 def number(value: float | None) -> float | None:
-    """JSON number with six significant digits; None for what is not finite."""
+    """Return a JSON number with six significant digits; None if it is not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
 def band_trace(x: Sequence[Any], low: Sequence[Any], high: Sequence[Any], name: str, color: str) -> Trace:
-    """The area between two lines, faint; all of shape (n,), finite."""
+    """Return the translucent area between two lines. x, low, high: shape (n,), finite."""
     return {
         "type": "scatter",
         "mode": "lines",

@@ -1,4 +1,4 @@
-"""What a report is made of: plain data, so that a report of anything can be written."""
+"""The data of a report, as plain dataclasses: a report can be written from any source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PlateauPoint:
     """Where one agent of a pair settled.
 
     angle_degrees: between the objectives of the pair. measured, predicted: distance of the agent from its own
-    objective, read after its own turn, by simulation and by the closed form; in the unit of the iterate.
+    objective after its own turn, in the run and by the closed form; in the unit of the iterate.
     """
 
     angle_degrees: float
@@ -33,7 +33,7 @@ class PlateauPoint:
 class ErrorSeries:
     """The distance of one agent of a pair from its own objective after each round.
 
-    pair: name of the pair, e.g. "90 degrees". errors: shape (n_rounds,). predicted: its plateau, where known.
+    pair: name of the pair, e.g. "90 degrees". errors: shape (n_rounds,). predicted: the plateau, if known.
     """
 
     pair: str
@@ -44,10 +44,10 @@ class ErrorSeries:
 
 @dataclass(frozen=True, slots=True)
 class ConversationItem:
-    """One conversation and what was found in it.
+    """One conversation and its findings.
 
-    cell: label of the setting it belongs to. findings: (analyzer in words, finding), the loop detector's first.
-    spans: for each of `transcript.messages`, the passages that were said before.
+    cell: label of its setting. findings: (title of the analyzer, finding), the loop detector's first.
+    spans: for each of `transcript.messages`, the passages that repeat earlier text.
     """
 
     transcript: Transcript
@@ -57,12 +57,12 @@ class ConversationItem:
 
     @property
     def id(self) -> str:
-        """Of the conversation."""
+        """Id of the conversation."""
         return self.transcript.id
 
     @property
     def detector(self) -> Finding | None:
-        """The loop detector's first finding, a loop or not; None if it was not asked."""
+        """The loop detector's first finding, a loop or not; None if the detector did not run."""
         return self.findings[0][1] if self.findings and self.findings[0][1].analyzer == "loops" else None
 
     @property
@@ -83,20 +83,20 @@ class ConversationItem:
     @property
     def scores(self) -> Sequence[float]:
         """The detector's score after each message."""
-        found: Sequence[float] = self.detector.evidence.get("scores", ()) if self.detector is not None else ()
-        return found
+        scores: Sequence[float] = self.detector.evidence.get("scores", ()) if self.detector is not None else ()
+        return scores
 
     @property
     def distances(self) -> Mapping[str, Sequence[float | None]]:
-        """Name -> shape (n_rounds,), between the outputs of a round; None if undefined."""
-        found: Mapping[str, Sequence[float | None]] = self._paper.get("series", {})
-        return found
+        """Name of a distance -> its value between the outputs of each round, shape (n_rounds,); None if undefined."""
+        series: Mapping[str, Sequence[float | None]] = self._paper.get("series", {})
+        return series
 
     @property
     def drift(self) -> Sequence[float | None]:
-        """From the opening, shape (n_turns,)."""
-        found: Sequence[float | None] = self._paper.get("drift", ())
-        return found
+        """Distance of each turn from the opening, shape (n_turns,)."""
+        drift: Sequence[float | None] = self._paper.get("drift", ())
+        return drift
 
     @property
     def _paper(self) -> Mapping[str, Any]:
@@ -109,11 +109,11 @@ class ConversationItem:
 
     @property
     def is_text(self) -> bool:
-        """Whether everything in it is text, so that it can loop."""
+        """Whether every message is text; only text can loop."""
         return all(isinstance(m.content, str) for m in (self.transcript.opening, *self.transcript.messages))
 
     def round_of(self, turn: int) -> float:
-        """The turn in rounds: the last turn of round 3 is at 3."""
+        """Return the turn in rounds: the last turn of round 3 is at 3."""
         return turn / max(len(self.transcript.agents), 1)
 
 
@@ -130,7 +130,7 @@ class TrajectoryPoint:
 
 @dataclass(frozen=True, slots=True)
 class AgentEntry:
-    """One agent of the run, as it is listed."""
+    """One agent of the run, as the report lists it."""
 
     name: str
     kind: str
@@ -139,12 +139,12 @@ class AgentEntry:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Everything that a report shows; a section without data is left out. sections: further ones, ready made.
+    """Everything that a report shows; a section without data is left out.
 
-    loops: how many conversations looped, by setting and analyzer. placed, more_errors: what the map and the errors per
-    round leave out, and where it is; empty if nothing.
-    headline: sentences that say what came out. run: what was run (path, created, versions, git commit, seed, protocol,
-    rounds, openings, repeats, sweep), name -> value. specification: as YAML.
+    headline: sentences that state the result. sections: additional ones, as they are.
+    loops: looped conversations by setting and analyzer. sampled: a sentence if the map shows a sample of the turns.
+    more_errors: a sentence if errors per round of some pairs are not drawn.
+    run: path, date, versions, git commit, seed, protocol, ...: name -> value. specification: as YAML.
     """
 
     title: str
@@ -160,5 +160,5 @@ class ReportData:
     agents: Sequence[AgentEntry] = ()
     specification: str = ""
     loops: Table | None = None
-    placed: str = ""
+    sampled: str = ""
     more_errors: str = ""

@@ -1,4 +1,4 @@
-"""One self-contained HTML file that shows a run: no network, readable on a phone, harmless whatever agents said."""
+"""Write the report of a run as one self-contained HTML page, readable on a phone."""
 
 from __future__ import annotations
 
@@ -12,32 +12,27 @@ from typing import Any, NamedTuple
 from a2a_ray.core.message import Message
 from a2a_ray.report import figures
 from a2a_ray.report.chat import ending, is_blank, segments, speaker_places, vector_text
-from a2a_ray.report.finding_text import described
+from a2a_ray.report.finding_text import finding_text
 from a2a_ray.report.page import render_page, write_page
 from a2a_ray.report.plotly_traces import Figure
 from a2a_ray.report.report_data import ConversationItem, ReportData
 
-SHOWN_LOOPED = 200
-"""At most so many looped conversations are shown as chats."""
-
-SHOWN_OTHERS = 50
-"""So many of the others are shown, drawn at random; and at most so many failed ones."""
-
+MOST_LOOPED = 200
+"""Looped conversations that are shown as chats, at most."""
+MOST_OTHERS = 50
+"""Other conversations that are shown, drawn at random, and failed ones that are shown, at most."""
 TEXT_LIMIT = 20_000
-"""A message is cut after so many characters."""
-
+"""Characters of a message that are shown."""
 PAGE_LIMIT = 2_500_000
-"""No further conversation is shown once so many bytes are: a phone must open the page, 4.8 MB of which are plotly."""
-
+"""Bytes of conversations on the page. A phone must open it, and plotly takes another 4.8 MB."""
 BUBBLE_BYTES = 220
-"""What the page needs for a message besides its text."""
-
+"""Bytes of HTML around each message, about."""
 LISTED_FAILURES = 500
-"""At most so many failed conversations are listed."""
+"""Failed conversations that are listed, at most."""
 
 
 class Piece(NamedTuple):
-    """A stretch of a message, and whether it was said before."""
+    """A part of a message, and whether it repeats earlier text."""
 
     text: str
     repeated: bool
@@ -45,7 +40,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Bubble:
-    """One message of a chat; `place` of the speaker gives side and colour, `cut` counts what is not shown."""
+    """One message of a chat. place: of the speaker, decides side and colour. cut: characters that are not shown."""
 
     turn: int | None
     speaker: str
@@ -59,7 +54,7 @@ class Bubble:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation as the page shows it; `number` is its place on the page and its anchor."""
+    """A conversation as the page shows it. number: its place on the page, also its anchor."""
 
     number: int
     item: ConversationItem
@@ -69,38 +64,38 @@ class Chat:
 
 
 def write_report(path: str | Path, data: ReportData) -> Path:
-    """Writes the report, all or nothing, and gives its path. Raises ConfigurationError where it cannot be written."""
+    """Write the report atomically and return its path. Raises ConfigurationError if it cannot be written."""
     return write_page(path, render_report(data))
 
 
 def render_report(data: ReportData) -> str:
-    """The report as one HTML page."""
-    shown = choose(data.conversations)
-    found = _figures(data, shown)
+    """Return the report as one HTML page."""
+    selected = _select(data.conversations)
+    found = _figures(data, selected)
     return render_page(
         "report.html.j2",
         {key: found[key] for key in ("figures", "series", "positions")},
         data=data,
-        chats=[_chat(number, item) for number, item in enumerate(shown)],
-        shown=shown_in_words(data.conversations, shown),
+        chats=[_chat(number, item) for number, item in enumerate(selected)],
+        selection=_selection_text(data.conversations, selected),
         failures=[item for item in data.conversations if item.failed],
         listed_failures=LISTED_FAILURES,
-        placed=data.placed,
+        sampled=data.sampled,
         has_drift=any(item.drift for item in data.conversations),
-        described={item.id: [(name, described(f)) for name, f in item.findings] for item in shown},
-        numbers={item.id: number for number, item in enumerate(shown)},
+        finding_texts={item.id: [(name, finding_text(f)) for name, f in item.findings] for item in selected},
+        numbers={item.id: number for number, item in enumerate(selected)},
         **found,
     )
 
 
-def choose(items: Sequence[ConversationItem]) -> list[ConversationItem]:
-    """The conversations to show: looped ones, failed ones and a sample of the others, up to the limits above."""
+def _select(items: Sequence[ConversationItem]) -> list[ConversationItem]:
+    """Return the conversations to show: looped ones, failed ones and a sample of the others, within the limits."""
     looped = [i for i in items if i.looped]
     failed = [i for i in items if i.failed and not i.looped]
     others = [i for i in items if not i.looped and not i.failed]
-    sample = sorted(random.Random(0).sample(range(len(others)), min(SHOWN_OTHERS, len(others))))
-    groups = [looped[:SHOWN_LOOPED], failed[:SHOWN_OTHERS], [others[i] for i in sample]]
-    # where the room does not suffice, each group keeps the same share of itself
+    sample = sorted(random.Random(0).sample(range(len(others)), min(MOST_OTHERS, len(others))))
+    groups = [looped[:MOST_LOOPED], failed[:MOST_OTHERS], [others[i] for i in sample]]
+    # If the page is too small for all of them, every group keeps the same share.
     shares = sorted((at / len(group), place, at) for place, group in enumerate(groups) for at in range(len(group)))
     room = PAGE_LIMIT
     chosen: list[tuple[int, int]] = []
@@ -112,37 +107,28 @@ def choose(items: Sequence[ConversationItem]) -> list[ConversationItem]:
     return [groups[place][at] for place, at in sorted(chosen)]
 
 
-def shown_in_words(items: Sequence[ConversationItem], shown: Sequence[ConversationItem]) -> str:
-    """Says which conversations are shown, where it is not all of them; empty where it is."""
-    if len(shown) == len(items):
+def _selection_text(items: Sequence[ConversationItem], selected: Sequence[ConversationItem]) -> str:
+    """Return which conversations the page shows; empty if it shows all."""
+    if len(selected) == len(items):
         return ""
     parts = []
-    for what, mine in (
+    for name, belongs in (
         ("that looped", lambda i: i.looped),
         ("that failed", lambda i: i.failed and not i.looped),
         ("others", lambda i: not i.looped and not i.failed),
     ):
-        there, here = sum(map(mine, items)), sum(map(mine, shown))
-        if there:
-            chosen = ", drawn at random," if what == "others" and here < there else ""
-            parts.append(f"{'all' if here == there else f'{here:,}{chosen} of the'} {there:,} {what}")
+        total, here = sum(map(belongs, items)), sum(map(belongs, selected))
+        if total:
+            drawn = ", drawn at random," if name == "others" and here < total else ""
+            parts.append(f"{'all' if here == total else f'{here:,}{drawn} of the'} {total:,} {name}")
     return (
         f"Shown here: {'; '.join(parts)}. Tables and means count all {len(items):,} conversations;"
         " a2a-ray show SOURCE ID prints any of them."
     )
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927), within [0, 1]; trials > 0."""
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    half = z * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
-    scale = 1 + z * z / trials
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
-
-
-def _figures(data: ReportData, shown: Sequence[ConversationItem]) -> dict[str, Any]:
-    """The figures for the template, and `figures`: anchor on the page -> plotly JSON."""
+def _figures(data: ReportData, selected: Sequence[ConversationItem]) -> dict[str, Any]:
+    """Return the variables of the template that name figures, and `figures`: anchor on the page -> plotly JSON."""
     page: dict[str, Figure] = {}
 
     def put(anchor: str, named: Sequence[tuple[str, Figure]]) -> list[tuple[str, str]]:
@@ -160,7 +146,7 @@ def _figures(data: ReportData, shown: Sequence[ConversationItem]) -> dict[str, A
     cells = list(dict.fromkeys(i.cell for i in measured))
     names = figures.distance_names(measured)
     points = [p for p in data.trajectory if isfinite(p.x) and isfinite(p.y)]
-    number = {item.id: at for at, item in enumerate(shown)}
+    number = {item.id: at for at, item in enumerate(selected)}
     panels = {
         "error_panels": put("error", figures.error_per_round(data.errors)),
         "mean_panels": put("mean", figures.mean_distances(measured, cells[: figures.MOST_CELLS])),
@@ -168,11 +154,11 @@ def _figures(data: ReportData, shown: Sequence[ConversationItem]) -> dict[str, A
     }
     if names:
         page["conversation"] = figures.conversation_template(names)
-    if any(i.scores for i in shown):
+    if any(i.scores for i in selected):
         page["score"] = figures.score_template()
     return panels | {
         "figures": page,
-        "series": {number[i.id]: figures.conversation_series(i, names) for i in shown if i.distances or i.scores},
+        "series": {number[i.id]: figures.conversation_series(i, names) for i in selected if i.distances or i.scores},
         "positions": figures.positions(points, number),
         "cells": cells,
         "cell_titles": [
@@ -218,7 +204,7 @@ def _bubble(
 
 
 def _page_bytes(item: ConversationItem) -> int:
-    """About how much a conversation adds to the page."""
+    """Return about how many bytes a conversation adds to the page."""
     from markupsafe import escape
 
     texts = [m.content[:TEXT_LIMIT] if isinstance(m.content, str) else "" for m in item.transcript.messages]

@@ -1,6 +1,6 @@
-"""What agents said is hostile text: made harmless here before a terminal or a browser gets it.
+"""Make untrusted message texts harmless before a terminal or a browser prints them.
 
-Escaping for HTML is not done here: the template does it for everything, without exception.
+HTML is escaped elsewhere: the templates escape every value.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ _HOSTILE = re.compile(rf"\r\n|[{_CONTROL}{_BIDI}{_INVISIBLE}\u2028\u2029\ud800-\
 
 
 def clean(text: str) -> str:
-    """The text with everything made visible that could steer a terminal or deceive a reader.
+    """Return the text with every character made visible that could control a terminal or deceive a reader.
 
-    Control characters become their pictures (ESC is ␛, so no terminal sequence survives), C1 controls, bidirectional
-    controls and invisible characters their code in angle brackets, lone surrogates U+FFFD. Tab and line end stay.
+    Control characters become their pictures (ESC is ␛, so no terminal sequence survives). C1 controls, bidirectional
+    controls and invisible characters become their code in angle brackets, lone surrogates U+FFFD. Tabs and line ends
+    stay.
     """
     return _HOSTILE.sub(_visible, text)
 
 
 def clean_line(text: str, limit: int = 200) -> str:
-    """The text cleaned, on one line, cut to `limit` characters."""
+    """Return the cleaned text on one line, cut to `limit` characters."""
     line = clean(" ".join(text[: 4 * limit].split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""The page of a reproduced experiment: questions, figures, tables; and each figure as a file of its own."""
+"""Write the page of a reproduced experiment, and each of its figures as a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from a2a_ray.report.plotly_traces import Figure
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A whole experiment; `settings` says how to do it again: name -> value, the command line among them."""
+    """The page of a study. settings: name -> value, including the command line that repeats the study."""
 
     title: str
     headline: Sequence[str] = ()
@@ -25,10 +25,10 @@ class Study:
 
 
 def write_study(folder: Path, study: Study) -> list[Path]:
-    """Writes folder/report.html and folder/figures/NAME.html, one for each panel, and gives the latter's paths.
+    """Write folder/report.html, and folder/figures/NAME.html for each panel. Return the paths of the figures.
 
-    The figures' own files share one plotly.min.js beside them, are zoomable, and can be saved as SVG from their tool
-    bar. Raises ConfigurationError where they cannot be written.
+    The figure files share one plotly.min.js in the same folder. They can be zoomed, and saved as SVG from the tool bar.
+    Raises ConfigurationError if a file cannot be written.
     """
     panels = [panel for section in study.sections for panel in section.panels]
     page = render_page("study.html.j2", {"figures": {p.name: p.figure for p in panels}}, data=study)
@@ -57,7 +57,7 @@ def _write_figure(folder: Path, panel: Panel, title: str) -> Path:
 
 
 def _light(figure: Figure) -> Figure:
-    """The figure with its named colours resolved for a light page."""
+    """Return the figure with its named colours replaced by those of the light page."""
     light = (TEMPLATES / "report.css").read_text(encoding="utf-8").split("@media", 1)[0]
     colours = dict(re.findall(r"(--[\w-]+): (#\w+);", light))
 

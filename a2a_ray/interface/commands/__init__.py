@@ -1,1 +1,1 @@
-"""Groups of commands of the command line."""
+"""The commands of `a2a-ray`; `interface/cli.py` registers them."""

@@ -2,9 +2,9 @@
   "use strict";
   const { figures, series, positions } = JSON.parse(document.getElementById("data").textContent);
   const config = { responsive: true, displayModeBar: false, doubleClick: false };
-  const drawn = new Map(); // element -> function that gives its figure, to draw again when light turns dark
+  const drawn = new Map(); // element -> function that returns its figure, to draw again when light mode changes to dark
 
-  // Figures name their colours; the style sheet says what they are, in light and in dark.
+  // Figures name their colours; the style sheet defines them, for light and dark mode.
   const resolved = (value, key = "") => {
     if (Array.isArray(value)) return key === "" || typeof value[0] === "object" ? value.map((v) => resolved(v)) : value;
     if (value && typeof value === "object")
@@ -40,11 +40,11 @@
     const { data, layout } = figures.conversation;
     const own = series[number];
     const traces = data.map((trace, i) => ({ ...trace, y: own.series[i], visible: own.series[i].some((v) => v !== null) }));
-    Object.assign(traces.at(-1), { x0: own.step, dx: own.step }); // the drift has a value for every turn
+    Object.assign(traces.at(-1), { x0: own.step, dx: own.step }); // the drift has a value per turn, not per round
     return { data: traces, layout: marked(layout, own, "x", own.series[0].length) };
   };
 
-  // Vertical lines where the loop begins and where the alarm came.
+  // Vertical lines at the onset of the loop and at the alarm.
   const marked = (layout, own, at, width) => {
     const marks = [own.onset, own.alarm].filter(Boolean);
     const line = (m) => ({ type: "line", x0: m[at], x1: m[at], y0: 0, y1: 1, yref: "paper", line: { color: "var(--onset-color)", width: 2, dash: "dash" } });
@@ -81,23 +81,23 @@
     choose();
   }
 
-  for (const talk of document.querySelectorAll(".talk"))
-    talk.addEventListener("toggle", () => {
-      const own = talk.querySelector(".plot[data-conversation]");
-      if (talk.open && own && !drawn.has(own)) draw(own, oneConversation(own.dataset.conversation));
-      const score = talk.querySelector(".plot[data-score]");
-      if (talk.open && score && !drawn.has(score)) draw(score, scoreOf(score.dataset.score));
+  for (const conversation of document.querySelectorAll(".conversation"))
+    conversation.addEventListener("toggle", () => {
+      const own = conversation.querySelector(".plot[data-conversation]");
+      if (conversation.open && own && !drawn.has(own)) draw(own, oneConversation(own.dataset.conversation));
+      const score = conversation.querySelector(".plot[data-score]");
+      if (conversation.open && score && !drawn.has(score)) draw(score, scoreOf(score.dataset.score));
     });
 
   const search = document.getElementById("search");
   if (search) {
-    const talks = [...document.querySelectorAll(".talk")];
+    const conversations = [...document.querySelectorAll(".conversation")];
     const count = document.getElementById("found");
     let wait;
     const filter = () => {
       const wanted = search.value.trim().toLowerCase();
-      for (const talk of talks) talk.hidden = wanted !== "" && !talk.textContent.toLowerCase().includes(wanted);
-      count.textContent = wanted ? `${talks.filter((t) => !t.hidden).length} of ${talks.length} conversations` : "";
+      for (const conversation of conversations) conversation.hidden = wanted !== "" && !conversation.textContent.toLowerCase().includes(wanted);
+      count.textContent = wanted ? `${conversations.filter((t) => !t.hidden).length} of ${conversations.length} conversations` : "";
     };
     search.addEventListener("input", () => {
       clearTimeout(wait);
@@ -108,9 +108,9 @@
   const openTarget = () => {
     const target = document.getElementById(location.hash.slice(1));
     if (!target) return;
-    target.hidden = false; // a search may have put it away
+    target.hidden = false; // a search may have hidden it
     if (target.tagName === "DETAILS") target.open = true;
-    target.scrollIntoView(); // drawing has moved it since the browser looked for it
+    target.scrollIntoView(); // drawing has moved it since the browser scrolled to it
   };
   addEventListener("hashchange", openTarget);
   openTarget();

@@ -1,178 +1,201 @@
-"""`a2a-ray reproduce loops`: runs the published experiment with its open factors, and shows what came out."""
+"""`a2a-ray reproduce loops`: run the published experiment with its open factors, and write its page and data."""
 
 from __future__ import annotations
 
 import json
+import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from a2a_ray.analysis.analyze import AnalysisSettings
 from a2a_ray.core.errors import ConfigurationError
-from a2a_ray.core.findings import Finding
 from a2a_ray.core.transcript import DONE, Transcript
+from a2a_ray.report.analyze_source import analyze_opened, analyze_transcripts
 from a2a_ray.report.page_parts import BigNumber, Section
 from a2a_ray.report.report_data import ConversationItem
 from a2a_ray.report.report_source import report_items
-from a2a_ray.report.results import analyze_opened, analyze_transcripts
 from a2a_ray.report.study_page import Study, write_study
-from a2a_ray.reproduce.loops.drift import course_sections
-from a2a_ray.reproduce.loops.factors import PUBLISHED_TOKENS, Setting, experiment, settings
-from a2a_ray.reproduce.loops.looping_rates import PUBLISHED_RATE, Cell, LoopingRate, by_tokens, cell
-from a2a_ray.reproduce.loops.rate_sections import in_words, rate_sections
-from a2a_ray.reproduce.loops.rule_thresholds import grid_section, series_of, threshold_sections, write_sweep
+from a2a_ray.reproduce.loops.drift import drift_sections
+from a2a_ray.reproduce.loops.loop_settings import PUBLISHED_TOKENS, LoopSetting, loop_experiment, loop_settings
+from a2a_ray.reproduce.loops.looping_rates import (
+    PUBLISHED_RATE,
+    LoopingRate,
+    SettingRates,
+    by_tokens,
+    rate_sections,
+    setting_rates,
+)
+from a2a_ray.reproduce.loops.rule_thresholds import (
+    all_thresholds_section,
+    paper_finding,
+    series_of,
+    threshold_sections,
+    write_sweep,
+)
 from a2a_ray.runtime.progress import print_status
 from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.store.run import Run
 from a2a_ray.transcripts.jsonl import read_jsonl
 
+Number = TypeVar("Number", int, float)
 
-def reproduce_loops(
-    models: Sequence[str],
-    tokens: Sequence[int],
-    temperatures: Sequence[float],
-    openings: int,
-    rounds: int,
-    seed: int,
-    embedder_name: str,
-    labelled: Path | None,
-    out: Path,
-) -> dict[str, Any]:
-    """Runs every cell, writes out/report.html, results.json, sweep.csv and figures, and gives results.json's value.
 
-    models: the first two are the main pair. labelled: transcripts with labels, for ROC and precision-recall curves.
-    Raises ConfigurationError before anything is started.
+@dataclass(frozen=True)
+class LoopStudy:
+    """The options of the study.
+
+    models: the first two are the main pair. tokens, temperatures: values in addition to the published ones.
+    embedder: a model, or "none". labelled: transcripts with labels, for ROC and precision-recall curves.
     """
-    cells = settings(models, tokens, temperatures)
-    spec = experiment(cells, openings, rounds, seed)
-    spec.check()
-    known = read_labelled(labelled) if labelled is not None else None
-    analysis = AnalysisSettings(None if embedder_name == "none" else embedder_name, detector_embeds=False)
-    analysis.load()  # what is missing is said before anything is started
-    count, turns = spec.size()
-    print_status(f"{len(cells)} settings, {count} talks, {turns:,} turns of {', '.join(dict.fromkeys(models))}...")
-    run = run_experiment(spec, storage=out)
-    print_status("Analyzing...")
-    results = analyze_opened(run, analysis)
-    items = list(report_items(results, lambda t: t.status == DONE))
-    measured = _measured(cells, items)
-    sections = rate_sections(measured, {model: _parameters(model) for model in dict.fromkeys(models)})
-    sections += course_sections(results, items, measured)
-    series = [series_of(paper_of(item)) for item in items]
-    sections += threshold_sections(series, None, "this run")
-    if known is not None and labelled is not None:
-        talks, looped = known
-        of_file = analyze_transcripts(str(labelled), talks, analysis, only=("loops", "paper_rule"))
-        of_labelled = [series_of(paper_of(item)) for item in report_items(of_file)]
-        sections += threshold_sections(of_labelled, looped, labelled.name)[1:]
-        sections.append(grid_section(write_sweep(out / "sweep.csv", of_labelled, looped), "sweep.csv"))
-    else:
-        write_sweep(out / "sweep.csv", series, None)
-    command = _command(models, tokens, temperatures, openings, rounds, seed, embedder_name, labelled)
-    return _written(out, run, measured, sections, command)
+
+    models: Sequence[str]
+    tokens: Sequence[int]
+    temperatures: Sequence[float]
+    openings: int
+    rounds: int
+    seed: int
+    embedder: str
+    labelled: Path | None
+
+    def run(self, out: Path) -> dict[str, Any]:
+        """Run every setting; write report.html, results.json, sweep.csv and figures/; return the data of results.json.
+
+        Raises ConfigurationError before anything starts.
+        """
+        settings = loop_settings(self.models, self.tokens, self.temperatures)
+        spec = loop_experiment(settings, self.openings, self.rounds, self.seed)
+        spec.check()
+        labelled = read_labelled(self.labelled) if self.labelled is not None else None
+        analysis = AnalysisSettings(None if self.embedder == "none" else self.embedder, detector_embeds=False)
+        analysis.load()  # reports a missing model before anything starts
+        conversations, turns = spec.size()
+        models = ", ".join(dict.fromkeys(self.models))
+        print_status(f"{len(settings)} settings, {conversations} conversations, {turns:,} turns of {models}...")
+        run = run_experiment(spec, storage=out)
+        print_status("Analyzing...")
+        results = analyze_opened(run, analysis)
+        items = list(report_items(results, lambda t: t.status == DONE))
+        rates = _rates(settings, items)
+        sections = rate_sections(rates, {model: _parameters(model) for model in dict.fromkeys(self.models)})
+        sections += drift_sections(results, items, rates)
+        series = [series_of(paper_finding(item)) for item in items]
+        sections += threshold_sections(series, None, "this run")
+        if labelled is None:
+            write_sweep(out / "sweep.csv", series, None)
+        else:
+            sections += self._labelled_sections(*labelled, analysis, out)
+        return self._write(out, run, rates, sections)
+
+    @property
+    def command(self) -> str:
+        """The command line that repeats the study."""
+        options = {
+            "--models": ",".join(self.models),
+            "--tokens": ",".join(map(str, self.tokens)),
+            "--temperatures": ",".join(f"{t:g}" for t in self.temperatures),
+            "--openings": str(self.openings),
+            "--rounds": str(self.rounds),
+            "--seed": str(self.seed),
+            "--embedder": self.embedder,
+            "--labelled": None if self.labelled is None else str(self.labelled),
+        }
+        words = [word for name, value in options.items() if value for word in (name, value)]
+        return shlex.join(["a2a-ray", "reproduce", "loops", *words])
+
+    def _labelled_sections(
+        self, transcripts: list[Transcript], looped: list[bool], analysis: AnalysisSettings, out: Path
+    ) -> list[Section]:
+        results = analyze_transcripts(str(self.labelled), transcripts, analysis, only=("loops", "paper_rule"))
+        series = [series_of(paper_finding(item)) for item in report_items(results)]
+        rows = write_sweep(out / "sweep.csv", series, looped)
+        name = self.labelled.name if self.labelled is not None else ""
+        return [*threshold_sections(series, looped, name)[1:], all_thresholds_section(rows, "sweep.csv")]
+
+    def _write(self, out: Path, run: Run, rates: Sequence[SettingRates], sections: Sequence[Section]) -> dict[str, Any]:
+        published, opposite = (
+            next(r for r in group if r.setting.tokens == PUBLISHED_TOKENS) for group in by_tokens(rates).values()
+        )
+        looped, total = PUBLISHED_RATE
+        headline = [
+            f"In the published setting (context: the last output; temperature 0.7; 50 tokens) {published.detector} of"
+            f" the conversations loop. The publication reports {looped} of {total}, {LoopingRate(looped, total)}.",
+            f"With a context of 400 characters and temperature {opposite.setting.temperature:g}, {opposite.detector} of"
+            " the conversations loop.",
+        ]
+        study = Study(
+            "Repetitive loops",
+            headline,
+            [
+                BigNumber(f"{published.detector.share:.0%}", "loop in the published setting"),
+                BigNumber(f"{opposite.detector.share:.0%}", "loop with 400 characters, lowest temperature"),
+                BigNumber(f"{sum(r.detector.conversations for r in rates):,}", "conversations"),
+            ],
+            sections,
+            {"command": self.command, "run": run.path, "seed": str(self.seed)},
+        )
+        figures = write_study(out, study)
+        result = {
+            "cells": [r.to_dict() for r in rates],
+            "published_setting": published.detector.to_dict(),
+            "failed": run.summary()["failed"],
+            "run": run.path,
+            "report": str(out / "report.html"),
+            "figures": [str(path) for path in figures],
+        }
+        (out / "results.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        return result
+
+
+def parse_numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    """Return the numbers of a list such as "25,100". Raises ConfigurationError."""
+    try:
+        numbers = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(math.isfinite(n) for n in numbers):
+        expected = "whole numbers" if kind is int else "numbers"
+        raise ConfigurationError(f"{option}: {text!r}; expected {expected} separated by commas")
+    return numbers
 
 
 def read_labelled(path: Path) -> tuple[list[Transcript], list[bool]]:
-    """Transcripts with labels: `loop: true`, or `labels: {reader: {loop: true}}` where all readers agree.
+    """Read transcripts with labels: `loop: true`, or `labels: {reader: {loop: true}}` if all readers agree.
 
-    Those on which readers disagree are left out. Raises ConfigurationError where no talk has a label.
+    Skips conversations without a label and those on which readers disagree. Raises ConfigurationError if none is left.
     """
-    talks, problems = read_jsonl(path)
+    transcripts, problems = read_jsonl(path)
     for problem in problems:
         print_status(problem)
-    chosen, looped = [], []
-    for talk in talks:
-        labels = talk.metadata.get("labels")
-        readers = labels.values() if isinstance(labels, dict) else [talk.metadata]
-        said = {bool(r["loop"]) for r in readers if isinstance(r, dict) and "loop" in r}
-        if len(said) == 1:
-            chosen.append(talk)
-            looped.append(said.pop())
-    if not chosen:
+    labelled, looped = [], []
+    for transcript in transcripts:
+        labels = transcript.metadata.get("labels")
+        readers = labels.values() if isinstance(labels, dict) else [transcript.metadata]
+        answers = {bool(r["loop"]) for r in readers if isinstance(r, dict) and "loop" in r}
+        if len(answers) == 1:
+            labelled.append(transcript)
+            looped.append(answers.pop())
+    if not labelled:
         raise ConfigurationError(
-            f'{path}: no talk has a label; expected "loop": true, or "labels": {{"reader": {{"loop": true}}}}'
+            f'{path}: no conversation has a label; expected "loop": true, or "labels": {{"reader": {{"loop": true}}}}'
         )
-    return chosen, looped
+    return labelled, looped
 
 
-def paper_of(item: ConversationItem) -> Finding:
-    """The finding of the paper's rule."""
-    return next(finding for _, finding in item.findings if finding.analyzer == "paper_rule")
-
-
-def _measured(cells: Sequence[Setting], items: Sequence[ConversationItem]) -> list[Cell]:
-    out = []
-    for index, group in groupby(items, key=lambda each: int(each.transcript.metadata["cell"])):
-        mine = list(group)
-        out.append(cell(cells[index], [i.findings[0][1] for i in mine], [paper_of(i) for i in mine]))
-    return out
-
-
-def _written(out: Path, run: Run, cells: Sequence[Cell], sections: Sequence[Section], command: str) -> dict[str, Any]:
-    published, opposite = (
-        next(c for c in group if c.setting.tokens == PUBLISHED_TOKENS) for group in by_tokens(cells).values()
-    )
-    hits, of = PUBLISHED_RATE
-    headline = [
-        f"In the published setting (last output shown, temperature 0.7, 50 tokens) {in_words(published.detector)} of"
-        f" the talks loop; the publication reports {hits} of {of}, {in_words(LoopingRate(hits, of))}.",
-        f"Shown the last 400 characters, at temperature {opposite.setting.temperature:g},"
-        f" {in_words(opposite.detector)} do.",
-    ]
-    study = Study(
-        "Repetitive loops",
-        headline,
-        [
-            BigNumber(f"{published.detector.share:.0%}", "loop in the published setting"),
-            BigNumber(f"{opposite.detector.share:.0%}", "loop when shown 400 characters, coldest"),
-            BigNumber(f"{sum(c.detector.talks for c in cells):,}", "talks"),
-        ],
-        sections,
-        {"command": command, "run": run.path, "seed": str(run.experiment.seed)},
-    )
-    figures = write_study(out, study)
-    result = {
-        "cells": [c.to_dict() for c in cells],
-        "published_setting": published.detector.to_dict(),
-        "failed": run.summary()["failed"],
-        "run": run.path,
-        "report": str(out / "report.html"),
-        "figures": [str(path) for path in figures],
-    }
-    (out / "results.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-    return result
-
-
-def _command(
-    models: Sequence[str],
-    tokens: Sequence[int],
-    temperatures: Sequence[float],
-    openings: int,
-    rounds: int,
-    seed: int,
-    embedder: str,
-    labelled: Path | None,
-) -> str:
-    """What to type to do it again."""
-    options = {
-        "--models": ",".join(models),
-        "--tokens": ",".join(map(str, tokens)),
-        "--temperatures": ",".join(f"{t:g}" for t in temperatures),
-        "--openings": str(openings),
-        "--rounds": str(rounds),
-        "--seed": str(seed),
-        "--embedder": embedder,
-        "--labelled": None if labelled is None else str(labelled),
-    }
-    return shlex.join(["a2a-ray", "reproduce", "loops", *(w for n, v in options.items() if v for w in (n, v))])
+def _rates(settings: Sequence[LoopSetting], items: Sequence[ConversationItem]) -> list[SettingRates]:
+    rates = []
+    for cell, group in groupby(items, key=lambda item: int(item.transcript.metadata["cell"])):
+        conversations = list(group)
+        detector = [item.findings[0][1] for item in conversations]
+        rates.append(setting_rates(settings[cell], detector, [paper_finding(item) for item in conversations]))
+    return rates
 
 
 def _parameters(model: str) -> str:
-    """How many parameters a model has, from the headers of its files; "?" where it is not on this machine."""
-    import math
-
+    """Return the number of parameters of a model, from the headers of its files; "?" if it is not on this machine."""
     from safetensors import safe_open
 
     from a2a_ray.agents.hf.hf_source import local_folder

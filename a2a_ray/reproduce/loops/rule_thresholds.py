@@ -1,4 +1,4 @@
-"""Sensitivity of the published rule to its thresholds, as figures and as data."""
+"""How much does the published rule depend on its thresholds? Figures, tables and a CSV file of the whole grid."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from a2a_ray.analysis.text.threshold_sensitivity import ALL, Curve, critical, cu
 from a2a_ray.core.findings import Finding
 from a2a_ray.report.page_parts import Cell, Panel, Section, Table
 from a2a_ray.report.plotly_traces import Trace, axis, line_trace, make_figure
+from a2a_ray.report.report_data import ConversationItem
 
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""Of our thresholds: the grid on which all of them are swept together."""
+"""Multiples of our thresholds: the grid of the sweep over all thresholds together."""
 ROUNDS = (2, 3, 4, 5)
 NAMES = {
     "cosine": "cosine",
@@ -32,15 +33,20 @@ Series: TypeAlias = "Mapping[str, np.ndarray[Any, Any]]"
 """Name of a distance -> its value in each round, shape (n_rounds,), NaN if undefined."""
 
 
+def paper_finding(item: ConversationItem) -> Finding:
+    """Return the finding of the paper's rule."""
+    return next(finding for _, finding in item.findings if finding.analyzer == "paper_rule")
+
+
 def series_of(finding: Finding) -> Series:
-    """The distances of a conversation from the finding of the paper's rule."""
-    known = finding.evidence.get("series", {})
-    rounds = max((len(values) for values in known.values()), default=0)
-    return {name: np.array(known.get(name, [None] * rounds), dtype=np.float64) for name in DISTANCES}
+    """Return the distances of a conversation, from the finding of the paper's rule."""
+    stored = finding.evidence.get("series", {})
+    rounds = max((len(values) for values in stored.values()), default=0)
+    return {name: np.array(stored.get(name, [None] * rounds), dtype=np.float64) for name in DISTANCES}
 
 
 def threshold_sections(series: Sequence[Series], looped: Sequence[bool] | None, source: str) -> list[Section]:
-    """Share of talks called loops against each threshold; with labels also ROC and precision-recall curves."""
+    """Return the section on looping shares against thresholds; with labels also ROC and precision-recall curves."""
     rules = [name for name in (*DISTANCES, ALL) if _defined(series, name)]
     criticals = {name: np.array([critical(each, name, _ours(), 3) for each in series]) for name in rules}
     sections = [_shares(criticals, len(series), source)]
@@ -50,7 +56,7 @@ def threshold_sections(series: Sequence[Series], looped: Sequence[bool] | None, 
 
 
 def write_sweep(path: Path, series: Sequence[Series], looped: Sequence[bool] | None) -> list[dict[str, Any]]:
-    """Writes the rule's whole grid as CSV, a row a setting, and gives the rows. Thresholds: FACTORS times ours."""
+    """Write the rule's whole grid as CSV, one row per setting, and return the rows. Thresholds: FACTORS times ours."""
     grid = {name: [min(f * _ours()[name], 1.0) for f in FACTORS] for name in DECIDING}
     rows = list(sweep(series, looped, grid, ROUNDS))
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -60,26 +66,27 @@ def write_sweep(path: Path, series: Sequence[Series], looped: Sequence[bool] | N
     return rows
 
 
-def grid_section(rows: Sequence[Mapping[str, Any]], file: str) -> Section:
-    """How far the F1 of the rule moves over the whole grid, for each number of rounds in a row."""
+def all_thresholds_section(rows: Sequence[Mapping[str, Any]], file: str) -> Section:
+    """Return the section on the F1 of the rule over the whole grid, for each number of rounds in a row."""
     table: list[list[Cell]] = []
     for k in ROUNDS:
-        mine = [row for row in rows if row["rounds"] == k]
-        scores = sorted(row["f1"] or 0.0 for row in mine)
-        ours = min(mine, key=lambda row: sum(abs(row[name] - _ours()[name]) for name in DECIDING))
-        best = max(mine, key=lambda row: row["f1"] or 0.0)
+        same_rounds = [row for row in rows if row["rounds"] == k]
+        scores = sorted(row["f1"] or 0.0 for row in same_rounds)
+        ours = min(same_rounds, key=lambda row: sum(abs(row[name] - _ours()[name]) for name in DECIDING))
+        best = max(same_rounds, key=lambda row: row["f1"] or 0.0)
         where = ", ".join(f"{NAMES[name]} {best[name]:.3g}" for name in DECIDING)
         table.append([k, ours["f1"], scores[0], scores[len(scores) // 2], scores[-1], where])
-    columns = ("rounds in a row", "F1 at our thresholds", "least", "median", "best in hindsight", "reached with")
+    columns = ("rounds in a row", "F1 at our thresholds", "lowest", "median", "best in hindsight", "best thresholds")
     return Section(
         "All thresholds together",
-        f"Cosine, Jaccard and BLEU each at {len(FACTORS)} thresholds, {FACTORS[0]:g} to {FACTORS[-1]:g} times ours, in"
-        f" all combinations, and {ROUNDS[0]} to {ROUNDS[-1]} rounds in a row: {len(rows):,} settings, all in {file}.",
+        f"All combinations of {len(FACTORS)} thresholds each for cosine, Jaccard and BLEU ({FACTORS[0]:g} to"
+        f" {FACTORS[-1]:g} times ours) and of {ROUNDS[0]} to {ROUNDS[-1]} rounds in a row: {len(rows):,} settings."
+        f" {file} lists all of them.",
         tables=[Table("F1 of the published rule over its settings", columns, table)],
     )
 
 
-def _shares(criticals: Mapping[str, np.ndarray[Any, Any]], talks: int, source: str) -> Section:
+def _shares(criticals: Mapping[str, np.ndarray[Any, Any]], conversations: int, source: str) -> Section:
     at = np.linspace(0, 2, _STEPS + 1)
     traces: list[Trace] = []
     for place, (name, values) in enumerate(criticals.items()):
@@ -89,7 +96,7 @@ def _shares(criticals: Mapping[str, np.ndarray[Any, Any]], talks: int, source: s
     figure = make_figure(
         traces,
         axis("threshold, as a multiple of ours"),
-        axis("share of talks called loops", range=[-0.04, 1.04], tickformat=".0%"),
+        axis("share of conversations called loops", range=[-0.04, 1.04], tickformat=".0%"),
         height=360,
     )
     rows: list[list[Cell]] = [
@@ -103,12 +110,13 @@ def _shares(criticals: Mapping[str, np.ndarray[Any, Any]], talks: int, source: s
     columns = ("distance", "our threshold", "at half", "at 3/4", "at ours", "at 5/4", "at 3/2")
     return Section(
         "How much the published rule depends on its thresholds",
-        "The rule: below threshold for three rounds in a row. Its thresholds are not public; ours are in"
-        f" analysis/text/paper_rule.py. Here each is moved alone, and all three together. {talks} talks of {source}.",
+        "The rule calls a conversation a loop if its distances stay below the thresholds for three rounds in a row."
+        " The published thresholds are not known; ours are in analysis/text/paper_rule.py. The figure varies each"
+        f" threshold alone, and all three together, for the {conversations} conversations of {source}.",
         [Panel("thresholds", figure)],
         [(NAMES[name], f"cell-{place % 6 + 1}") for place, name in enumerate(criticals)],
-        "A flat line would mean that the threshold does not matter.",
-        [Table("Share of talks called loops", columns, rows)],
+        "A flat line means that the threshold does not matter.",
+        [Table("Share of conversations called loops", columns, rows)],
     )
 
 
@@ -131,11 +139,12 @@ def _curves(found: Sequence[Curve], looped: Sequence[bool], source: str) -> Sect
     columns = ("distance", "area under ROC", "average precision", "best F1 in hindsight", "at the threshold")
     return Section(
         "Against labels",
-        f"{sum(looped)} of the {len(looped)} labelled talks of {source} loop. Each curve runs through every threshold.",
+        f"{sum(looped)} of the {len(looped)} labelled conversations of {source} loop. Each curve covers all values of a"
+        " threshold.",
         panels,
         [(NAMES[c.which], f"cell-{place % 6 + 1}") for place, c in enumerate(found)],
-        "The best threshold in hindsight is an upper bound: nobody knows it before the labels.",
-        [Table("", columns, rows, "All three: in units of our thresholds.")],
+        "The best threshold in hindsight is an upper bound: it can only be chosen with the labels.",
+        [Table("", columns, rows, "All three: the threshold is a multiple of ours.")],
     )
 
 
@@ -144,7 +153,7 @@ def _share(values: np.ndarray[Any, Any], name: str, factor: float) -> str:
 
 
 def _defined(series: Sequence[Series], name: str) -> bool:
-    """Whether a distance was measured at all: without an embedder cosine and coherence are not."""
+    """Return whether a distance was measured; cosine and coherence need an embedder."""
     return name == ALL or any(not np.isnan(each[name]).all() for each in series)
 
 

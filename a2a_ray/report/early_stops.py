@@ -1,4 +1,4 @@
-"""Conversations that an observer ended early, and what that saved."""
+"""Conversations that an observer stopped early, and an estimate of the tokens that this saved."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
 
 TOKENS_PER_WORD = 4 / 3
-"""Of English in the tokenizers of today's models, for agents that do not report their tokens."""
+"""Of English text with current tokenizers; for agents that do not report their tokens."""
 
 
 @dataclass(frozen=True, slots=True)
-class StoppedTalk:
-    """A conversation that an observer ended before its limit.
+class EarlyStop:
+    """A conversation that an observer stopped before its limit.
 
-    turn: after which it was stopped. onset_turn: of the loop that was found with this turn, None if there is none.
+    turn: the last turn. onset_turn: of the loop whose alarm stopped it; None if no loop did.
     turns_left: messages up to the limit. tokens_since_onset: of the messages from the onset on.
-    tokens_saved: estimate: turns_left times the mean tokens of a message of this conversation.
-    counted: whether every message reports its tokens; else those of the others are words times 4/3.
+    tokens_saved: estimate, turns_left times the mean tokens of a message of this conversation.
+    counted: whether every message reports its tokens; for messages that do not, words times 4/3 are used.
     """
 
     id: str
@@ -34,30 +34,30 @@ class StoppedTalk:
     counted: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON value of it."""
+        """Return the JSON value."""
         return asdict(self)
 
 
-def stopped_talk(transcript: Transcript, limit: int, findings: Sequence[Finding]) -> StoppedTalk:
-    """How an observer ended a conversation that may have `limit` messages. findings: of this conversation."""
+def early_stop(transcript: Transcript, limit: int, findings: Sequence[Finding]) -> EarlyStop:
+    """Describe how an observer stopped a conversation of at most `limit` messages. findings: of this conversation."""
     messages = transcript.messages
     turn = len(messages)
     onset = next((f.onset_turn for f in findings if f.looped and f.alarm_turn == turn), None)
     left = max(limit - turn, 0)
-    return StoppedTalk(
+    return EarlyStop(
         transcript.id,
         transcript.stopped_by,
         turn,
         onset,
         left,
-        0 if onset is None else round(tokens(messages[onset - 1 :])),
-        round(left * tokens(messages) / turn) if turn else 0,
+        0 if onset is None else round(output_tokens(messages[onset - 1 :])),
+        round(left * output_tokens(messages) / turn) if turn else 0,
         all("output_tokens" in m.usage for m in messages),
     )
 
 
-def tokens(messages: Iterable[Message]) -> float:
-    """Output tokens of messages: as reported, else words times `TOKENS_PER_WORD`; vectors have none."""
+def output_tokens(messages: Iterable[Message]) -> float:
+    """Return the output tokens of messages: as reported, else words times `TOKENS_PER_WORD`; 0 for vectors."""
     total = 0.0
     for message in messages:
         reported = message.usage.get("output_tokens")
