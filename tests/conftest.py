@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from a2a_ray.analysis.text.embedding import Embedder
+    from tests.pool_agents import Pools
 
 # The same examples in every run, few of them: what a test finds can be found again, on a slow machine too.
 settings.register_profile(
@@ -29,6 +30,17 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def pools(ray_cluster: None, tmp_path: Path) -> Iterator[Pools]:
+    """Starts agents in actors, and ends them with the test."""
+    from tests.pool_agents import Pools
+
+    pools = Pools(tmp_path)
+    yield pools
+    for pool in pools.started:
+        pool.end()
 
 
 @pytest.fixture(scope="session")

@@ -371,5 +371,5 @@ def test_an_invalid_part_is_named(value: dict[str, Any], sentence: str) -> None:
 
 
 def test_a_factory_must_make_an_agent(ray_cluster: None) -> None:
-    with pytest.raises(ConfigurationError, match="what the factory makes: the class EchoAgent; expected an agent"):
+    with pytest.raises(ConfigurationError, match="the factory's result: the class EchoAgent; expected an agent"):
         a2a_ray.remote(lambda: EchoAgent, num_cpus=0)

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from a2a_ray.experiment.spec import AgentSpec, Experiment
-from a2a_ray.runtime.agents.pool import Factory, Pool
+from a2a_ray.runtime.agents.pool import AgentFactory, ReplicaPool
 from a2a_ray.runtime.cluster import EndedAtStart, await_placed, started_locally, storage_place
 from a2a_ray.runtime.crash_recovery import call_recorder
 from a2a_ray.runtime.limits.budget import Spent
@@ -80,18 +80,18 @@ class RunActors:
         self._calling = Calling(name, self.budget_keeper, endpoints, exported(), tracing.settings())
         pools = {key: self._start_pool(spec) for key, spec in heavy.items()}
         for pool in pools.values():  # report missing resources before any replica loads its model
-            pool.placed()
+            pool.await_placement()
         for key, pool in pools.items():
             # At most half of an agent's conversations in one call: while it computes, the other half can prepare.
             batch = min(heavy[key].resources.max_batch_size, -(-counts[key] // 2) or 1)
-            self._pools[key] = pool.parts(batch)
+            self._pools[key] = pool.remote_agent_arguments(batch)
 
     def _start_pool(self, spec: AgentSpec) -> Pool:
         resources = spec.resources
         cpus = resources.num_cpus if resources.num_cpus is not None else (0 if self._local else 1)
-        pool = Pool(
+        pool = ReplicaPool(
             f"agent {spec.name!r}",
-            Factory(spec.pool_settings),
+            AgentFactory(spec.pool_settings),
             resources.replicas,
             cpus,
             resources.num_gpus,

@@ -1,1 +1,1 @@
-"""Agents as Ray actors: replicas, and the calls to them."""
+"""Agents as Ray actors: start them, call them, recover them."""

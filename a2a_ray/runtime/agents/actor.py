@@ -1,4 +1,4 @@
-"""The actor that holds one replica of a heavy agent."""
+"""The actor that runs one replica of an agent."""
 
 from __future__ import annotations
 
@@ -7,78 +7,29 @@ import gc
 import os
 import pickle
 import uuid
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
-
-from ray import cloudpickle
+from typing import Any
 
 from a2a_ray.core.contract_checks import check_part
 from a2a_ray.core.errors import A2AError, AgentError, PlacementError, traceback_of
 from a2a_ray.core.message import Message
-from a2a_ray.runtime.agents.invoke import AGAIN, KEPT, Asking, Question
+from a2a_ray.runtime.agents.actor_messages import ActorReply, CallBatch
+from a2a_ray.runtime.agents.background_tasks import BackgroundTasks
+from a2a_ray.runtime.agents.invoke import KEEP_STATE, AgentCall, Invoker
+from a2a_ray.runtime.agents.step_thread import NOT_STARTED
 from a2a_ray.store.schema import pack, unpack
 
-END_SECONDS = 0.5
-"""How long a process that is to be replaced still hands out what it has."""
-
-
-class ActorReply(NamedTuple):
-    """What comes back from one exchange; numbers are the caller's own for its questions.
-
-    incarnation: of the process. numbers, messages: answers, packed. bids: number -> bid.
-    failed: number -> (class, sentence, traceback) of the error.
-    again: questions that were not asked, and will not be. load: questions that this process has of other callers.
-    problem: why it cannot answer anything; empty if it can.
-    """
-
-    incarnation: str
-    numbers: Sequence[int] = ()
-    messages: Any = ()
-    bids: Mapping[int, float] = {}
-    failed: Mapping[int, tuple[str, str, str]] = {}
-    again: Sequence[int] = ()
-    load: int = 0
-    problem: str = ""
-
-    def pickled(self) -> bytes:
-        """The reply as bytes; an answer that no other process can read becomes an error."""
-        try:
-            return bytes(cloudpickle.dumps(tuple(self)))
-        except Exception:
-            good, failed = {}, dict(self.failed)
-            for number, message in zip(self.numbers, unpack(self.messages), strict=True):
-                try:
-                    cloudpickle.dumps(message)
-                    good[number] = message
-                except Exception as error:
-                    failed[number] = (
-                        "",
-                        f"an answer cannot be sent to another process: {type(error).__name__}: {error}",
-                        "",
-                    )
-            kept = self._replace(numbers=list(good), messages=pack([*good.values()]), failed=failed)
-            return bytes(cloudpickle.dumps(tuple(kept)))
-
-
-class CallBatch(NamedTuple):
-    """What goes with one exchange: packed messages for `step` or `bid`, and the caller's numbers for them.
-
-    states: number -> (state,) to set before. forget: conversations that the agent can drop.
-    """
-
-    method: str
-    numbers: Sequence[int] = ()
-    columns: Any = ()
-    states: Mapping[int, Any] = {}
-    forget: Sequence[str] = ()
+EXIT_SECONDS = 0.5
+"""How long a process that is to be replaced still hands out results."""
 
 
 class AgentHost:
-    """Actor that holds one replica. Its constructor is cheap, so that `ready` tells that it is placed.
+    """The actor that runs one replica. Its constructor is cheap, so that `ready` returns once the actor is placed.
 
-    factory: what makes the agent, pickled. timeout, max_hung_steps, paid: see `Asking`.
-    A process that Ray started again sets its agent up by itself before the first question.
+    A process that Ray restarted sets its agent up by itself, before the first call.
+
+    factory: makes the agent; pickled. timeout, max_hung_steps, paid: see `Invoker`.
     """
 
     def __init__(
@@ -88,150 +39,145 @@ class AgentHost:
         gc.set_threshold(100_000, 10, 10)
         self._factory = factory
         self._limits = (timeout, max_hung_steps, paid)
-        self._thread = ThreadPoolExecutor(1)  # a synchronous agent works in the thread where it was made
+        self._executor = ThreadPoolExecutor(1)  # a synchronous agent runs in the thread where it was made
         self._incarnation = uuid.uuid4().hex
-        self._asking: Asking | None = None
-        self._making: asyncio.Future[Asking] | None = None
+        self._invoker: Invoker | None = None
+        self._setting_up: asyncio.Future[Invoker] | None = None
         self._callers: dict[str, _Caller] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._ends = False
+        self._tasks = BackgroundTasks()
+        self._exiting = False
 
     async def ready(self) -> str:
-        """The incarnation of this process; empty when it is about to end."""
-        return "" if self._ends else self._incarnation
+        """Return the incarnation of this process; empty if it is about to exit."""
+        return "" if self._exiting else self._incarnation
 
     async def setup(self) -> dict[str, Any]:
-        """Makes the agent and loads what is heavy. What callers need to know of it comes back. Raises A2AError."""
-        asking = await self._made()
+        """Make the agent, load what is heavy, and return the facts that callers need. Raises A2AError."""
+        invoker = await self._set_up()
         return {
-            "name": asking.agent.name,
-            "overlaps": asking.overlaps,
-            "bids": hasattr(asking.agent, "bid"),
-            "stateful": asking.stateful,
-            "paid": asking.paid,
+            "name": invoker.agent.name,
+            "overlaps": invoker.overlaps,
+            "bids": hasattr(invoker.agent, "bid"),
+            "stateful": invoker.stateful,
+            "paid": invoker.paid,
         }
 
     async def exchange(self, caller: str, incarnation: str, sent: bytes) -> bytes:
-        """Takes questions, and gives what is answered by now; waits for at least one where some are open.
+        """Take calls, and return the results that are ready; wait for at least one if calls are open.
 
-        A call of the same caller that waits already returns at once, so that a caller needs one waiting call only.
-        Nothing is asked where the caller means another incarnation of this process ("" for any).
+        An earlier exchange of the same caller that still waits returns at once, so that a caller needs only one waiting
+        exchange. If the caller means another incarnation of this process ("" for any), no call is started.
 
-        sent: pickled `CallBatch`; gives a pickled `ActorReply`. Bytes cost Ray less than objects (0.2 ms of 0.7 ms a
+        sent: pickled `CallBatch`; returns a pickled `ActorReply`. Bytes cost Ray less than objects (0.2 ms of 0.7 ms a
         call).
         """
         return (await self._exchange(caller, incarnation, CallBatch(*pickle.loads(sent)))).pickled()
 
-    async def _exchange(self, caller: str, incarnation: str, calls: CallBatch) -> ActorReply:
-        if self._ends or incarnation not in ("", self._incarnation):
-            # Even a process that is about to end gives what is answered; a stranger to the caller has nothing for it.
+    async def _exchange(self, caller: str, incarnation: str, batch: CallBatch) -> ActorReply:
+        if self._exiting or incarnation not in ("", self._incarnation):
+            # A process that is about to exit still returns results, but only to callers that mean this process.
             known = self._callers.get(caller, _Caller()) if incarnation == self._incarnation else _Caller()
-            return known.take(self._incarnation, refused=calls.numbers)
+            return known.take(self._incarnation, refused=batch.numbers)
         try:
-            asking = await self._made()
+            invoker = await self._set_up()
         except A2AError as error:
-            return ActorReply(self._incarnation, again=calls.numbers, problem=str(error))
-        mine = self._callers.setdefault(caller, _Caller())
-        if calls.forget:
-            self._spawn(asking.forget(calls.forget))
-        if calls.numbers:
-            mine.open.update(calls.numbers)
-            self._spawn(self._ask(asking, calls, mine))
-        await mine.filled()
-        return mine.take(self._incarnation, sum(len(c.open) for c in self._callers.values() if c is not mine))
+            return ActorReply(self._incarnation, not_started=batch.numbers, problem=str(error))
+        current = self._callers.setdefault(caller, _Caller())
+        if batch.forget:
+            self._tasks.start(invoker.forget(batch.forget))
+        if batch.numbers:
+            current.open.update(batch.numbers)
+            self._tasks.start(self._invoke(invoker, batch, current))
+        await current.ready()
+        return current.take(self._incarnation, sum(len(c.open) for c in self._callers.values() if c is not current))
 
-    async def _ask(self, asking: Asking, calls: CallBatch, mine: _Caller) -> None:
-        states = calls.states
-        questions = [
-            Question(number, message, states.get(number, KEPT) if states else KEPT)
-            for number, message in zip(calls.numbers, unpack(calls.columns), strict=True)
+    async def _invoke(self, invoker: Invoker, batch: CallBatch, caller: _Caller) -> None:
+        states = batch.states
+        calls = [
+            AgentCall(number, message, states.get(number, KEEP_STATE) if states else KEEP_STATE)
+            for number, message in zip(batch.numbers, unpack(batch.columns), strict=True)
         ]
         try:
-            await asking.ask(calls.method, questions, mine.put)
-        except BaseException as error:  # whatever it is, nobody waits for ever
-            for question in questions:
-                if question.number in mine.open:
-                    mine.put(question, asking.failure(question.message, error))
-        if asking.exhausted and not self._ends:
-            self._ends = True
-            # Ray starts an actor again whose process ended; an actor that exits by Ray's own means stays away.
-            asyncio.get_running_loop().call_later(END_SECONDS, os._exit, 1)
+            await invoker.invoke(batch.method, calls, caller.put)
+        except BaseException as error:  # whatever it is, no caller waits forever
+            for call in calls:
+                if call.number in caller.open:
+                    caller.put(call, invoker.failure(call.message, error))
+        if invoker.exhausted and not self._exiting:
+            self._exiting = True
+            # Ray restarts an actor whose process ended; an actor that exits by Ray's own means stays away.
+            asyncio.get_running_loop().call_later(EXIT_SECONDS, os._exit, 1)
 
-    async def _made(self) -> Asking:
-        if self._asking is None:
-            if self._making is None:
-                self._making = asyncio.get_running_loop().run_in_executor(self._thread, self._make)
-            making = self._making
+    async def _set_up(self) -> Invoker:
+        if self._invoker is None:
+            if self._setting_up is None:
+                self._setting_up = asyncio.get_running_loop().run_in_executor(self._executor, self._make)
+            setting_up = self._setting_up
             try:
-                self._asking = await asyncio.shield(making)
+                self._invoker = await asyncio.shield(setting_up)
             finally:
-                if self._making is making:
-                    self._making = None  # where it failed, the next call tries again
-        return self._asking
+                if self._setting_up is setting_up:
+                    self._setting_up = None  # if it failed, the next call tries again
+        return self._invoker
 
-    def _make(self) -> Asking:
+    def _make(self) -> Invoker:
         try:
             factory = pickle.loads(self._factory)
         except Exception as error:
             raise PlacementError(
-                f"on a node: what makes the agent cannot be loaded: {type(error).__name__}: {error};"
+                f"on a node: the agent's factory cannot be loaded: {type(error).__name__}: {error};"
                 " install the same code on every node, or send it along: runtime_env: {working_dir: .}"
             ) from None
         try:
             agent = factory()
-            check_part("agent", agent, "what the factory makes")
+            check_part("agent", agent, "the factory's result")
             if hasattr(agent, "setup"):
                 agent.setup()
-            return Asking(agent, *self._limits, thread=self._thread)
+            return Invoker(agent, *self._limits, executor=self._executor)
         except A2AError:
             raise
-        except (Exception, SystemExit) as error:  # a foreign error may not survive the way between processes
+        except (Exception, SystemExit) as error:  # other packages' errors may not unpickle in another process
             raise AgentError(f"an agent could not be set up: {type(error).__name__}: {error}") from None
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 class _Caller:
-    """What one caller asked and has not got yet."""
+    """The calls of one caller that are open, and the results that it has not received yet."""
 
     def __init__(self) -> None:
         self.open: set[int] = set()
-        self._outcomes: list[tuple[int, Any]] = []
+        self._results: list[tuple[int, Any]] = []
         self._waiter: asyncio.Future[None] | None = None
 
-    def put(self, question: Question, outcome: Any) -> None:
-        """Keeps what became of a question, and wakes the call that waits."""
-        self.open.discard(question.number)
-        self._outcomes.append((question.number, outcome))
-        self._release()
+    def put(self, call: AgentCall, result: Any) -> None:
+        """Keep a result, and wake the exchange that waits."""
+        self.open.discard(call.number)
+        self._results.append((call.number, result))
+        self._wake()
 
-    async def filled(self) -> None:
-        """Returns when something is there to take, nothing is open, or a later call waits instead."""
-        self._release()
-        if self.open and not self._outcomes:
+    async def ready(self) -> None:
+        """Return when there is a result, no call is open, or a later exchange waits instead."""
+        self._wake()
+        if self.open and not self._results:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
-    def _release(self) -> None:
+    def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def take(self, incarnation: str, load: int = 0, refused: Sequence[int] = ()) -> ActorReply:
-        """All that is there, as a reply."""
-        outcomes, self._outcomes = self._outcomes, []
-        numbers, messages, again = [], [], list(refused)
+    def take(self, incarnation: str, other_load: int = 0, refused: Sequence[int] = ()) -> ActorReply:
+        """Return all results as a reply."""
+        results, self._results = self._results, []
+        numbers, messages, not_started = [], [], list(refused)
         bids, failed = {}, {}
-        for number, outcome in outcomes:
-            if type(outcome) is Message:
+        for number, result in results:
+            if type(result) is Message:
                 numbers.append(number)
-                messages.append(outcome)
-            elif outcome is AGAIN:
-                again.append(number)
-            elif isinstance(outcome, A2AError):
-                failed[number] = (type(outcome).__name__, str(outcome), traceback_of(outcome))
+                messages.append(result)
+            elif result is NOT_STARTED:
+                not_started.append(number)
+            elif isinstance(result, A2AError):
+                failed[number] = (type(result).__name__, str(result), traceback_of(result))
             else:
-                bids[number] = outcome
-        return ActorReply(incarnation, numbers, pack(messages), bids, failed, again, load)
+                bids[number] = result
+        return ActorReply(incarnation, numbers, pack(messages), bids, failed, not_started, other_load)

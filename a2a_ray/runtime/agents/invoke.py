@@ -1,51 +1,46 @@
-"""How an agent is asked inside its own process: overlapping or in a thread, in batches, within its time."""
+"""Invokes an agent inside its own process: one call after the other, overlapping, or in batches."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from a2a_ray.core.errors import A2AError, AgentError, InvalidResponseError, traceback_of
 from a2a_ray.core.message import Message, checked_answer
+from a2a_ray.runtime.agents.step_thread import NOT_STARTED, TIMED_OUT, StepThread
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.05
-"""Between two looks at a thread: an answer waits at most so long for those that are asked after it."""
-KEPT = "kept"
+KEEP_STATE = "keep"
 """In place of a state: the agent has the conversation's state already."""
-AGAIN, OVERRUN = object(), object()
-"""In place of an answer: the question was not asked, since the process is about to end; or it took too long."""
 
 
-class Question(NamedTuple):
-    """A message to the agent, with its caller's number. state: (state,) to set before, or KEPT."""
+class AgentCall(NamedTuple):
+    """A message to the agent, with its caller's number. state: (state,) to set before the call, or KEEP_STATE."""
 
     number: int
     message: Message
-    state: Any = KEPT
+    state: Any = KEEP_STATE
 
 
-Put = Callable[[Question, Any], None]
-"""Takes what became of a question: a Message or a bid that can be sent, an A2AError, or AGAIN."""
+ResultCallback = Callable[[AgentCall, Any], None]
+"""Gets the result of a call: a Message or a bid that can be sent, an A2AError, or NOT_STARTED."""
 
 
-class Asking:
-    """An agent that is set up, and the way to ask it.
+class Invoker:
+    """Invokes an agent that is set up.
 
-    An agent whose `step` or `step_batch` is asynchronous works in the event loop, where questions overlap. Any other
-    one works in a thread, on one question or batch at a time, so that the loop goes on. `step_batch` is used for agents
-    that are neither paid nor stateful; where it fails as a whole, its messages are asked one by one.
+    An agent whose `step` or `step_batch` is asynchronous runs in the event loop, where calls overlap. Any other agent
+    runs in a thread, one call or batch at a time. `step_batch` is used for agents that are neither paid nor stateful;
+    if it fails as a whole, its messages are sent to `step` one by one.
 
-    timeout: seconds for one step, or one batch. An asynchronous step ends with it. A thread cannot be stopped: the
-    agent goes on in another one, and if `max_hung_steps` of them hang at once, it is `exhausted` and not asked any
-    more.
+    timeout: seconds for one step, or one batch. An asynchronous step is cancelled. For a synchronous one, and for
+    `max_hung_steps`, see `StepThread`. executor: the thread in which a synchronous agent was made.
     """
 
     def __init__(
@@ -54,40 +49,38 @@ class Asking:
         timeout: float | None = None,
         max_hung_steps: int = 3,
         paid: bool = False,
-        thread: ThreadPoolExecutor | None = None,
+        executor: ThreadPoolExecutor | None = None,
     ) -> None:
         self.agent = agent
         self.paid = paid or bool(getattr(agent, "paid", False))
         self.stateful = bool(getattr(agent, "stateful", False))
         self.overlaps = any(inspect.iscoroutinefunction(getattr(agent, m, None)) for m in ("step", "step_batch"))
-        self._batch: Any = None if self.paid or self.stateful else getattr(agent, "step_batch", None)
-        self._timeout, self._max_hung_steps = timeout, max_hung_steps
-        self._one_at_a_time = asyncio.Lock()
-        self._thread = thread or ThreadPoolExecutor(1)
-        self._hanging: set[asyncio.Future[None]] = set()
+        self._step_batch: Any = None if self.paid or self.stateful else getattr(agent, "step_batch", None)
+        self._timeout = timeout
+        self._thread = StepThread(timeout, max_hung_steps, executor)
 
     @property
     def exhausted(self) -> bool:
-        """Whether so many threads hang that the process should be replaced."""
-        return len(self._hanging) >= self._max_hung_steps
+        """Whether so many steps hang that the process should be replaced."""
+        return self._thread.exhausted
 
-    async def ask(self, method: str, questions: Sequence[Question], put: Put) -> None:
-        """Asks by `step` or `bid`, and puts what becomes of each question as soon as it is known."""
-        if method == "step" and self._batch is not None and await self._together(questions, put):
+    async def invoke(self, method: str, calls: Sequence[AgentCall], on_result: ResultCallback) -> None:
+        """Call `step` or `bid` for each message, and report each result as soon as it is known."""
+        if method == "step" and self._step_batch is not None and await self._in_batch(calls, on_result):
             return
         if self.overlaps:
-            await asyncio.gather(*(self._overlapping(method, q, put) for q in questions))
+            await asyncio.gather(*(self._overlapping(method, call, on_result) for call in calls))
             return
         awaited = []
-        async for question, outcome in self._in_thread(lambda q: self._one(method, q), questions):
-            if inspect.isawaitable(outcome):  # of a plain function that makes one
-                awaited.append(self._overlapping(method, question, put, outcome))
+        async for call, result in self._thread.run(lambda call: self._one(method, call), calls):
+            if inspect.isawaitable(result):  # of a plain function that returns a coroutine
+                awaited.append(self._overlapping(method, call, on_result, result))
             else:
-                put(question, self._late(question.message) if outcome is OVERRUN else outcome)
+                on_result(call, self._timeout_error(call.message) if result is TIMED_OUT else result)
         await asyncio.gather(*awaited)
 
     async def forget(self, conversations: Sequence[str]) -> None:
-        """Lets a stateful agent drop what it holds of conversations that are over, or went elsewhere."""
+        """Let a stateful agent drop the state of conversations that ended or moved to another replica."""
 
         def drop(conversation: str) -> None:
             try:
@@ -99,11 +92,11 @@ class Asking:
             for conversation in conversations:
                 drop(conversation)
         else:
-            async for _ in self._in_thread(drop, conversations):
+            async for _ in self._thread.run(drop, conversations):
                 pass
 
     def failure(self, message: Message, error: BaseException) -> A2AError:
-        """An error of the agent as one that any process can read."""
+        """Return an error of the agent as one that any process can unpickle."""
         if isinstance(error, A2AError):
             return error
         name = type(error).__name__
@@ -111,152 +104,104 @@ class Asking:
         failed.traceback = traceback_of(error)
         return failed
 
-    async def _together(self, questions: Sequence[Question], put: Put) -> bool:
-        """By `step_batch`; False where it failed as a whole."""
-        messages = [q.message for q in questions]
-        answers: Any = None
+    async def _in_batch(self, calls: Sequence[AgentCall], on_result: ResultCallback) -> bool:
+        """Call `step_batch`; return False if it failed as a whole."""
+        messages = [call.message for call in calls]
+        responses: Any = None
         try:
             if self.overlaps:
                 async with asyncio.timeout(self._timeout):
-                    answers = self._batch(messages)
-                    answers = await answers if inspect.isawaitable(answers) else answers
+                    responses = self._step_batch(messages)
+                    responses = await responses if inspect.isawaitable(responses) else responses
             else:
-                async for _, outcome in self._in_thread(_caught(self._batch), [messages]):
-                    answers = outcome
-            if answers is AGAIN:
-                answers = [AGAIN] * len(questions)
-            elif answers is OVERRUN:
-                raise TimeoutError(f"no end within {self._timeout:g} s")
-            elif isinstance(answers, BaseException):
-                raise answers
-            answers = list(answers)
-            if len(answers) != len(questions):
-                raise InvalidResponseError(f"{len(answers)} answers to {len(questions)} messages")
+                async for _, result in self._thread.run(_catching(self._step_batch), [messages]):
+                    responses = result
+            if responses is NOT_STARTED:
+                responses = [NOT_STARTED] * len(calls)
+            elif responses is TIMED_OUT:
+                raise TimeoutError(f"no response within {self._timeout:g} s")
+            elif isinstance(responses, BaseException):
+                raise responses
+            responses = list(responses)
+            if len(responses) != len(calls):
+                raise InvalidResponseError(f"{len(responses)} responses to {len(calls)} messages")
         except (Exception, SystemExit, asyncio.CancelledError) as error:
-            log.warning("agent %r: its step_batch failed, so it is asked one by one: %r", self.agent.name, error)
+            log.warning("agent %r: step_batch failed, its messages go to step one by one: %r", self.agent.name, error)
             return False
-        for question, answer in zip(questions, answers, strict=True):
-            put(question, answer if answer is AGAIN else self._checked("step", question, answer))
+        for call, response in zip(calls, responses, strict=True):
+            on_result(call, response if response is NOT_STARTED else self._checked("step", call, response))
         return True
 
-    async def _overlapping(self, method: str, question: Question, put: Put, begun: Any = None) -> None:
+    async def _overlapping(self, method: str, call: AgentCall, on_result: ResultCallback, started: Any = None) -> None:
+        """Call the agent in the event loop. started: the awaitable, if the method was called already."""
         limit = None
         try:
-            answer = self._called(method, question) if begun is None else begun
-            if inspect.isawaitable(answer):
+            response = self._call(method, call) if started is None else started
+            if inspect.isawaitable(response):
                 if self._timeout is None:
-                    answer = await answer
+                    response = await response
                 else:
                     async with asyncio.timeout(self._timeout) as limit:
-                        answer = await answer
-            outcome = self._checked(method, question, answer)
-        except BaseException as error:  # also one that would end the event loop, or cancel what it runs in
-            late = limit is not None and limit.expired()
-            outcome = self._late(question.message) if late else self.failure(question.message, error)
-        put(question, outcome)
+                        response = await response
+            result = self._checked(method, call, response)
+        except BaseException as error:  # also those that would end the event loop or cancel its task
+            timed_out = limit is not None and limit.expired()
+            result = self._timeout_error(call.message) if timed_out else self.failure(call.message, error)
+        on_result(call, result)
 
-    def _one(self, method: str, question: Question) -> Any:
-        """What becomes of a question that is asked in a thread; something awaitable is given back as it is."""
+    def _one(self, method: str, call: AgentCall) -> Any:
+        """Return the result of a call that is made in a thread. An awaitable response is returned as it is."""
         try:
-            answer = self._called(method, question)
-            if type(answer) is not Message and inspect.isawaitable(answer):
-                return answer
-            return self._checked(method, question, answer)
+            response = self._call(method, call)
+            if type(response) is not Message and inspect.isawaitable(response):
+                return response
+            return self._checked(method, call, response)
         except (Exception, SystemExit) as error:
-            return self.failure(question.message, error)
+            return self.failure(call.message, error)
 
-    def _called(self, method: str, question: Question) -> Any:
-        if question.state is not KEPT:
-            self.agent.set_state(question.message.conversation, question.state[0])
-        return getattr(self.agent, method)(question.message)
+    def _call(self, method: str, call: AgentCall) -> Any:
+        if call.state is not KEEP_STATE:
+            self.agent.set_state(call.message.conversation, call.state[0])
+        return getattr(self.agent, method)(call.message)
 
-    def _checked(self, method: str, question: Question, answer: Any) -> Any:
-        """An answer that can be sent, the new state with it, or the error that stands for it."""
-        message = question.message
+    def _checked(self, method: str, call: AgentCall, response: Any) -> Any:
+        """Return a response that can be sent, with the new state, or the error that stands for it."""
+        message = call.message
         try:
-            if isinstance(answer, BaseException):  # of one message in a batch
-                return self.failure(message, answer)
+            if isinstance(response, BaseException):  # for one message of a batch
+                return self.failure(message, response)
             if method == "bid":
-                return float(answer)
-            if self.stateful and type(answer) is Message:
+                return float(response)
+            if self.stateful and type(response) is Message:
                 state = self.agent.get_state(message.conversation)
-                answer = replace(answer, metadata={**answer.metadata, "state": state})
-            if type(answer) is not Message or answer.usage or answer.metadata:
-                return checked_answer(answer, message, self.agent.name)
-            return answer  # the conversation checks it
+                response = replace(response, metadata={**response.metadata, "state": state})
+            if type(response) is not Message or response.usage or response.metadata:
+                return checked_answer(response, message, self.agent.name)
+            return response  # the conversation checks it
         except A2AError as error:
             return error
         except Exception as error:
             if method == "bid":
                 name = self.agent.name
                 return InvalidResponseError(
-                    f"agent {name!r} bid {answer!r} at turn {message.turn}; expected a finite number"
+                    f"agent {name!r} bid {response!r} at turn {message.turn}; expected a finite number"
                 )
             return self.failure(message, error)
 
-    def _late(self, message: Message) -> AgentError:
+    def _timeout_error(self, message: Message) -> AgentError:
         return AgentError(
-            f"agent {self.agent.name!r} at turn {message.turn}: no answer within {self._timeout:g} s;"
-            " raise timeout, or look why its step hangs"
+            f"agent {self.agent.name!r} at turn {message.turn}: no response within {self._timeout:g} s;"
+            " raise timeout, or find out why its step hangs"
         )
 
-    async def _in_thread(self, call: Callable[[Any], Any], items: Sequence[Any]) -> AsyncIterator[tuple[Any, Any]]:
-        """Each item and what `call` makes of it, which must not raise; OVERRUN for one that took too long."""
-        loop = asyncio.get_running_loop()
-        done = 0
-        while done < len(items):
-            async with self._one_at_a_time:
-                if self.exhausted:
-                    for item in items[done:]:
-                        yield item, AGAIN
-                    return
-                job = _Job(call, items[done:])
-                running = loop.run_in_executor(self._thread, job.run)
-                first, over = done, False
-                while not over and not (running.done() and done - first == len(job.outcomes)):
-                    await asyncio.wait([running], timeout=self._look())
-                    for outcome in job.outcomes[done - first :]:
-                        yield items[done], outcome
-                        done += 1
-                    index, started = job.now
-                    over = index == done - first and time.monotonic() - started > (self._timeout or float("inf"))
-                if running.done():
-                    running.result()  # raises what is no fault of the agent
-                else:
-                    job.stopped = True
-                    self._hanging.add(running)
-                    running.add_done_callback(self._hanging.discard)
-                    self._thread = ThreadPoolExecutor(1)
-                    yield items[done], OVERRUN
-                    done += 1
 
-    def _look(self) -> float:
-        return LOOK_SECONDS if self._timeout is None else min(LOOK_SECONDS, self._timeout / 4)
+def _catching(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a function that returns the errors of `call`."""
 
-
-class _Job:
-    """Items for a thread to go through; `now` is the index of the one it is at, and since when."""
-
-    def __init__(self, call: Callable[[Any], Any], items: Sequence[Any]) -> None:
-        self._call, self._items = call, items
-        self.outcomes: list[Any] = []
-        self.now = (-1, 0.0)
-        self.stopped = False
-
-    def run(self) -> None:
-        for index, item in enumerate(self._items):
-            self.now = (index, time.monotonic())
-            outcome = self._call(item)
-            if self.stopped:
-                return
-            self.outcomes.append(outcome)
-
-
-def _caught(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def caught(item: Any) -> Any:
+    def catching(item: Any) -> Any:
         try:
             return call(item)
         except (Exception, SystemExit) as error:
             return error
 
-    return caught
+    return catching

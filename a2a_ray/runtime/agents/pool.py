@@ -1,4 +1,4 @@
-"""Heavy agents: replicas over the cluster, each in a Ray actor of its own."""
+"""Starts the replicas of an agent, each in a Ray actor of its own."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ from a2a_ray.runtime.agents.actor import AgentHost
 from a2a_ray.runtime.agents.remote_agent import RemoteAgent as RemoteAgent
 from a2a_ray.runtime.cluster import EndedAtStart, await_placed, connect
 
-STARTS = 5
-"""How often a replica may die before it is set up."""
+MAX_STARTS = 5
+"""A replica that dies this often before it is set up is given up."""
 PAUSE_SECONDS = 1.0
-"""Before a replica that died is asked again: until Ray has noticed, calls to it fail."""
+"""Pause before the next call of a replica that died: until Ray has noticed, calls to it fail."""
 
 
-class Pool:
-    """The replicas of one agent: started at once, `facts` waits for them.
+class ReplicaPool:
+    """The replicas of one agent. The constructor starts them; `facts` waits until they are set up.
 
-    factory: makes the agent, in each replica. num_cpus, num_gpus: that each replica asks for.
-    scheduling_strategy, runtime_env: as Ray takes them. timeout, max_hung_steps, paid: see `Asking`. recover: whether a
-    replica that dies is started again.
-    Raises ConfigurationError where the factory cannot be sent to another process; for all else see `facts`.
+    agent: what error messages call the agent.
+    factory: makes the agent, in each replica.
+    num_cpus, num_gpus: per replica.
+    scheduling_strategy, runtime_env: passed to Ray.
+    timeout, max_hung_steps, paid: see `Invoker`.
+    recover: whether Ray restarts a replica that dies.
+
+    Raises ConfigurationError if the factory cannot be pickled.
     """
 
     def __init__(
         self,
-        what: str,
+        agent: str,
         factory: Callable[[], Any],
         replicas: int,
         num_cpus: float,
@@ -45,18 +49,18 @@ class Pool:
         paid: bool = False,
         recover: bool = True,
     ) -> None:
-        self._what, self._strategy, self._recover = what, scheduling_strategy, recover
+        self._agent, self._strategy, self._recover = agent, scheduling_strategy, recover
         try:
-            # Pickled here, so that a node on which it cannot be loaded can say so; and with the actor's other arguments
-            # it stays available for a restart.
+            # Pickled here, so that a node that cannot load it can report that. As an actor argument it stays available
+            # for restarts.
             pickled = cloudpickle.dumps(factory)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ConfigurationError(
-                f"{what}: what makes it cannot be sent to another process: {reason}; give a function or class of a"
-                " module, and open clients, locks and models in the agent's setup()"
+                f"{agent}: its factory cannot be sent to another process: {reason}; expected a function or class of a"
+                " module. Open clients, locks and models in the agent's setup()"
             ) from None
-        # Ray's own retry can make a paid call twice; a process that died comes back, and sets its agent up again.
+        # max_task_retries: Ray's own retry could make a paid call twice.
         options: dict[str, Any] = {"max_task_retries": 0, "max_restarts": -1 if recover else 0}
         options |= {"num_cpus": num_cpus, "num_gpus": num_gpus}
         if scheduling_strategy is not None:
@@ -69,46 +73,46 @@ class Pool:
         self._placed = [h.ready.remote() for h in self.hosts]
         self._setups = [h.setup.remote() for h in self.hosts]
 
-    def placed(self) -> None:
-        """Returns when every replica has its place. Raises PlacementError."""
-        for left in reversed(range(STARTS if self._recover else 1)):
+    def await_placement(self) -> None:
+        """Return when every replica is placed. Raises PlacementError."""
+        for left in reversed(range(MAX_STARTS if self._recover else 1)):
             try:
-                await_placed(self._placed, [self._demand] * len(self.hosts), self._what, self._strategy)
+                await_placed(self._placed, [self._demand] * len(self.hosts), self._agent, self._strategy)
                 return
             except EndedAtStart:
                 if not left:
                     raise
-                time.sleep(PAUSE_SECONDS)  # Ray starts it again
+                time.sleep(PAUSE_SECONDS)  # Ray restarts it
                 self._placed = [h.ready.remote() for h in self.hosts]
 
     def facts(self) -> dict[str, Any]:
-        """Waits for placement and set-up; what callers must know of the agent: name, overlaps, bids, stateful, paid.
+        """Wait for placement and set-up, and return the agent's name, overlaps, bids, stateful and paid.
 
         Raises PlacementError or AgentError.
         """
-        for left in reversed(range(STARTS if self._recover else 1)):
+        for left in reversed(range(MAX_STARTS if self._recover else 1)):
             try:
-                self.placed()
+                self.await_placement()
                 facts: dict[str, Any] = ray.get(self._setups)[0]
                 break
             except RayTaskError as error:
                 cause = error.cause
-                raise cause if isinstance(cause, A2AError) else AgentError(f"{self._what}: {cause}") from None
+                raise cause if isinstance(cause, A2AError) else AgentError(f"{self._agent}: {cause}") from None
             except RayActorError as error:
                 reason = str(error).splitlines()[0]
                 if not left:
-                    raise PlacementError(f"{self._what}: its process died at the start: {reason}") from None
+                    raise PlacementError(f"{self._agent}: its process died at the start: {reason}") from None
                 time.sleep(PAUSE_SECONDS)
                 self._setups = [h.setup.remote() for h in self.hosts]
         return facts
 
-    def parts(self, max_batch_size: int) -> tuple[Any, ...]:
-        """What makes a `RemoteAgent` in any process. Waits, and raises, as `facts` does."""
+    def remote_agent_arguments(self, max_batch_size: int) -> tuple[Any, ...]:
+        """Return the arguments of a `RemoteAgent`, which any process can make. Waits and raises as `facts` does."""
         facts = self.facts()
         return facts["name"], self.hosts, facts, max_batch_size
 
     def end(self) -> None:
-        """Ends the replicas."""
+        """Kill the replicas."""
         for host in self.hosts:
             ray.kill(host)
 
@@ -126,13 +130,18 @@ def remote(
     max_hung_steps: int = 3,
     address: str | None = None,
 ) -> RemoteAgent:
-    """An agent that works in Ray actors: `agent_factory()` is called once in each of the `replicas`.
+    """Return an agent that runs in Ray actors: each of the `replicas` calls `agent_factory()` once.
 
-    num_cpus, num_gpus: per replica. scheduling_strategy, runtime_env: as Ray takes them. max_batch_size: most messages
-    in a call. timeout: seconds that a step may take; a process in which `max_hung_steps` steps hang is replaced.
-    Connects to `address`, or starts a local Ray, unless Ray runs already. Raises ConfigurationError where the factory
-    cannot be sent to another process, PlacementError within 10 s where the replicas cannot be placed, and AgentError
-    where the agent cannot be set up.
+    Connects to the cluster at `address`, or starts a local Ray, unless Ray runs already.
+
+    num_cpus, num_gpus: per replica.
+    scheduling_strategy, runtime_env: passed to Ray.
+    max_batch_size: the most messages in a batch.
+    timeout: seconds that a step may take.
+    max_hung_steps: a process in which this many steps hang is replaced.
+
+    Raises ConfigurationError if the factory cannot be pickled, PlacementError within 10 s if the replicas cannot be
+    placed, and AgentError if the agent cannot be set up.
     """
     if replicas < 1 or max_batch_size < 1 or max_hung_steps < 1:
         raise ConfigurationError(
@@ -142,17 +151,17 @@ def remote(
     if timeout is not None and not 0 < timeout < float("inf"):
         raise ConfigurationError(f"timeout: {timeout}; expected seconds above 0, or None")
     connect(address)
-    where = (replicas, num_cpus, num_gpus, scheduling_strategy, runtime_env)
-    pool = Pool("the remote agent", agent_factory, *where, timeout=timeout, max_hung_steps=max_hung_steps)
+    options = (replicas, num_cpus, num_gpus, scheduling_strategy, runtime_env)
+    pool = ReplicaPool("the remote agent", agent_factory, *options, timeout=timeout, max_hung_steps=max_hung_steps)
     try:
-        return RemoteAgent(*pool.parts(max_batch_size))
+        return RemoteAgent(*pool.remote_agent_arguments(max_batch_size))
     except BaseException:
         pool.end()
         raise
 
 
-class Factory:
-    """Makes an agent from its settings, in the process where it is to work."""
+class AgentFactory:
+    """Makes an agent from its settings, in the process where it runs."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings

@@ -12,12 +12,12 @@ from a2a_ray.runtime.agents.dispatcher import Dispatcher
 
 
 class RemoteAgent:
-    """An agent whose replicas are Ray actors; itself an `Agent`. Made by `remote`, or by a run for its heavy agents.
+    """An `Agent` whose replicas are Ray actors. `remote` returns one; a run makes one for each of its heavy agents.
 
-    A replica works on one call, and everything that waits meanwhile goes with the next one; questions to an agent whose
-    step is asynchronous overlap. A replica that dies is started again; `Dispatcher` says what becomes of its questions.
+    A replica works on one batch of calls, and the calls queued meanwhile form the next batch. Calls overlap if the
+    agent's step is asynchronous. A replica that dies is restarted, and its calls are retried; see `ReplicaFailures`.
 
-    replicas: the actors. facts: what `AgentHost.setup` told. max_batch_size: the most messages in a call.
+    replicas: the actors. facts: from `AgentHost.setup`. max_batch_size: the most messages in a batch.
     """
 
     placement = "worker"
@@ -26,32 +26,32 @@ class RemoteAgent:
         self.name = name
         self.paid: bool = facts["paid"]
         self.stateful: bool = facts["stateful"]
-        self._parts = (name, tuple(replicas), facts, max_batch_size)
+        self._arguments = (name, tuple(replicas), facts, max_batch_size)
         self._states: dict[str, Any] = {}
         self._dispatchers: dict[asyncio.AbstractEventLoop, Dispatcher] = {}
         if facts["bids"]:
             self.bid = self._bid
 
     async def step(self, message: Message) -> Message:
-        """The answer of one of the replicas. Raises AgentError; LostCall where a paid call was in flight."""
-        answer: Message = await self._dispatcher().ask("step", message)
+        """Return the response of one of the replicas. Raises AgentError; LostCall if a paid call was in flight."""
+        response: Message = await self._dispatcher().call("step", message)
         if self.stateful:
-            self._states[message.conversation] = answer.metadata.get("state")
-        return answer
+            self._states[message.conversation] = response.metadata.get("state")
+        return response
 
     async def _bid(self, message: Message) -> float:
-        bid: float = await self._dispatcher().ask("bid", message)
+        bid: float = await self._dispatcher().call("bid", message)
         return bid
 
     def restore(self, conversation: str, state: Any) -> None:
-        """Gives the newest state of a conversation that goes on: `metadata["state"]` of the agent's last answer."""
+        """Set the state of a resumed conversation: `metadata["state"]` of the agent's last response."""
         if self.stateful:
             self._states[conversation] = state
             for dispatcher in self._dispatchers.values():
                 dispatcher.forget(conversation)
 
     def forget(self, conversation: str) -> None:
-        """Lets a stateful agent drop what it holds of a conversation that is over; of others there is nothing."""
+        """Let a stateful agent drop the state of a conversation that ended. A stateless agent has none."""
         if self.stateful:
             self._states.pop(conversation, None)
             for dispatcher in self._dispatchers.values():
@@ -59,19 +59,19 @@ class RemoteAgent:
 
     @property
     def queue(self) -> int:
-        """Messages that wait for a replica."""
+        """Number of messages queued for a replica."""
         return sum(dispatcher.queue for dispatcher in self._dispatchers.values())
 
     @property
     def batches(self) -> deque[int]:
-        """Messages of each call so far; whoever reads them may take them away."""
-        found = [dispatcher.batches for dispatcher in self._dispatchers.values()]
-        return found[-1] if found else deque()
+        """Sizes of the batches so far; the reader may remove them."""
+        batches = [dispatcher.batches for dispatcher in self._dispatchers.values()]
+        return batches[-1] if batches else deque()
 
     def _dispatcher(self) -> Dispatcher:
         loop = asyncio.get_running_loop()
-        found = self._dispatchers.get(loop)
-        if found is None:
+        dispatcher = self._dispatchers.get(loop)
+        if dispatcher is None:
             self._dispatchers = {k: v for k, v in self._dispatchers.items() if not k.is_closed()}
-            found = self._dispatchers[loop] = Dispatcher(*self._parts, self._states)
-        return found
+            dispatcher = self._dispatchers[loop] = Dispatcher(*self._arguments, self._states)
+        return dispatcher

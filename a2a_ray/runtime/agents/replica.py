@@ -1,4 +1,4 @@
-"""What a caller knows of one replica of an agent, and of its questions to it."""
+"""A caller's view of one replica of an agent: the calls queued for it and the calls in flight with it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from a2a_ray.core import errors
-from a2a_ray.core.errors import AgentError
 from a2a_ray.core.message import Message
 
 
-class Asked:
-    """A question under way."""
+class PendingCall:
+    """A call of an agent whose response has not arrived yet. method: "step" or "bid"."""
 
     __slots__ = ("deaths", "future", "message", "method", "sent_to")
 
     def __init__(self, method: str, message: Message, future: asyncio.Future[Any]) -> None:
         self.method, self.message, self.future = method, message, future
-        self.sent_to = ""  # incarnation
-        self.deaths = 0
+        self.sent_to = ""  # incarnation of the process
+        self.deaths = 0  # of processes that had this call in flight
 
-    def settle(self, outcome: Any) -> None:
-        """Hands over an answer, or raises an error, where the asker still waits."""
+    def resolve(self, outcome: Any) -> None:
+        """Set the result, or the error, unless the caller has given up."""
         if self.future.done():
             return
         if isinstance(outcome, BaseException):
@@ -32,54 +30,33 @@ class Asked:
             self.future.set_result(outcome)
 
 
-Lines = dict[str, deque[Asked]]
+MethodQueues = dict[str, deque[PendingCall]]
+"""Queued calls by method."""
 
 
-class Replica:
-    """What a caller knows of one actor."""
-
-    def __init__(self, handle: Any, waiting: Lines) -> None:
-        self.handle = handle
-        self.waiting = waiting  # shared by all replicas of a stateless agent
-        self.open: dict[int, Asked] = {}  # sent and not answered
-        self.calls = 0  # exchanges in flight
-        self.load = 0  # questions of other callers, when it answered last
-        self.incarnation = ""
-        self.alone = False  # works on suspects, and gets nothing else meanwhile
-        self.away = False  # gets nothing until it is back
-        self.loading = False  # is back, and sets its agent up
-        self.gone = False  # will not come back
-        self.seats = 0  # conversations of a stateful agent that are here
-        self.holds: set[str] = set()  # those whose state it has
-        self.forget: list[str] = []
-
-    def close(self, numbers: Iterable[int]) -> list[Asked]:
-        """Takes away open questions."""
-        return [asked for n in numbers if (asked := self.open.pop(n, None)) is not None]
-
-
-def lines() -> Lines:
-    """Nothing that waits."""
+def empty_queues() -> MethodQueues:
+    """Return an empty queue for each method of an agent."""
     return {"step": deque(), "bid": deque()}
 
 
-def emptied(waiting: Lines) -> list[Asked]:
-    """All that waits, taken away."""
-    asked = [a for line in waiting.values() for a in line]
-    for line in waiting.values():
-        line.clear()
-    return asked
+class Replica:
+    """The state of one actor, as far as this caller knows it."""
 
+    def __init__(self, handle: Any, queued: MethodQueues) -> None:
+        self.handle = handle
+        self.queued = queued  # shared by all replicas of a stateless agent
+        self.in_flight: dict[int, PendingCall] = {}
+        self.exchanges = 0  # actor calls in flight
+        self.other_load = 0  # calls of other callers, as of the newest reply
+        self.incarnation = ""
+        self.isolated = False  # retries suspects, and gets nothing else meanwhile
+        self.away = False  # gets no calls until it is back
+        self.loading = False  # is back, and sets its agent up
+        self.gone = False  # will not come back
+        self.assigned = 0  # conversations with a stateful agent
+        self.has_state: set[str] = set()  # conversations whose state it has
+        self.to_forget: list[str] = []
 
-def first_line(error: object) -> str:
-    """The first line of what an error says."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def plain_error(kind: str, sentence: str, traceback: str = "") -> AgentError:
-    """The error of this package for what an agent raised in its process."""
-    cls = getattr(errors, kind, AgentError)
-    error = cls(sentence) if isinstance(cls, type) and issubclass(cls, AgentError) else AgentError(sentence)
-    error.traceback = traceback
-    return error
+    def remove(self, numbers: Iterable[int]) -> list[PendingCall]:
+        """Remove calls from those in flight, and return them."""
+        return [call for n in numbers if (call := self.in_flight.pop(n, None)) is not None]
