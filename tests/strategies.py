@@ -266,7 +266,7 @@ def random_talk(rng: np.random.Generator, turns: int, words: int = 20) -> list[s
 
 
 class PlannedCall(NamedTuple):
-    """A call that comes to a worker at a time, lasts so many seconds, may take `need` tokens and takes `tokens`."""
+    """A call that a worker makes at a time. It lasts `seconds`, may take `need` tokens, and takes `tokens`."""
 
     at: float
     seconds: float
@@ -276,7 +276,7 @@ class PlannedCall(NamedTuple):
 
 @st.composite
 def planned_calls(draw: st.DrawFn) -> list[list[PlannedCall]]:
-    """The calls of one to three workers, in order; some come all at once, some now and then."""
+    """The calls of one to three workers, in order: some all at once, some spread out."""
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     workers, calls = draw(st.integers(1, 3)), draw(st.integers(1, 12))
     spread = draw(st.sampled_from([0.0, 1.0, 40.0, 150.0]))

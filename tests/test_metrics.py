@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from a2a_ray.runtime.limits.budget import Spent
+from a2a_ray.runtime.limits.spent import Spent
 from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.runtime.telemetry.metrics import COUNTERS, Meter, exported
 from tests.test_calls import PRICE, spec
@@ -41,16 +41,19 @@ def read(run: str) -> dict[tuple[str, str], float]:
     return found
 
 
-def test_what_prometheus_reads_of_a_run(collected: None, tmp_path: Path) -> None:
+def read_until(run: str, complete: Callable[[dict[tuple[str, str], float]], bool]) -> dict[tuple[str, str], float]:
+    """What `read` returns once it is complete: Ray exports metrics every few seconds, one process after the other."""
+    while not complete(found := read(run)):
+        time.sleep(0.5)
+    return found
+
+
+def test_prometheus_reads_the_metrics_of_a_run(collected: None, tmp_path: Path) -> None:
     value = spec(tmp_path / "calls", "worker", 5, 4, price=PRICE, wait=0.01)
     value["agents"][0] |= {"placement": "actor"}
     run = run_experiment(value, storage=tmp_path, progress=False)
     name = Path(run.path).name
-    deadline = time.monotonic() + 40
-    found: dict[tuple[str, str], float] = {}
-    while not found and time.monotonic() < deadline:
-        time.sleep(0.5)
-        found = read(name)
+    found = read_until(name, lambda found: all(found.get(("call_seconds_count", a)) == 10 for a in ("ann", "bob")))
     assert {key[0] for key in found} >= {f"{k}_total" for k in COUNTERS if k not in ("failed_calls", "retries")}
     for agent in ("ann", "bob"):
         assert found["turns_total", agent] == found["calls_total", agent] == 10
@@ -61,8 +64,8 @@ def test_what_prometheus_reads_of_a_run(collected: None, tmp_path: Path) -> None
     assert found["queue_length", "ann"] == 0
 
 
-class Pool:
-    """What `export` asks of a remote agent."""
+class MeasuredPool:
+    """What `export` reads of a remote agent."""
 
     name = "zoe"
     queue = 3
@@ -72,15 +75,11 @@ class Pool:
 
 
 def test_batches_and_queues_of_pools(collected: None) -> None:
-    pool, meter = Pool(), Meter("batches", export=True)
+    pool, meter = MeasuredPool(), Meter("batches", export=True)
     meter.call("zoe", 0.5, {"requests": 3}, failed=True)
     meter.export([pool])
     assert pool.batches == []
-    deadline = time.monotonic() + 40
-    found: dict[tuple[str, str], Any] = {}
-    while not found and time.monotonic() < deadline:
-        time.sleep(0.5)
-        found = read("batches")
+    found = read_until("batches", lambda found: ("batch_size_count", "zoe") in found)
     assert found["batch_size_count", "zoe"] == 3
     assert found["queue_length", "zoe"] == 3
     assert (found["retries_total", "zoe"], found["failed_calls_total", "zoe"]) == (2, 1)
@@ -93,4 +92,4 @@ def test_without_collection_only_sums_are_kept() -> None:
         meter.add(Spent(0.5, 3, 1))
     meter.export([])
     assert meter.spent == Spent(1.5, 9, 3)
-    assert not meter._seconds, "nothing grows that nobody takes"
+    assert not meter._seconds, "no list grows that is never exported"

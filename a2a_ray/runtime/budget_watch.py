@@ -31,7 +31,7 @@ class BudgetWatch:
         if self._keeper is None:
             return ""
         if self._request is None:
-            self._request = self._keeper.state.remote()
+            self._request = self._keeper.stop_reason.remote()
         if not ray.wait([self._request], timeout=0)[0]:
             return ""
         request, self._request = self._request, None
@@ -46,6 +46,6 @@ class BudgetWatch:
         """Return the keeper's answer when all calls are counted; wait for it."""
         if self._keeper is not None:
             with contextlib.suppress(RayActorError):
-                sentence: str = ray.get(self._keeper.state.remote())
+                sentence: str = ray.get(self._keeper.stop_reason.remote())
                 return sentence
         return ""

@@ -13,7 +13,7 @@ from a2a_ray.core.errors import A2AError, PlacementError, StorageError
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.budget_watch import BudgetWatch
 from a2a_ray.runtime.crash_recovery import LOST_SECONDS, CrashRecovery, call_recorder, read_progress
-from a2a_ray.runtime.limits.budget import NOTHING, Spent
+from a2a_ray.runtime.limits.spent import NOTHING, Spent
 from a2a_ray.runtime.plan import Plan, Progress, Watch
 from a2a_ray.runtime.run_actors import RunActors
 from a2a_ray.runtime.worker_slot import WorkerSlot

@@ -12,8 +12,9 @@ from a2a_ray.experiment.spec import AgentSpec, Experiment
 from a2a_ray.runtime.agents.pool import AgentFactory, ReplicaPool
 from a2a_ray.runtime.cluster import EndedAtStart, await_placed, started_locally, storage_place
 from a2a_ray.runtime.crash_recovery import call_recorder
-from a2a_ray.runtime.limits.budget import Spent
-from a2a_ray.runtime.limits.metered import Calling, keep_budget
+from a2a_ray.runtime.limits.budget_keeper import start_budget_keeper
+from a2a_ray.runtime.limits.metered_agent import MeteringSettings
+from a2a_ray.runtime.limits.spent import Spent
 from a2a_ray.runtime.telemetry import tracing
 from a2a_ray.runtime.telemetry.metrics import exported
 from a2a_ray.runtime.worker import CONTROL, Worker
@@ -73,11 +74,11 @@ class RunActors:
         counts = {key: sum(n for cell, n in remaining.items() if key in keys[cell]) for key in specs}
         heavy = {key: spec for key, spec in specs.items() if spec.heavy and counts[key]}
         self.max_in_flight = IN_FLIGHT if heavy else LIGHT_IN_FLIGHT
-        self.budget_keeper, endpoints = keep_budget(self._experiment, spent)
+        self.budget_keeper, endpoints = start_budget_keeper(self._experiment, spent)
         if self.budget_keeper is not None:
             self._started.append(self.budget_keeper)
         name = self._path.rstrip("/").rpartition("/")[2]
-        self._calling = Calling(name, self.budget_keeper, endpoints, exported(), tracing.settings())
+        self._metering = MeteringSettings(name, self.budget_keeper, endpoints, exported(), tracing.settings())
         pools = {key: self._start_pool(spec) for key, spec in heavy.items()}
         for pool in pools.values():  # report missing resources before any replica loads its model
             pool.await_placement()
@@ -86,7 +87,7 @@ class RunActors:
             batch = min(heavy[key].resources.max_batch_size, -(-counts[key] // 2) or 1)
             self._pools[key] = pool.remote_agent_arguments(batch)
 
-    def _start_pool(self, spec: AgentSpec) -> Pool:
+    def _start_pool(self, spec: AgentSpec) -> ReplicaPool:
         resources = spec.resources
         cpus = resources.num_cpus if resources.num_cpus is not None else (0 if self._local else 1)
         pool = ReplicaPool(
@@ -125,7 +126,7 @@ class RunActors:
         }
         kind = actor(concurrency_groups={CONTROL: 1})(Worker).options(**options)
         worker = kind.remote(
-            name, self._experiment, self.recorder, self._pools, self._agent_keys, self.max_in_flight, self._calling
+            name, self._experiment, self.recorder, self._pools, self._agent_keys, self.max_in_flight, self._metering
         )
         self._started.append(worker)
         return worker

@@ -18,8 +18,8 @@ from a2a_ray.core.transcript import DONE, FAILED
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.cluster import connect
 from a2a_ray.runtime.driver import Driver, OnFailure
-from a2a_ray.runtime.limits.budget import NOTHING
-from a2a_ray.runtime.limits.metered import spent_before
+from a2a_ray.runtime.limits.budget_keeper import spent_before
+from a2a_ray.runtime.limits.spent import NOTHING
 from a2a_ray.runtime.plan import Plan, Watch
 from a2a_ray.runtime.preflight import check_startable
 from a2a_ray.runtime.progress import watch_run

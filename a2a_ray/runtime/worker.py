@@ -27,8 +27,8 @@ from a2a_ray.core.termination import TerminationCondition
 from a2a_ray.core.transcript import FAILED, RUNNING, Transcript
 from a2a_ray.experiment.spec import Experiment, Task
 from a2a_ray.runtime.agents.pool import RemoteAgent
-from a2a_ray.runtime.limits.gate import Halted
-from a2a_ray.runtime.limits.metered import Calling, MeteredCalls
+from a2a_ray.runtime.limits.gate import RunHalted
+from a2a_ray.runtime.limits.metered_agent import CallMetering, MeteringSettings
 from a2a_ray.runtime.plan import Outcome, WorkerProgress
 from a2a_ray.runtime.recorder_client import RecorderClient
 from a2a_ray.runtime.telemetry import logs
@@ -54,7 +54,7 @@ class Worker:
         recorder: the recorder's actor handle.
         pools: arguments of `RemoteAgent` for each heavy agent, by agent key.
         agent_keys: keys of the agents of each cell.
-        calling: limits, budget and telemetry of calls to agents.
+        metering: limits, budget and telemetry of calls to agents.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class Worker:
         pools: Mapping[str, tuple[Any, ...]],
         agent_keys: Sequence[Sequence[str]],
         max_in_flight: int,
-        calling: Calling,
+        metering: MeteringSettings,
     ) -> None:
         gc.freeze()
         gc.set_threshold(*COLLECTIONS)
         self._cells, self._agent_keys = experiment.cells, agent_keys
-        logs.name_records(calling.run)
+        logs.name_records(metering.run)
         self._recorder = RecorderClient(recorder, name)
-        self._calls = MeteredCalls(calling, self._recorder)
+        self._calls = CallMetering(metering, self._recorder)
         self._remote = {key: RemoteAgent(*arguments) for key, arguments in pools.items()}
         self._stateful = {key for key, agent in self._remote.items() if agent.stateful}
         self._parts: dict[int, tuple[list[Any], Any, TerminationCondition | None, dict[str, Any]]] = {}
@@ -146,7 +146,7 @@ class Worker:
         except (Exception, SystemExit) as error:  # an observer that sees stored turns, or an agent's set-up
             return await self._store_failed_start(task, error, stored)
         transcript, recorder = conversation.transcript, self._recorder
-        logs.about.set(transcript)
+        logs.log_context.set(transcript)
         if not stored and not self._stopped and recorder.add(opening_row(transcript)):
             await recorder.send()
         try:
@@ -159,7 +159,7 @@ class Worker:
                         await recorder.flush()
                     if self._stopped:
                         break
-        except Halted:
+        except RunHalted:
             transcript.status = RUNNING  # it continues when the run is resumed
         except AuthenticationError as error:  # the next conversations would fail in the same way
             transcript.status, self._refused = RUNNING, self._refused or error
@@ -221,14 +221,14 @@ class Worker:
             agents, options = [], {}
             for spec, key in zip(cell.agents, self._agent_keys[index], strict=True):
                 if spec.heavy:
-                    agents.append(self._calls.wrapped(self._remote[key], spec, key))
+                    agents.append(self._calls.wrap(self._remote[key], spec, key))
                     options[spec.name] = spec.turn_settings()
                     continue
                 if key not in self._light:
                     self._light[key] = spec.build()
                     if hasattr(self._light[key], "setup"):
                         self._light[key].setup()
-                agents.append(self._calls.wrapped(self._light[key], spec, key))
+                agents.append(self._calls.wrap(self._light[key], spec, key))
             termination: TerminationCondition | None = None
             for each in cell.termination:
                 condition = terminations.build(each, "termination")

@@ -1,8 +1,10 @@
-"""OpenTelemetry spans of agents' turns, by the GenAI semantic conventions, where OpenTelemetry is set up.
+"""OpenTelemetry spans of agents' turns, by the GenAI semantic conventions.
 
-A worker traces when its process has a tracer provider already (from a set-up hook of Ray, for example), or when
-OTEL_TRACES_EXPORTER or an OTLP endpoint was set where the run was started: the OTEL_* variables go with the run to its
-workers, and the SDK's parts read them there.
+A worker traces in two cases:
+
+* its process has a tracer provider already, for example from a set-up hook of Ray;
+* OTEL_TRACES_EXPORTER or an OTLP endpoint was set when the run was started. The OTEL_* variables are passed to the
+  workers, where the SDK reads them.
 """
 
 from __future__ import annotations
@@ -28,23 +30,23 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 
 def settings() -> dict[str, str]:
-    """The OTEL_* variables of this process, if they ask for spans; else nothing. Raises MissingDependencyError."""
+    """Return the OTEL_* variables of this process; none if they request no spans. Raises MissingDependencyError."""
     otel = {key: value for key, value in os.environ.items() if key.startswith("OTEL_")}
     if any(otel.get(key) for key in ENDPOINTS):
         otel.setdefault(EXPORTER, "otlp")
     if otel.get(EXPORTER, "none") == "none" or otel.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return {}
-    _exporter(otel)  # whether it is there
+    _exporter(otel)  # raises if it is not installed
     return otel
 
 
 def tracing(run: str, otel: Mapping[str, str]) -> Tracing | None:
-    """What makes the spans in this process; None where nobody would get them. otel: from `settings`."""
+    """Return the tracing of this process; None if spans would not be exported. otel: from `settings`."""
     if find_spec("opentelemetry") is None:
         return None
     from opentelemetry import trace
 
-    if otel and type(trace.get_tracer_provider()).__name__ == "ProxyTracerProvider":  # nobody has set one
+    if otel and type(trace.get_tracer_provider()).__name__ == "ProxyTracerProvider":  # none is set
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
@@ -53,13 +55,13 @@ def tracing(run: str, otel: Mapping[str, str]) -> Tracing | None:
         provider = TracerProvider()
         provider.add_span_processor(BatchSpanProcessor(_exporter(otel)()))
         trace.set_tracer_provider(provider)
-    if not hasattr(trace.get_tracer_provider(), "add_span_processor"):  # the API alone: spans would go nowhere
+    if not hasattr(trace.get_tracer_provider(), "add_span_processor"):  # the API alone drops all spans
         return None
     return Tracing(run)
 
 
 def _exporter(otel: Mapping[str, str]) -> Any:
-    """The class of the exporter that the variables name. Raises MissingDependencyError."""
+    """Return the exporter class that the variables name. Raises MissingDependencyError."""
     name = otel[EXPORTER]
     if name == "otlp":
         protocol = next((otel[key] for key in PROTOCOLS if otel.get(key)), "http/protobuf")
@@ -67,14 +69,14 @@ def _exporter(otel: Mapping[str, str]) -> Any:
     found = list(entry_points(group="opentelemetry_traces_exporter", name=name))
     if not found:
         raise MissingDependencyError(
-            f"{EXPORTER}: {otel[EXPORTER]!r} asks for spans, and what sends them is not installed ({name}):"
-            " pip install opentelemetry-sdk opentelemetry-exporter-otlp, on every node; or unset the variable"
+            f"{EXPORTER}: {otel[EXPORTER]!r}; the exporter {name} is not installed. On every node:"
+            " pip install opentelemetry-sdk opentelemetry-exporter-otlp; or unset the variable"
         )
     return found[0].load()
 
 
 class Tracing:
-    """Makes spans; all of one conversation in one trace, whichever processes hold it and however often it goes on."""
+    """Makes spans. A conversation has one trace, whichever processes run it and however often it is resumed."""
 
     def __init__(self, run: str) -> None:
         from opentelemetry import trace
@@ -84,7 +86,7 @@ class Tracing:
 
     @contextmanager
     def span(self, agent: str, model: str | None, message: Message, method: str) -> Iterator[Span]:
-        """The span of one call. An exception ends it with error.type and goes on."""
+        """Make the span of one call. An exception ends it with error.type, and propagates."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
         attributes: dict[str, Any] = {
@@ -109,14 +111,14 @@ class Tracing:
             span.end()
 
     @staticmethod
-    def tell(span: Span, usage: Mapping[str, Any]) -> None:
-        """Puts what an answer took on its span."""
+    def set_usage(span: Span, usage: Mapping[str, Any]) -> None:
+        """Set the tokens of a response on its span."""
         for key in ("input_tokens", "output_tokens"):
             if key in usage:
                 span.set_attribute(f"gen_ai.usage.{key}", usage[key])
 
     def flush(self) -> None:
-        """Sends the spans that wait, for at most 5 s; a worker that is ended would take them with it."""
+        """Send the queued spans, for at most 5 s; a worker that is killed would lose them."""
         from opentelemetry import trace
 
         provider: Any = trace.get_tracer_provider()
@@ -124,7 +126,7 @@ class Tracing:
             provider.force_flush(5_000)
 
     def _parent(self, conversation: str) -> Context:
-        """A context by whose trace all spans of a conversation belong together: its id follows from the names alone."""
+        """Return the context of a conversation's trace. Its id is a digest of the names: the same in every process."""
         from opentelemetry import trace
 
         digest = hashlib.sha256(f"{self._run}\0{conversation}".encode()).digest()
