@@ -14,13 +14,18 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from a2a_ray.core import errors, registry
+from a2a_ray.core.findings import Finding
 from a2a_ray.core.registry import load
+from a2a_ray.experiment.agent_spec import AgentSpec
 from a2a_ray.experiment.spec import Experiment
+from a2a_ray.store.schema import SCHEMA
 from tests.command_line import call
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,6 +157,24 @@ def test_every_page_is_in_the_index() -> None:
     index = (DOCS / "README.md").read_text(encoding="utf-8")
     pages = [p.relative_to(DOCS) for p in sorted(DOCS.rglob("*.md")) if p.name != "README.md"]
     assert [str(p) for p in pages if f"]({p})" not in index] == []
+
+
+REFERENCE = {
+    "specification": [
+        *Experiment.model_fields,
+        *AgentSpec.model_fields,
+        *(kind for kinds in (registry.agents, registry.protocols) for kind in kinds.names()),
+    ],
+    "turns_table": SCHEMA.names,
+    "findings": [field.name for field in fields(Finding)],
+    "errors": [name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)],
+}
+
+
+@pytest.mark.parametrize("page", REFERENCE)
+def test_the_reference_names_everything(page: str) -> None:
+    text = (DOCS / "reference" / f"{page}.md").read_text(encoding="utf-8")
+    assert [name for name in REFERENCE[page] if f"`{name}`" not in text] == []
 
 
 def test_pages_that_the_code_names_exist() -> None:
