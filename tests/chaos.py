@@ -32,7 +32,8 @@ from deltalake import DeltaTable
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.message import Message
 from a2a_ray.experiment.spec import Experiment
-from a2a_ray.store.run import open_run, run_names
+from a2a_ray.store.run import open_run
+from a2a_ray.store.run_folder import run_names
 
 KINDS = ("Worker", "Recorder", "AgentHost", "node")
 """What can be killed: actors, by class name, and nodes; with --redis also "gcs", the process of Ray's own state."""

@@ -24,7 +24,8 @@ import yaml
 
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.run_experiment import run_experiment
-from a2a_ray.store.run import Run, open_run, run_names
+from a2a_ray.store.run import Run, open_run
+from a2a_ray.store.run_folder import run_names
 from tests.command_line import Done, call, finish, start, write_spec
 
 ECHO = {"name": "ann", "kind": "echo"}

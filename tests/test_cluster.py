@@ -23,7 +23,7 @@ from a2a_ray.core.errors import A2AError, ConfigurationError, PlacementError
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.cluster import CONNECT_SECONDS
 from a2a_ray.runtime.run_experiment import resume_run, run_experiment
-from a2a_ray.store.run import run_names
+from a2a_ray.store.run_folder import run_names
 from tests.command_line import ROOT, finish, start, write_spec
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test-alone-" * 3}

@@ -20,6 +20,7 @@ from a2a_ray.experiment.spec import Experiment
 from a2a_ray.protocols.adaptive import Adaptive
 from a2a_ray.protocols.simultaneous import Simultaneous
 from a2a_ray.runtime.run_experiment import run_experiment
+from a2a_ray.store import row_order
 from a2a_ray.store import run as store
 from a2a_ray.store.dataset import snapshot, table_uri, turns_of
 from a2a_ray.store.run import Run, create_run, open_run
@@ -114,8 +115,8 @@ def test_messages_cross_between_processes_as_they_are(sent: list[Message]) -> No
 
 def test_the_columns_are_those_of_the_documentation() -> None:
     assert ", ".join(SCHEMA.names) == (
-        "conversation_id, seq, turn, kind, sender, text, vector, dtype, seed, input_tokens, output_tokens, cost, usage,"
-        " attempt, writer, metadata, created_at"
+        "conversation_id, seq, turn, kind, sender, text, vector, dtype, seed, input_tokens, output_tokens, cost,"
+        " requests, usage, attempt, writer, metadata, created_at"
     )
 
 
@@ -204,9 +205,9 @@ def test_conversations_are_read_in_groups(tmp_path: Path, monkeypatch: pytest.Mo
     run = written(tmp_path, talks=300, turns=3)
     whole = [t.to_exchange() for t in run.transcripts()]
     sizes: list[int] = []
-    sort = store._sorted
-    monkeypatch.setattr(store, "_sorted", lambda table: sizes.append(len(table)) or sort(table))
-    monkeypatch.setattr(store, "GROUP_ROWS", 100)
+    sort = store.sort_rows
+    monkeypatch.setattr(store, "sort_rows", lambda table: sizes.append(len(table)) or sort(table))
+    monkeypatch.setattr(row_order, "GROUP_ROWS", 100)
     assert [t.to_exchange() for t in run.transcripts()] == whole
     assert len(sizes) == 15
     assert max(sizes) <= 100

@@ -14,7 +14,8 @@ from a2a_ray.core.errors import StorageError
 from a2a_ray.core.message import Message
 from a2a_ray.runtime.quarantine import ALONE_DEATHS, Quarantine
 from a2a_ray.runtime.run_experiment import resume_run, run_experiment
-from a2a_ray.store.run import Run, run_names
+from a2a_ray.store.run import Run
+from a2a_ray.store.run_folder import run_names
 
 
 class Deadly:

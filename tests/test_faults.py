@@ -24,7 +24,8 @@ from a2a_ray.core.verdict import ObserverVerdict
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.cluster import connect
 from a2a_ray.runtime.run_experiment import resume_run, run_experiment
-from a2a_ray.store.run import Run, open_run, run_names
+from a2a_ray.store.run import Run, open_run
+from a2a_ray.store.run_folder import run_names
 from tests.command_line import call, write_spec
 
 

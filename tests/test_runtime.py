@@ -21,7 +21,8 @@ from a2a_ray.core.errors import AgentError, ConfigurationError, PlacementError
 from a2a_ray.core.message import Message
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.run_experiment import resume_run, run_experiment
-from a2a_ray.store.run import Run, create_run, open_run, run_names
+from a2a_ray.store.run import Run, create_run, open_run
+from a2a_ray.store.run_folder import run_names
 from a2a_ray.store.schema import pack, unpack
 
 

@@ -19,7 +19,8 @@ from a2a_ray.experiment.spec import Experiment
 from a2a_ray.store import run as store_module
 from a2a_ray.store import writer as writer_module
 from a2a_ray.store.lease import Lease
-from a2a_ray.store.run import Run, create_run, open_run, run_names
+from a2a_ray.store.run import Run, create_run, open_run
+from a2a_ray.store.run_folder import run_names
 from a2a_ray.store.schema import CALL, Beside, call_row, to_batch
 from a2a_ray.store.writer import Writer
 from tests.command_line import ROOT, finish, start, write_spec
@@ -215,13 +216,13 @@ def test_calls_are_not_turns(run: Run) -> None:
 
 def test_only_the_requested_conversations_are_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    sort = store_module._sorted
+    sort = store_module.sort_rows
 
     def counted(table: Any) -> Any:
         read.append(len(table))
         return sort(table)
 
-    monkeypatch.setattr(store_module, "_sorted", counted)
+    monkeypatch.setattr(store_module, "sort_rows", counted)
     assert [t.id for t in run.transcripts(["0-0-3", "0-0-1", "nothing"])] == ["0-0-1", "0-0-3"]
     assert run.transcript("0-0-2").id == "0-0-2"
     run.summary()

@@ -9,13 +9,16 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from a2a_ray.core.errors import ConfigurationError, unknown
+from a2a_ray.core.looped import LOOP as LOOP
+from a2a_ray.core.looped import RECOVERED as RECOVERED
+from a2a_ray.core.looped import reports_loop
 from a2a_ray.core.message import EMPTY
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NONE, WARNING, LOOP, RECOVERED, WAITING = "none", "warning", "loop", "recovered", "waiting"
-"""`status` of a finding about loops. A loop that was left again is "recovered"."""
+NONE, WARNING, WAITING = "none", "warning", "waiting"
+"""`status` of a finding about loops, beside those of looped.py."""
 NOT_APPLICABLE = "not applicable"
 """`status` if the analyzer has nothing to say about this conversation; `reason` says why."""
 
@@ -89,7 +92,7 @@ class Finding:
     @property
     def looped(self) -> bool:
         """Whether it reports a loop, left again or not."""
-        return self.status in (LOOP, RECOVERED)
+        return reports_loop(self.status)
 
     def __hash__(self) -> int:
         return hash((*self.key, self.number))

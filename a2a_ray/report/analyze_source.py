@@ -19,7 +19,8 @@ from a2a_ray.report.embedding_cache import cache_file
 from a2a_ray.report.results import Results
 from a2a_ray.runtime.analyze_run import analyze_run
 from a2a_ray.runtime.progress import print_status, progress_bar
-from a2a_ray.store.run import MANIFEST, Run, open_run
+from a2a_ray.store.run import Run, open_run
+from a2a_ray.store.run_folder import MANIFEST
 from a2a_ray.transcripts.jsonl import read_jsonl
 
 

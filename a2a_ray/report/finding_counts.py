@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from a2a_ray.core.findings import LOOP, NONE, NOT_APPLICABLE, RECOVERED, WAITING, Finding
+from a2a_ray.core.findings import NONE, NOT_APPLICABLE, WAITING, Finding
+from a2a_ray.core.looped import conversation_looped
 from a2a_ray.store.findings_table import Key
 
 COUNTED_FIELDS = (
@@ -39,7 +40,7 @@ class FindingCounts:
         id, status = row["conversation_id"], row["status"]
         if status not in (NONE, NOT_APPLICABLE):
             self.reported[key] = self.reported.get(key, 0) + 1
-        if status in (LOOP, RECOVERED):
+        if conversation_looped(row["number"], status):
             fields = {name: row[name] for name in COUNTED_FIELDS}
             self.loops.setdefault(key, {})[id] = Finding(analyzer=key[0], analyzer_version=key[1], **fields)
         elif status == NOT_APPLICABLE:

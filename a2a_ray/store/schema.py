@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         ("input_tokens", pa.int64()),
         ("output_tokens", pa.int64()),
         ("cost", pa.float64()),
+        ("requests", pa.int64()),  # to the model's server, retries included
         ("usage", pa.string()),  # JSON object of what else the answer took, null if empty
         ("attempt", pa.int32()),  # of ends and calls, else null
         ("writer", pa.string()),  # of ends and calls, else null
@@ -47,7 +48,7 @@ SCHEMA = pa.schema(
 """Columns of the turns table, one row a record. The key of an opening or of what was said is (conversation_id, seq).
 There can be several ends and calls of one seq: attempt and writer tell them apart."""
 
-COUNTED = {"input_tokens": (int,), "output_tokens": (int,), "cost": (int, float)}
+COUNTED = {"input_tokens": (int,), "output_tokens": (int,), "cost": (int, float), "requests": (int,)}
 """Keys of `usage` that have a column, and the types of the values that go there."""
 
 

@@ -11,7 +11,8 @@ def list_runs(storage: Storage = "runs", as_json: AsJson = False) -> None:
     """List the runs in a storage folder."""
     from a2a_ray.interface.tables import print_runs
     from a2a_ray.runtime.analyze_run import looped_by_default
-    from a2a_ray.store.run import open_run, run_names
+    from a2a_ray.store.run import open_run
+    from a2a_ray.store.run_folder import run_names
 
     rows = []
     for name in run_names(storage):
