@@ -18,11 +18,9 @@ from a2a_ray.core.message import Message
 from a2a_ray.reproduce.misaligned import (
     adversary,
     defences,
-    defences_section,
     error_by_round,
     noisy_agents,
     plateau_by_angle,
-    plateau_section,
     prompt_geometry,
     turn_order,
     uninformed_helper,
@@ -35,7 +33,7 @@ from a2a_ray.reproduce.misaligned.attackers import (
     projecting,
     white_box,
 )
-from a2a_ray.reproduce.misaligned.defended_agent import Bounded, Guard, Probing, Redrawn, guarded_talk
+from a2a_ray.reproduce.misaligned.defended_agent import Bounded, Guard, Probing, Redrawn, guarded_conversation
 from a2a_ray.reproduce.misaligned.lsa_pairs import (
     Side,
     apply,
@@ -91,7 +89,7 @@ def test_the_last_line_is_what_was_promised(study: Study) -> None:
     assert all((study.folder / figure).is_file() for figure in result["figures"])
     assert set(result["outcomes"]) == set(EXPERIMENTS)
     assert out.count("\n") == 1
-    assert [f"{i} of {len(EXPERIMENTS)}: {what}" for i, what in enumerate(EXPERIMENTS.values(), 1)] == [
+    assert [f"{i} of {len(EXPERIMENTS)}: {topic}" for i, (topic, _) in enumerate(EXPERIMENTS.values(), 1)] == [
         line.rsplit(",", 1)[0] for line in err.splitlines()
     ]
 
@@ -125,7 +123,7 @@ def test_one_experiment_without_trained_weights(capsys: pytest.CaptureFixture[st
     assert done.json["helper_rounds"] is None
     assert done.json["max_relative_error_analytic"] <= 1e-10
     again = call(capsys, *arguments)
-    assert again.out.startswith("* Analytic agents rest within")
+    assert again.out.startswith("* Analytic agents end within")
     assert again.out.endswith(f"Report: {out / 'report.html'}\n")
 
 
@@ -190,7 +188,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 @settings(max_examples=20)
 def test_residuals_are_linear_in_the_gap(seed: int, d: int, angle: float, turned: float) -> None:
     w, u = pair(seed, d, 2)
-    whole = predicted(*plateau_by_angle.at(w, u, angle, turned))
+    whole = predicted(*plateau_by_angle.at_angle(w, u, angle, turned))
     parts = plateau_by_angle.predicted_residuals(w, u, np.array([[(turned, turned + angle)]]))[0, 0]
     np.testing.assert_allclose(parts, [whole.residual_w, whole.residual_u], atol=1e-12)
 
@@ -198,12 +196,14 @@ def test_residuals_are_linear_in_the_gap(seed: int, d: int, angle: float, turned
 @given(seeds, st.integers(1, 4), dims)
 def test_a_pair_and_its_twin_never_fall_together(seed: int, count: int, d: int) -> None:
     w, u = pair(seed, d, count)
-    assert not plateau_section.falls(plateau_section.together(plateau_by_angle.predicted_residuals(w, u))).any()
+    assert not plateau_by_angle.decreases(
+        plateau_by_angle.rms_distance(plateau_by_angle.predicted_residuals(w, u))
+    ).any()
 
 
 def test_a_curve_that_falls_is_seen() -> None:
     curve = np.array([0.0, 1.0, 2.0, 2.0 - 1e-8, 3.0])
-    assert plateau_section.falls(np.stack([curve, np.sort(curve)], axis=1)).tolist() == [True, False]
+    assert plateau_by_angle.decreases(np.stack([curve, np.sort(curve)], axis=1)).tolist() == [True, False]
 
 
 def test_plateau(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_plateau(tmp_path: Path) -> None:
 
 def test_too_few_rounds_are_told() -> None:
     hasty = Settings(dim=3, pairs=2, rounds=5)
-    assert plateau_by_angle.run(hasty).outcome.startswith("The talks have not settled (up to 0.")
+    assert plateau_by_angle.run(hasty).outcome.startswith("The conversations have not converged (up to 0.")
     assert "more than 5 rounds" in defences.run(hasty).outcome
 
 
@@ -338,7 +338,7 @@ def test_who_leaves_again_has_not_arrived() -> None:
 
 def test_a_guard_that_does_nothing_changes_nothing() -> None:
     w, u = pair(1, 4)
-    said, accepted = guarded_talk(Guard(w), u.turn, 60)
+    said, accepted = guarded_conversation(Guard(w), u.turn, 60)
     settled = settle(w.turn, u.turn, np.zeros((3, 4)), 60)
     np.testing.assert_array_equal(said[-1], settled[0])
     np.testing.assert_array_equal(accepted[-1], settled[1])
@@ -348,7 +348,7 @@ def test_a_bounded_step_is_bounded_and_takes_the_share_of_the_way_that_it_allows
     w, u = pair(1, 4)
     attack = white_box(w, u.objectives)
     needed = norms(apply(w.pulls, u.objectives - w.objectives))
-    said, accepted = guarded_talk(Bounded(w, 0.3 * needed), attack.turn, 400)
+    said, accepted = guarded_conversation(Bounded(w, 0.3 * needed), attack.turn, 400)
     assert (norms(accepted - said) <= 0.3 * needed * (1 + 1e-12)).all()
     gap = u.objectives - w.objectives
     np.testing.assert_allclose(accepted[-1] - u.objectives, -0.7 * gap, atol=1e-9)
@@ -371,7 +371,7 @@ def test_probing_tells_attackers_from_honest_partners() -> None:
     w, u = pair(1, 4, 8)
     for partner, alarms in ((u, False), (white_box(w, u.objectives), True)):
         guard = Probing(w)
-        said, _ = guarded_talk(guard, partner.turn, 400)
+        said, _ = guarded_conversation(guard, partner.turn, 400)
         assert guard.alone.tolist() == [alarms] * 8
         assert (norms(said[-1] - w.objectives) < 1e-6).tolist() == [alarms] * 8
 
@@ -381,7 +381,7 @@ def test_defences() -> None:
     for name, expected in found["attacked_predicted"].items():
         for agent in "WU":
             assert found["attacked"][name][agent] == pytest.approx(expected[agent], abs=1e-5), name
-    for name in (defences_section.NONE, defences_section.BOUNDED):
+    for name in (defences.NONE, defences.BOUNDED):
         for agent in "WU":
             assert found["honest"][name][agent] == pytest.approx(found["honest_predicted"][agent], abs=1e-5)
     for mean in found["redrawn_mean"].values():

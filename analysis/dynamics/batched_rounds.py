@@ -68,8 +68,8 @@ def run_rounds(
     """
     whole = turns[0] if len(turns) == 1 else compose(turns[0], turns[1])
     if noise is None and every > 1:
-        turns = [compose(repeat(whole, every - 1), turns[0]), *turns[1:]]
-        whole = repeat(whole, every)
+        skipped = repeat(whole, every - 1)
+        turns, whole = [compose(skipped, turns[0]), *turns[1:]], compose(skipped, whole)
         rounds, every = rounds // every, 1
     matrix = whole.matrix.mT.contiguous()  # products with states as rows are faster
     states = start.new_empty(STRETCH + 1, *start.shape)  # where the stretch begins, and the end of each round

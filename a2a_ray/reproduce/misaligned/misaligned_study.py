@@ -1,4 +1,4 @@
-"""The experiments put together: run one after the other, written as a page, figures and JSON."""
+"""The study: it runs the experiments one after the other and writes a page, figures and JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.report.page import write_page
@@ -17,37 +17,33 @@ from a2a_ray.report.study_page import Study, write_study
 from a2a_ray.reproduce.misaligned.experiment_result import ExperimentResult
 from a2a_ray.reproduce.misaligned.study_settings import Settings
 
+
+class Entry(NamedTuple):
+    """An experiment: its topic, and its module with `run(settings) -> ExperimentResult`."""
+
+    topic: str
+    module: str
+
+
 EXPERIMENTS = {
-    "plateau": "plateau against 19 angles",
-    "rounds": "error per round",
-    "order": "order of turns",
-    "geometry": "geometry of the prompts",
-    "adversary": "adversary under a rank limit",
-    "defences": "defences and what they cost",
-    "helper": "helper",
-    "noise": "noise and verdicts",
+    "plateau": Entry("plateau against 19 angles", "plateau_by_angle"),
+    "rounds": Entry("error per round", "error_by_round"),
+    "order": Entry("order of turns", "turn_order"),
+    "geometry": Entry("geometry of the prompts", "prompt_geometry"),
+    "adversary": Entry("adversary under a rank limit", "adversary"),
+    "defences": Entry("defences and their cost", "defences"),
+    "helper": Entry("helper", "uninformed_helper"),
+    "noise": Entry("noise and verdicts", "noisy_agents"),
 }
-"""Name of each experiment and what it is about."""
-MODULES = {
-    "plateau": "plateau_by_angle",
-    "rounds": "error_by_round",
-    "order": "turn_order",
-    "geometry": "prompt_geometry",
-    "adversary": "adversary",
-    "defences": "defences",
-    "helper": "uninformed_helper",
-    "noise": "noisy_agents",
-}
-"""Module of each experiment, with `run(settings) -> ExperimentResult`."""
 HEADLINES = ("plateau", "adversary", "defences", "helper")
-"""Whose outcome stands at the top of the page; every outcome stands with its section."""
+"""Experiments whose outcome is at the top of the page; every outcome is in its section."""
 NUMBERS = {
     "max_relative_error_analytic": "of the gap: largest error against the closed form",
     "median_relative_error_trained": "of the gap: median error of trained agents",
     "adversary_error": "of the gap: the adversary's distance from its objective",
     "helper_rounds": "round until the helped agent is at its objective",
 }
-"""What the page shows in large figures."""
+"""Numbers at the top of the page."""
 SUMMARY = (
     "max_relative_error_analytic",
     "median_relative_error_trained",
@@ -56,24 +52,26 @@ SUMMARY = (
     "victim_error",
     "helper_rounds",
 )
-"""The last keys of the JSON, before `figures`; null where the experiment was not run."""
+"""The last keys of the JSON, before `figures`; null if the experiment was not run."""
 
 
 def chosen(only: str | None) -> list[str]:
-    """The experiments to run. Raises ConfigurationError for a name that is none."""
+    """Return the experiments to run. Raises ConfigurationError for an unknown name."""
     if only is not None and only not in EXPERIMENTS:
         raise ConfigurationError("--only: " + unknown("experiment", only, EXPERIMENTS))
     return [only] if only else list(EXPERIMENTS)
 
 
 def run_study_experiment(name: str, settings: Settings) -> ExperimentResult:
-    """One of them."""
-    run: Callable[[Settings], ExperimentResult] = import_module(f"a2a_ray.reproduce.misaligned.{MODULES[name]}").run
+    """Run one experiment."""
+    run: Callable[[Settings], ExperimentResult] = import_module(
+        f"a2a_ray.reproduce.misaligned.{EXPERIMENTS[name].module}"
+    ).run
     return run(settings)
 
 
 def prepare(folder: Path) -> None:
-    """Before any work: makes the folder. Raises ConfigurationError where that cannot be."""
+    """Create the folder before any work. Raises ConfigurationError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,7 +81,7 @@ def prepare(folder: Path) -> None:
 def write_results(
     folder: Path, settings: Settings, results: Mapping[str, ExperimentResult], seconds: float, command: str
 ) -> dict[str, Any]:
-    """Writes report.html, figures/ and results.json into the folder, and gives the object that `--json` prints."""
+    """Write report.html, figures/ and results.json to the folder and return the object that `--json` prints."""
     figures = write_study(folder, _study(settings, results, seconds, command))
     summary = {key: value for result in results.values() for key, value in result.summary.items()}
     head = {"command": command, "settings": asdict(settings), "seconds": round(seconds, 1)}
@@ -108,7 +106,7 @@ def _study(settings: Settings, results: Mapping[str, ExperimentResult], seconds:
             "command": command,
             "dimensions": str(settings.dim),
             "pairs": str(settings.pairs),
-            "rounds": "as many as the rates ask for" if settings.rounds is None else str(settings.rounds),
+            "rounds": "until the conversations converge" if settings.rounds is None else str(settings.rounds),
             "condition number": f"{settings.condition:g}",
             "step size": f"{settings.step_size:g}",
             "seed": str(settings.seed),
@@ -119,7 +117,7 @@ def _study(settings: Settings, results: Mapping[str, ExperimentResult], seconds:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON: what is not finite is null."""
+    """Return the value as JSON with null for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
