@@ -118,7 +118,7 @@ def test_one_experiment_without_trained_weights(capsys: pytest.CaptureFixture[st
     arguments = ("reproduce", "misaligned", "--dim", "3", "--pairs", "2", "--only", "plateau", "-o", str(out))
     done = call(capsys, *arguments, "--json")
     assert done.status == 0
-    assert "no trained weights for 3 dimensions" in done.err
+    assert "No trained weights exist for 3 dimensions" in done.err
     assert done.json["median_relative_error_trained"] is None
     assert done.json["helper_rounds"] is None
     assert done.json["max_relative_error_analytic"] <= 1e-10

@@ -186,7 +186,7 @@ def _spinner(name: str, number: int, total: int) -> Iterator[None]:
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     started = time.perf_counter()
-    text = f"{number} of {total}: {EXPERIMENTS[name]}"
+    text = f"{number} of {total}: {EXPERIMENTS[name].topic}"
     with console.status(text) if console.is_terminal else nullcontext():
         yield
     console.print(f"{text}, {time.perf_counter() - started:.0f} s")

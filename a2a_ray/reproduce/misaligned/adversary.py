@@ -156,7 +156,8 @@ def _section(curves: dict[str, tuple[Array, Array]], values: dict[str, Any]) -> 
         f"Median over the pairs, {values['rounds']} rounds. U's distance from its objective falls to rounding error."
         " Its rate is that of W alone in the directions that U does not move. The span of W's last updates covers all"
         " directions after d rounds, so that attack arrives at once. Reading the direction of each last update"
-        " converges elsewhere: to a state where W pulls at right angles to U's remaining error. W pays for the attack (Victim W)."
+        " converges elsewhere: to a state where W pulls at right angles to U's remaining error. W pays for the"
+        " attack (Victim W)."
     )
     legend = [(name, colour_name(i)) for i, name in enumerate(curves)] + [("dotted: W predicted", "")]
     panels = [

@@ -236,8 +236,8 @@ def _section(curves: dict[str, dict[str, Curves]], values: dict[str, Any]) -> Se
     caption = (
         "Errors of W per round under attack, and with an honest partner (the cost of a defence without an attack)."
         " Root mean square over pairs, shares of the gap. Bounded step: the bound as a share of the step that the"
-        " attack needs. A smaller bound gives the adversary less. It also brings W nearer to its own objective with an honest"
-        " partner."
+        " attack needs. A smaller bound gives the adversary less. It also brings W nearer to its own objective with an"
+        " honest partner."
     )
     legend = [(name, colour_name(i)) for i, name in enumerate(curves["attack"])]
     legend += [

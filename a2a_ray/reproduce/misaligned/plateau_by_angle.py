@@ -227,8 +227,8 @@ def _section(settings: Settings, expected: Array, measured: Mapping[str, Array],
         "W and U answer each other. Each answer is one gradient step towards the agent's own objective, in context, by"
         " linear self-attention over the examples in its prompt."
         f" {several(settings.pairs, 'pair')} of {settings.dim} dimensions, each with its own geometry (the covariance"
-        f" of the examples), condition number {settings.condition:g}, step {settings.step_size:g}; objectives of length 1"
-        " at 19 angles. Each pair also runs as its twin: both objectives rotated by 90 degrees in their plane."
+        f" of the examples), condition number {settings.condition:g}, step {settings.step_size:g}; objectives of length"
+        " 1 at 19 angles. Each pair also runs as its twin: both objectives rotated by 90 degrees in their plane."
         f" {rounds['analytic']} rounds with analytic weights"
     )
     if "trained" in rounds:
@@ -250,8 +250,8 @@ def _caption(values: Mapping[str, Any]) -> str:
     return (
         "The distance of each agent from its own objective in equilibrium, after its own turn, in units of an"
         " objective's length. Only at 0 degrees, with equal objectives, do they arrive. Thick line and points: root"
-        " mean square over the pairs and their twins, which cannot decrease for any sample. The curve of a single pair can"
-        " (last panel, if there is one), because its geometry pulls differently in different directions. Real"
+        " mean square over the pairs and their twins, which cannot decrease for any sample. The curve of a single pair"
+        " can (last panel, if there is one), because its geometry pulls differently in different directions. Real"
         f" conversations of the first pairs end where the batches do (largest distance over the gap: {differences})."
     )
 
