@@ -4,8 +4,8 @@
   A conversation that kills its worker every time is set aside as failed. See `CrashRecovery`.
 * The recorder: Ray restarts it. The driver repeats its call (`call_recorder`); workers send again what was not
   committed (`recorder_client.py`), and the table stores each row once (`store/committed.py`).
-* The budget keeper: Ray restarts it, and workers report their spending again (`limits/gate.py`).
-* An agent replica: Ray restarts it, and the call goes to another one (`agents/dispatcher.py`).
+* The budget keeper: Ray restarts it, and workers report their spending again (`limits/budget_keeper.py`).
+* An agent replica: Ray restarts it, and the call goes to another one (`agents/replica_failure.py`).
 * The driver: `resume_run` continues the run (`store/lease.py` makes sure that only one driver writes).
 """
 
