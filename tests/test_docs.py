@@ -177,6 +177,12 @@ def test_the_reference_names_everything(page: str) -> None:
     assert [name for name in REFERENCE[page] if f"`{name}`" not in text] == []
 
 
+def test_where_is_what_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:a2a_ray|agents|protocols|analysis|tests|docs)/[\w/.]*)`", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_pages_that_the_code_names_exist() -> None:
     folders = [ROOT / top for top in ("a2a_ray", "agents", "analysis", "protocols", "scripts", "benchmarks")]
     files = [p for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".yaml", ".md", ".j2")]
