@@ -1,4 +1,4 @@
-"""The analysis of runs: found once, stored, read again; here and on Ray; whoever asks gets the same answer."""
+"""The analysis of runs: stored once, here and on Ray; all commands report the same."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from a2a_ray.core.findings import Finding, to_arrow
 from a2a_ray.core.message import Message
 from a2a_ray.core.verdict import NOTHING, ObserverVerdict
 from a2a_ray.report.analyze_source import analyze_opened
+from a2a_ray.report.loop_tables import loop_table
 from a2a_ray.runtime import analyze_run as of_runs
 from a2a_ray.runtime.analyze_run import analyze_run
 from a2a_ray.runtime.run_experiment import run_experiment
@@ -32,7 +33,7 @@ WORDS = [f"{a}{b}{c}" for a in ("ka", "lo", "mi", "su") for b in ("ra", "ne", "p
 
 
 class Play:
-    """Says the lines of a play; in every second conversation a refrain from its fifth turn on. It bids, too."""
+    """Random lines; in every second conversation a refrain from the fifth turn on. It bids, too."""
 
     placement = "worker"
 
@@ -51,7 +52,7 @@ class Play:
 
 
 class Counts:
-    """An observer of somebody's own, which knows nothing of findings: warns of every third message."""
+    """A custom observer without findings of its own: reports a loop from the third message on."""
 
     def __init__(self) -> None:
         self.seen = 0
@@ -98,13 +99,13 @@ def test_a_run_is_analyzed_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("analyzed again")
 
-    monkeypatch.setattr(of_runs, "_here", refuse)
+    monkeypatch.setattr(of_runs, "_in_process", refuse)
     assert analyze_run(open_run(run.path)) == keys
     assert list(run.findings()) == found
     assert commits(run) == version
 
 
-def test_other_settings_stand_beside_the_first(run: Run) -> None:
+def test_findings_of_other_settings_are_added(run: Run) -> None:
     analyze_run(run)
     analyze_run(run, AnalysisSettings(threshold=4.0))
     thresholds = [f.threshold for f in run.findings(["0-1-0"]) if f.analyzer == "loops"]
@@ -112,18 +113,18 @@ def test_other_settings_stand_beside_the_first(run: Run) -> None:
     assert sum(f.analyzer == "exact_repetition" for f in run.findings(["0-1-0"])) == 1
 
 
-def test_what_was_found_before_an_interruption_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_made_before_an_interruption_are_stored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(done: int, total: int) -> None:
         if done > 15:  # the second conversation
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        analyze_run(run, told=interrupt)
+        analyze_run(run, on_progress=interrupt)
     kept = {f.conversation_id for f in run.findings()}
     assert kept == {"0-0-0", "0-1-0"}
-    told: list[tuple[int, int]] = []
-    analyze_run(run, told=lambda *n: told.append(n))
-    assert told == [(15, 30), (30, 30)]
+    progress: list[tuple[int, int]] = []
+    analyze_run(run, on_progress=lambda *n: progress.append(n))
+    assert progress == [(15, 30), (30, 30)]
     assert len(loops_of(run)) == 2
 
 
@@ -141,7 +142,7 @@ def test_two_writers_add_each_finding_once(tmp_path: Path) -> None:
     assert [f.conversation_id for f in FindingsTable(str(tmp_path)).read(["a", "b", "c"])] == ["a", "b", "c"]
 
 
-def test_findings_that_have_read_further_replace_the_earlier_ones(tmp_path: Path) -> None:
+def test_findings_that_have_read_further_replace_earlier_ones(tmp_path: Path) -> None:
     table = FindingsTable(str(tmp_path))
     table.add(to_arrow([finding("a", 3, number=1), finding("a", 3, number=2), finding("b", 3)]))
     table.add(to_arrow([finding("a", 9, status="loop")]))
@@ -150,7 +151,7 @@ def test_findings_that_have_read_further_replace_the_earlier_ones(tmp_path: Path
     assert (newest.through_seq, newest.status) == (9, "loop")
 
 
-def test_a_table_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_table_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     table = FindingsTable(str(tmp_path))
     table.add(to_arrow([finding("a", 3)]))
     log = tmp_path / "findings" / "_delta_log" / "00000000000000000000.json"
@@ -162,21 +163,21 @@ def test_a_table_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 # --- on Ray
 
 
-def test_ray_tasks_find_what_this_process_finds(ray_cluster: None, tmp_path: Path, monkeypatch: Any) -> None:
+def test_ray_tasks_find_the_same_as_this_process(ray_cluster: None, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(of_runs, "TASK_RECORDS", 40)
     spec = value(repeats=3)
     here, there = (run_experiment(spec, storage=tmp_path / name, progress=False) for name in ("here", "there"))
     analyze_run(here)
-    told: list[tuple[int, int]] = []
-    analyze_run(there, workers=2, told=lambda *n: told.append(n))
-    assert len(told) == 4
-    assert told[-1] == (12 * 15, 12 * 15)
+    progress: list[tuple[int, int]] = []
+    analyze_run(there, workers=2, on_progress=lambda *n: progress.append(n))
+    assert len(progress) == 4
+    assert progress[-1] == (12 * 15, 12 * 15)
     assert list(here.findings()) == list(there.findings())
 
 
 @pytest.mark.slow
 @needs_model
-def test_with_an_embedder_actors_on_ray_find_what_this_process_finds(ray_cluster: None, tmp_path: Path) -> None:
+def test_with_an_embedder_ray_tasks_find_the_same_as_this_process(ray_cluster: None, tmp_path: Path) -> None:
     here, there = (run_experiment(value(), storage=tmp_path / name, progress=False) for name in ("here", "there"))
     settings = AnalysisSettings(DEFAULT_MODEL)
     analyze_run(here, settings)
@@ -190,7 +191,7 @@ def test_with_an_embedder_actors_on_ray_find_what_this_process_finds(ray_cluster
     np.testing.assert_allclose(drifts[0], drifts[1], atol=1e-3)
 
 
-def test_an_error_in_a_task_is_told_as_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_task_is_raised_as_it_is(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     (Path(run.path) / "manifest.json").write_text("{}")
     with pytest.raises(Exception, match="not a run"):
         analyze_run(run, workers=2)
@@ -199,7 +200,7 @@ def test_an_error_in_a_task_is_told_as_it_is(run: Run, monkeypatch: pytest.Monke
 # --- live
 
 
-def test_observers_store_what_an_analysis_finds(ray_cluster: None, tmp_path: Path) -> None:
+def test_live_observers_store_the_same_findings_as_an_analysis(ray_cluster: None, tmp_path: Path) -> None:
     observers = [{"kind": "loops"}, {"kind": "loops", "threshold": 3.0, "name": "strict"}, {"kind": "exact_repetition"}]
     live = run_experiment(value(observers=observers), storage=tmp_path / "live", progress=False)
     found = list(live.findings())
@@ -214,7 +215,7 @@ def test_observers_store_what_an_analysis_finds(ray_cluster: None, tmp_path: Pat
     assert [f for f in live.findings() if f.analyzer in ("loops", "exact_repetition")] == found
 
 
-def test_an_observer_that_knows_nothing_of_findings_has_some(ray_cluster: None, tmp_path: Path) -> None:
+def test_verdicts_of_a_custom_observer_become_findings(ray_cluster: None, tmp_path: Path) -> None:
     observers = [{"kind": Counts, "name": "counts"}]
     run = run_experiment(value(observers=observers), storage=tmp_path, progress=False)
     found = list(run.findings())
@@ -223,13 +224,13 @@ def test_an_observer_that_knows_nothing_of_findings_has_some(ray_cluster: None, 
         ("counts", "loop", 2, 3, "three messages")
     }
     assert found[0].evidence == {"why": "three"}
-    results = analyze_opened(run)
-    assert results.loop_table is not None
-    assert results.loop_table.columns[-1] == "counts"
-    assert results.loop_table.rows[0][-1] == 4
+    table = loop_table(analyze_opened(run))
+    assert table is not None
+    assert table.columns[-1] == "counts"
+    assert table.rows[0][-1] == 4
 
 
-def test_a_run_of_code_that_is_not_here_can_be_read(
+def test_a_run_whose_agents_cannot_be_imported_can_be_read(
     run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     manifest = Path(run.path) / "manifest.json"
@@ -259,7 +260,7 @@ def test_a_resumed_run_has_each_finding_once(ray_cluster: None, tmp_path: Path) 
 # --- one answer
 
 
-def test_all_commands_give_one_answer(
+def test_all_commands_report_the_same_loops(
     run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -293,7 +294,7 @@ def test_all_commands_give_one_answer(
     assert call(capsys, "analyze", tmp_path / "talks.jsonl", "--json").json["looped"] == analyzed["looped"]
 
 
-def test_turns_are_numbered_by_messages_where_there_are_bids(
+def test_turns_are_numbered_by_messages_if_agents_bid(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = run_experiment(value(), storage=tmp_path / "plain", progress=False)

@@ -1,4 +1,4 @@
-"""One numbering from the conversation to the stored row and back, and what is asked of the columns."""
+"""One numbering from the conversation to the stored row and back, and the columns of the turns table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.strategies import messages, usages
 
 
 class Bidder:
-    """Bids by its seed, and remembers the turns that it is asked for."""
+    """Bids by its seed, and keeps the turns of its calls."""
 
     def __init__(self, name: str, fails_at: int = 0) -> None:
         self.name, self.fails_at = name, fails_at
@@ -49,7 +49,7 @@ class Bidder:
 
 
 class Notes:
-    """Notes every record, and stops after so many."""
+    """Counts records, and stops the conversation after `most`."""
 
     def __init__(self, most: int = 1000) -> None:
         self.most, self.seen = most, 0
@@ -124,7 +124,7 @@ ODD = st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text
 
 
 @given(st.lists(messages(history=False), max_size=5), st.data())
-def test_what_is_stored_comes_back(said: list[Message], data: st.DataObject) -> None:
+def test_stored_messages_are_read_unchanged(said: list[Message], data: st.DataObject) -> None:
     from dataclasses import replace
 
     odd = st.dictionaries(st.sampled_from(["input_tokens", "output_tokens", "cost", "requests", "note"]), ODD)
@@ -155,8 +155,8 @@ def test_an_end_is_a_row_of_its_own_kind() -> None:
     transcript = Conversation([Bidder("ann")], max_turns=9, observers={"mine": Notes(2)}).run()
     assert (transcript.stopped_by, transcript.reason) == ("mine", "mine: 2 records")
     row = to_batch([opening_row(transcript), end_row(transcript, 1.0)]).to_pylist()[1]
-    told = {name: row[name] for name in ("seq", "turn", "kind", "sender", "text", "attempt", "writer")}
-    assert told == {
+    fields = {name: row[name] for name in ("seq", "turn", "kind", "sender", "text", "attempt", "writer")}
+    assert fields == {
         "seq": 3,
         "turn": None,
         "kind": "done",
@@ -216,7 +216,7 @@ def test_conversations_are_read_in_groups(tmp_path: Path, monkeypatch: pytest.Mo
     assert [*run.transcripts([])] == []
 
 
-def test_files_without_the_ids_that_are_asked_for_are_not_read(tmp_path: Path) -> None:
+def test_files_without_the_requested_ids_are_not_read(tmp_path: Path) -> None:
     run = written(tmp_path, talks=40, turns=2, files=4)
     files = sorted((low, name) for name, low, _ in snapshot(run.path).files)
     assert [low for low, _ in files] == ["0-0-00", "0-0-10", "0-0-20", "0-0-30"]
@@ -271,10 +271,10 @@ def test_bids_are_null_in_the_column_of_turns(ray_cluster: None, tmp_path: Path)
     assert isinstance(end_row(transcript, 0.0), Beside)
 
 
-# --- going on from a transcript
+# --- continuing a transcript
 
 
-def test_going_on_from_a_transcript_leaves_it_as_it_was() -> None:
+def test_continuing_a_transcript_does_not_change_it() -> None:
     first = Conversation([Bidder("ann")], max_turns=3, observers=[Notes()]).run()
     first.status, first.reason = "running", ""
     before = (len(first), list(first.verdicts), first.status)

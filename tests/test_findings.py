@@ -1,4 +1,4 @@
-"""Findings: frozen, and the same after a way through JSON or Arrow."""
+"""Findings: frozen, and equal after a round trip through JSON or Arrow."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_equal_settings_have_one_key_whatever_their_order() -> None:
     assert canonical({}) == "{}"
 
 
-def test_what_is_not_finite_is_none() -> None:
+def test_values_that_are_not_finite_become_none() -> None:
     found = Finding(
         conversation_id="c",
         analyzer="x",
@@ -65,6 +65,6 @@ def test_what_is_not_finite_is_none() -> None:
         ({"conversation_id": "c", "analyzer": "x", "evidence": {"a": object()}}, "evidence"),
     ],
 )
-def test_what_is_no_finding(value: dict[str, object], sentence: str) -> None:
+def test_invalid_findings_are_refused(value: dict[str, object], sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence):
         Finding.from_dict(value)

@@ -54,7 +54,7 @@ def analyze_opened(
 ) -> Results:
     """Analyze an open run. Raises as `analyze_source`."""
     with _bar(run.path) as report_progress, _half_the_cores(settings):
-        keys = analyze_run(run, settings, workers=workers, address=address, told=report_progress)
+        keys = analyze_run(run, settings, workers=workers, address=address, on_progress=report_progress)
     return Results(run.path, settings, run, keys)
 
 

@@ -1,4 +1,4 @@
-"""The analysis of a run: what is missing in its table of findings is found, in this process or on Ray, and stored."""
+"""The analysis of a run: finds and stores the findings that are missing, in this process or on Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from a2a_ray.analysis.equilibria.negotiation import has_offers
 from a2a_ray.analysis.equilibria.negotiation_analyzer import NegotiationAnalyzer
 from a2a_ray.analysis.text.embedding import Embedder
 from a2a_ray.core.errors import ConfigurationError, StorageError
-from a2a_ray.core.findings import LOOP, RECOVERED, Finding, to_arrow
+from a2a_ray.core.findings import Finding, to_arrow
+from a2a_ray.core.looped import conversation_looped
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.experiment.closed_form import equilibrium_analyzer
 from a2a_ray.store.dataset import last_seqs, turns_of
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IN_PROCESS = 20_000
-"""Records that are analyzed in this process; more of them on Ray, whose start takes seconds."""
+"""Up to this many records are analyzed in this process; more on Ray, whose start takes seconds."""
 TASK_RECORDS = 12_000
-"""Records of one Ray task, some seconds of work."""
+"""Records of one Ray task: some seconds of work."""
 FLUSH_SECONDS, FLUSH_FINDINGS = 5.0, 5_000
 """How often findings are committed."""
 
-Told = Callable[[int, int], None]
-"""Called with how many records were analyzed, and how many there are to analyze."""
+OnProgress = Callable[[int, int], None]
+"""Called with the number of records analyzed so far, and of all records to analyze."""
 
 
 def analyze_run(
@@ -45,16 +46,18 @@ def analyze_run(
     *,
     workers: int | None = None,
     address: str | None = None,
-    told: Told = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> list[Key]:
-    """Finds and stores what is missing, and gives the keys of the findings that belong to these settings.
+    """Find and store the findings that are missing, and return the keys of the findings of these settings.
 
-    A conversation is analyzed once for each analyzer, version and settings; asking again is a read. More than
-    `IN_PROCESS` records, or an `address`, use Ray: tasks read ranges of the stored table, with an embedder in actors of
-    its own, on GPUs if there are some. This process holds ids and counts only.
+    A conversation is analyzed once per analyzer, version and settings. With more than `IN_PROCESS` records, `workers`
+    or an `address`, the analysis runs on Ray: tasks read ranges of the stored table, and the embedder runs in its own
+    actors, on GPUs if there are any. This process keeps only ids and counts in memory.
 
-    workers: tasks at once; by default as many as there are CPUs. Raises ConfigurationError, PlacementError,
-    StorageError. What was found before an error or KeyboardInterrupt is stored.
+    workers: the most tasks at the same time; by default the number of CPUs.
+
+    Raises ConfigurationError, PlacementError or StorageError. Findings made before an error or KeyboardInterrupt are
+    stored.
     """
     if workers is not None and workers < 1:
         raise ConfigurationError(f"workers: {workers}; expected at least 1")
@@ -77,31 +80,31 @@ def analyze_run(
     if ids:
         total = sum(sizes)
         if address is None and workers is None and total <= IN_PROCESS:
-            batches = _here(run, settings, embedder, ids, known)
+            batches = _in_process(run, settings, embedder, ids, known)
         else:
             path = run.path if "://" in run.path else str(Path(run.path).absolute())
             batches = _on_ray(path, settings, ids, sizes, known, workers, address)
         try:
-            _store(table, batches, total, told)
+            _store(table, batches, total, on_progress)
         finally:
             if embedder is not None:
-                with contextlib.suppress(StorageError):  # they can be made again
+                with contextlib.suppress(StorageError):  # they can be computed again
                     embedder.save()
     return [*base, *dict.fromkeys(of_cell.values()), *_negotiation_keys()]
 
 
 def embeddings_file(path: str) -> Path | None:
-    """Where the embeddings of a run on this machine are kept from one analysis to the next."""
+    """Return the file that keeps the embeddings of a run on this machine from one analysis to the next."""
     return None if "://" in path else Path(path) / "embeddings.parquet"
 
 
 def equilibrium_of(run: Run, cell: int) -> Analyzer:
-    """The analyzer of where the agents of a cell settle."""
+    """Return the analyzer of a cell's equilibrium."""
     return equilibrium_analyzer(run.experiment.cells[cell])
 
 
-def of_run(run: Run) -> Callable[[Transcript], Sequence[Analyzer]]:
-    """The analyzers that depend on what the run knows of its agents."""
+def run_analyzers(run: Run) -> Callable[[Transcript], Sequence[Analyzer]]:
+    """Return the function that chooses the analyzers which need the agents' objectives."""
     equilibrium = cache(lambda cell: equilibrium_of(run, cell))
 
     def chosen(transcript: Transcript) -> Sequence[Analyzer]:
@@ -112,7 +115,7 @@ def of_run(run: Run) -> Callable[[Transcript], Sequence[Analyzer]]:
 
 
 def looped_by_default(run: Run) -> int | None:
-    """How many conversations of a run looped by the detector's default settings; None if it was not analyzed."""
+    """Return how many conversations looped by the detector's default settings; None if the run was not analyzed."""
     detector = key_of(loop_analyzers(AnalysisSettings(), None)[0])
     table = FindingsTable(run.path)
     if detector not in table.known():
@@ -120,7 +123,7 @@ def looped_by_default(run: Run) -> int | None:
     looped = 0
     for batch in table.batches(keys=[detector], columns=["number", "status"]):
         pairs = zip(batch["number"].to_pylist(), batch["status"].to_pylist(), strict=True)
-        looped += sum(number == 1 and status in (LOOP, RECOVERED) for number, status in pairs)
+        looped += sum(conversation_looped(number, status) for number, status in pairs)
     return looped
 
 
@@ -139,7 +142,7 @@ def _rows(
     ids: Sequence[str],
     known: Mapping[Key, Mapping[str, int]],
 ) -> Iterator[tuple[int, list[Finding]]]:
-    """How many records each conversation has, and what is found in it that is not known yet."""
+    """Yield the number of records of each conversation, and its missing findings."""
     seqs: dict[str, int] = {}
 
     def read() -> Iterator[Transcript]:
@@ -148,11 +151,13 @@ def _rows(
             yield transcript
 
     wanted = _missing(known, seqs)
-    for transcript, found in analyze(read(), settings, embedder=embedder, of_conversation=of_run(run), wanted=wanted):
+    for transcript, found in analyze(
+        read(), settings, embedder=embedder, of_conversation=run_analyzers(run), wanted=wanted
+    ):
         yield len(transcript) + 1, found
 
 
-def _here(
+def _in_process(
     run: Run,
     settings: AnalysisSettings,
     embedder: Embedder | None,
@@ -163,8 +168,10 @@ def _here(
         yield records, to_arrow(found)
 
 
-def _store(table: FindingsTable, batches: Iterator[tuple[int, pa.RecordBatch]], total: int, told: Told) -> None:
-    """Commits the findings in groups, also those before an error or Ctrl-C."""
+def _store(
+    table: FindingsTable, batches: Iterator[tuple[int, pa.RecordBatch]], total: int, on_progress: OnProgress
+) -> None:
+    """Commit the findings in groups, even if an error or Ctrl-C interrupts the analysis."""
     waiting: list[pa.RecordBatch] = []
     done, last = 0, time.monotonic()
 
@@ -179,7 +186,7 @@ def _store(table: FindingsTable, batches: Iterator[tuple[int, pa.RecordBatch]], 
         for records, batch in batches:
             waiting.append(batch)
             done += records
-            told(done, total)
+            on_progress(done, total)
             if time.monotonic() - last > FLUSH_SECONDS or sum(map(len, waiting)) > FLUSH_FINDINGS:
                 flush()
     finally:
@@ -195,7 +202,7 @@ def _on_ray(
     workers: int | None,
     address: str | None,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The same by Ray tasks, each for a range of ids; at most `workers` at once."""
+    """Yield the same from Ray tasks, each for a range of ids; at most `workers` at the same time."""
     import ray
 
     from a2a_ray.runtime.cluster import connect
@@ -217,14 +224,14 @@ def _on_ray(
                 return
             done, _ = ray.wait(list(running), num_returns=1)
             for call in done:
-                yield running.pop(call), _answer(call)
+                yield running.pop(call), _findings_of_task(call)
     finally:
         if own:
             ray.shutdown()
 
 
-def _answer(call: Any) -> pa.RecordBatch:
-    """The findings of a task; an error of our own as it is."""
+def _findings_of_task(call: Any) -> pa.RecordBatch:
+    """Return the findings of a task. Raises errors of this package as they are."""
     import ray
     from ray.exceptions import RayTaskError
 
@@ -237,7 +244,7 @@ def _answer(call: Any) -> pa.RecordBatch:
 
 
 def _ranges(ids: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[list[str], int]]:
-    """Neighbouring ids with about `TASK_RECORDS` records, and how many they have."""
+    """Yield neighbouring ids with about `TASK_RECORDS` records, and their number of records."""
     start = records = 0
     for i, size in enumerate(sizes):
         records += size
@@ -253,7 +260,7 @@ def _task(
     known: Mapping[Key, Mapping[str, int]],
     embedders: Sequence[Any],
 ) -> pa.RecordBatch:
-    """The findings of a range of conversations. Runs in a process of Ray's."""
+    """Return the findings of a range of conversations. Runs in a Ray worker process."""
     gc.set_threshold(100_000, 10, 10)  # transcripts are many small objects without cycles
     embedder = settings.load()
     if embedder is not None and embedders:
@@ -263,7 +270,7 @@ def _task(
 
 
 def _embedders(settings: AnalysisSettings) -> list[Any]:
-    """The actors that embed: one on each GPU, or one on a CPU where there is no GPU; none without an embedder."""
+    """Start the actors that embed: one on each GPU, or one on a CPU without GPUs; none without an embedder."""
     import ray
 
     if settings.embedder is None:
@@ -275,7 +282,7 @@ def _embedders(settings: AnalysisSettings) -> list[Any]:
 
 
 class EmbeddingActor:
-    """Actor. Holds one copy of the embedder's model."""
+    """Actor with one copy of the embedder's model."""
 
     def __init__(self, settings: AnalysisSettings) -> None:
         embedder = settings.load()
@@ -283,7 +290,7 @@ class EmbeddingActor:
         self._embedder = embedder
 
     def encode(self, texts: list[str]) -> NDArray[np.float32]:
-        """Unit vectors, shape (n, d); nothing is kept."""
+        """Return unit vectors, shape (n, d). They are not cached."""
         return self._embedder.compute(texts)
 
 

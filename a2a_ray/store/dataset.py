@@ -1,4 +1,4 @@
-"""Where a run lies, and its turns table as a data set that gives only the columns and rows that are asked for."""
+"""The location of a run, and its turns table as a data set that reads only the requested columns and rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow file system of a folder or URI, and the path in it."""
+    """Return the pyarrow file system of a folder or URI, and the path in it."""
     if "://" in path:
         fs, root = pafs.FileSystem.from_uri(path)
         return fs, root
@@ -29,14 +29,14 @@ def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def table_uri(path: str, name: str = "turns") -> str:
-    """Where a Delta table of a run lies, `turns` or `findings`."""
+    """Return the location of a Delta table of a run, `turns` or `findings`."""
     return f"{path}/{name}" if "://" in path else str(Path(path).absolute() / name)
 
 
 class Snapshot:
-    """The committed rows of a run when it was made: neither later turns nor a compaction change what it reads.
+    """The rows of a run that were committed when it was made. Later turns and compactions do not change it.
 
-    files: path, smallest and largest conversation id of each file; None if the table does not say.
+    files: path, smallest and largest conversation id of each file; None if the table does not have them.
     """
 
     def __init__(self, uri: str, table: DeltaTable | None) -> None:
@@ -51,7 +51,7 @@ class Snapshot:
             self.files = list(zip(*known, strict=True))
 
     def rows(self, first: str | None = None, last: str | None = None) -> pads.Dataset:
-        """All rows, SCHEMA of columns.py; with ids, of the files that can hold conversations from `first` to `last`."""
+        """Return all rows (SCHEMA); with ids, those of files that can contain conversations from `first` to `last`."""
         names = [
             name
             for name, low, high in self.files
@@ -59,14 +59,14 @@ class Snapshot:
         ]
         if not names:
             return pads.dataset(SCHEMA.empty_table())
-        # Not by the table's own reader: its file system is a Python object, which Arrow's threads may still let go of
-        # when the interpreter has ended; the process is aborted then.
+        # Not by the table's own reader: its file system is a Python object, which Arrow's threads may release after the
+        # interpreter has ended. The process would then abort.
         fs, root = filesystem(self._uri)
         return pads.dataset([f"{root}/{name}" for name in names], SCHEMA, "parquet", fs)
 
 
 def snapshot(path: str) -> Snapshot:
-    """The committed rows of a run as they are now; none where nothing is there yet. Raises StorageError."""
+    """Return the rows of a run that are committed now; none if there is no table yet. Raises StorageError."""
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -80,24 +80,24 @@ def snapshot(path: str) -> Snapshot:
 
 
 def turns_of(path: str, first: str | None = None, last: str | None = None) -> pads.Dataset:
-    """The rows of a run as a data set, from which columns and filters choose; see `Snapshot.rows`.
+    """Return the rows of a run as a data set; see `Snapshot.rows`.
 
-    first, last: conversation ids; files that cannot hold any from the one to the other are left out, not single rows.
+    first, last: conversation ids. Files that cannot contain any id between them are left out; single rows are not.
     """
     return snapshot(path).rows(first, last)
 
 
 def last_seqs(rows: pads.Dataset) -> pa.Table:
-    """The last seq of each conversation, its opening included, in columns conversation_id and seq.
+    """Return the last seq of each conversation, openings included, in columns conversation_id and seq.
 
     Memory grows with the number of conversations, not of rows.
     """
-    said = ~pc.field("kind").isin(BESIDE)
-    return _by_id(rows, said, ["conversation_id", "seq", "kind"], ("seq", "hash_max", None, "seq"))
+    records = ~pc.field("kind").isin(BESIDE)
+    return _by_id(rows, records, ["conversation_id", "seq", "kind"], ("seq", "hash_max", None, "seq"))
 
 
 def row_counts(rows: pads.Dataset, which: pc.Expression) -> pa.Table:
-    """How many rows each conversation has, in columns conversation_id and rows."""
+    """Return the number of rows of each conversation, in columns conversation_id and rows."""
     options = pc.CountOptions(mode="all")
     return _by_id(rows, which, ["conversation_id", "seq", "kind"], ("seq", "hash_count", options, "rows"))
 
@@ -107,14 +107,14 @@ def _by_id(rows: pads.Dataset, which: pc.Expression, columns: list[str], aggrega
 
     steps = [
         acero.Declaration("scan", acero.ScanNodeOptions(rows, columns=columns, filter=which)),
-        acero.Declaration("filter", acero.FilterNodeOptions(which)),  # the scan only leaves out whole row groups
+        acero.Declaration("filter", acero.FilterNodeOptions(which)),  # the scan leaves out whole row groups only
         acero.Declaration("aggregate", acero.AggregateNodeOptions([aggregate], keys=["conversation_id"])),
     ]
     return acero.Declaration.from_sequence(steps).to_table()
 
 
 def reason(error: BaseException) -> str:
-    """Why storage failed, in one line: what object stores report has many, with colours."""
+    """Return why storage failed, in one line. Object stores report many lines, with colours."""
     number = getattr(error, "errno", None)
     if number:
         return os.strerror(number)

@@ -1,4 +1,4 @@
-"""The Delta table `findings` of a run: what was found in each conversation, once for each analyzer and its settings."""
+"""The Delta table `findings` of a run: the findings of each conversation, once per analyzer and settings."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Key: TypeAlias = "tuple[str, str, str]"
-"""Analyzer, version and settings (canonical JSON): with a conversation, what is analyzed once."""
+"""Analyzer, version and settings (canonical JSON). Each key analyzes a conversation once."""
 
 APP = "a2a_ray.findings"
 """Application id of the table's transactions."""
 TRIES = 20
-"""Commits that lose against others' before the writer gives up."""
+"""Commits that lose against other writers before this one gives up."""
 COMPACT_EVERY = 100
 """Commits between compactions."""
 GROUP = 1_000
-"""Findings of so many conversations are read together."""
+"""Conversations whose findings are read together."""
 _KEY = ["analyzer", "analyzer_version", "settings", "conversation_id", "through_seq"]
 
 
 class FindingsTable:
-    """Reads and writes the findings of one run; each is written once, also while others write to the same table.
+    """Reads and writes the findings of one run. Each is written once, even if others write to the same table.
 
-    A conversation that has gone on since it was analyzed can be analyzed again. The findings that have read further
-    then replace the earlier ones. Each commit carries a transaction number, so that it fails if somebody has committed
-    since the keys were read; then they are read again. All methods raise StorageError.
+    A conversation that has continued since it was analyzed can be analyzed again. The findings that have read further
+    then replace the earlier ones. Each commit carries a transaction number, so that it fails if another writer has
+    committed since the keys were read; then they are read again. All methods raise StorageError.
     """
 
     def __init__(self, path: str) -> None:
         self._path, self._uri = path, table_uri(path, "findings")
         self._table: DeltaTable | None = None
-        self._there = True
+        self._exists = True
         self._version = 0
         self._known: dict[Key, dict[str, int]] = {}
 
     def known(self) -> dict[Key, dict[str, int]]:
-        """Key -> conversation -> the last record of the log that its findings have read."""
-        if self._table is None and self._there:
+        """Return key -> conversation -> the last record that its findings have read."""
+        if self._table is None and self._exists:
             self._stored(self._load)
         return self._known
 
     def add(self, rows: pa.RecordBatch) -> int:
-        """Commits the findings that are not in the table yet; gives their number."""
+        """Commit the findings that are not in the table yet, and return their number."""
         if not len(rows):
             return 0
         return self._stored(lambda: self._add(rows))
@@ -61,7 +61,7 @@ class FindingsTable:
     def batches(
         self, ids: Collection[str] | None = None, keys: Collection[Key] | None = None, columns: Sequence[str] = ()
     ) -> Iterator[pa.RecordBatch]:
-        """Findings of these conversations and keys (of all by default), without replaced ones, as rows of a schema.
+        """Yield the findings of these conversations and keys (all by default), without replaced ones, as batches.
 
         columns: by default all of them.
         """
@@ -85,9 +85,9 @@ class FindingsTable:
                 yield batch.filter(pa.array(valid)).select(wanted)
 
     def rows(self, ids: Sequence[str], keys: Sequence[Key] | None = None) -> Iterator[dict[str, Any]]:
-        """The findings of these conversations as rows, in the order of `ids`, then of `keys`, then of their numbers.
+        """Yield the findings of these conversations as rows, in the order of `ids`, then of `keys`, then of numbers.
 
-        Without keys in the order of the analyzers' names.
+        Without keys, they are in the order of the analyzers' names.
         """
         known = self.known()
         keys = sorted(known) if keys is None else [key for key in keys if key in known]
@@ -99,7 +99,7 @@ class FindingsTable:
             yield from found
 
     def read(self, ids: Sequence[str], keys: Sequence[Key] | None = None) -> Iterator[Finding]:
-        """The same as findings."""
+        """Yield the rows as findings."""
         return map(from_row, self.rows(ids, keys))
 
     def _add(self, rows: pa.RecordBatch) -> int:
@@ -120,7 +120,7 @@ class FindingsTable:
             properties = CommitProperties(app_transactions=[Transaction(APP, self._version + 1)])
             try:
                 write_deltalake(self._table, pa.table(added), mode="append", commit_properties=properties)
-            except CommitFailedError:  # somebody else has committed: look again at what is there
+            except CommitFailedError:  # another writer has committed: read the keys again
                 self._table = None
                 continue
             self._version += 1
@@ -128,7 +128,7 @@ class FindingsTable:
             if self._version % COMPACT_EVERY == 0:
                 self._table.optimize.compact(max_concurrent_tasks=1)
             return len(added)
-        raise StorageError(f"{self._path}: {TRIES} commits of findings lost against another writer; try again")
+        raise StorageError(f"{self._path}: {TRIES} commits of findings lost against other writers. Try again")
 
     def _load(self) -> None:
         from deltalake import DeltaTable
@@ -137,9 +137,9 @@ class FindingsTable:
         try:
             table = DeltaTable(self._uri)
         except TableNotFoundError:
-            self._there = False
+            self._exists = False
             return
-        self._there = True
+        self._exists = True
         self._version = table.transaction_version(APP) or 0
         self._known = {}
         for batch in _dataset(table, self._uri).to_batches(columns=_KEY):
@@ -158,7 +158,7 @@ class FindingsTable:
         try:
             return action()
         except (DeltaError, OSError, pa.ArrowException) as error:
-            self._table, self._there = None, True
+            self._table, self._exists = None, True
             raise StorageError(f"{self._path}: the table of findings: {reason(error)}") from error
 
 

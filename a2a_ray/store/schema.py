@@ -1,4 +1,4 @@
-"""Messages as columns: what crosses between processes (twice as fast as objects), and what is stored."""
+"""Messages as columns: for sending between processes (twice as fast as objects), and for storing."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from a2a_ray.core.message import ASIDE, EMPTY, Message
 from a2a_ray.core.transcript import DONE, FAILED, Transcript
 
 OPENING, CALL, ENDS = "opening", "call", (DONE, FAILED)
-"""Kinds of row that only the store knows: seq 0; the ledger's row of a call to a paid agent, written before the call is
-sent; the row after the last turn that says how the conversation ended."""
+"""Kinds of row that only the store has: the opening, seq 0; a call to a paid agent, stored in the ledger before it is
+sent; and how the conversation ended, after its last turn."""
 BESIDE = (CALL, *ENDS)
-"""Kinds of row that stand beside the records of a conversation; see `Beside`."""
+"""Kinds of row beside the records of a conversation; see `Beside`."""
 NOT_SAID = (OPENING, *BESIDE)
 """Kinds of row that are no record of a conversation."""
 _UNNUMBERED = pa.array([*BESIDE, *sorted(ASIDE)])
@@ -38,14 +38,14 @@ SCHEMA = pa.schema(
         ("output_tokens", pa.int64()),
         ("cost", pa.float64()),
         ("requests", pa.int64()),  # to the model's server, retries included
-        ("usage", pa.string()),  # JSON object of what else the answer took, null if empty
+        ("usage", pa.string()),  # JSON object, the rest of the usage; null if empty
         ("attempt", pa.int32()),  # of ends and calls, else null
         ("writer", pa.string()),  # of ends and calls, else null
         ("metadata", pa.string()),  # JSON object, null if empty
         ("created_at", pa.timestamp("us", tz="UTC")),
     ]
 )
-"""Columns of the turns table, one row a record. The key of an opening or of what was said is (conversation_id, seq).
+"""Columns of the turns table, one row per record. The key of an opening or a record is (conversation_id, seq).
 There can be several ends and calls of one seq: attempt and writer tell them apart."""
 
 COUNTED = {"input_tokens": (int,), "output_tokens": (int,), "cost": (int, float), "requests": (int,)}
@@ -56,8 +56,7 @@ COUNTED = {"input_tokens": (int,), "output_tokens": (int,), "cost": (int, float)
 class Beside(Message):
     """A row that is no record: how the conversation ended, or a call that is about to be made.
 
-    attempt: 0, 1, ... writer: differs between any two that write rows, so that a row that is sent again is known from
-    another's first.
+    attempt: 0, 1, ... writer: unique, so that a repeated row differs from another writer's first one.
     """
 
     attempt: int = 0
@@ -65,7 +64,7 @@ class Beside(Message):
 
 
 def to_batch(rows: Sequence[Message]) -> pa.RecordBatch:
-    """Rows of the store; (n rows) x SCHEMA."""
+    """Return rows of the store as a record batch with SCHEMA."""
     count = len(rows)
     contents = [m.content for m in rows]
     texts = [c if type(c) is str else None for c in contents]
@@ -94,7 +93,7 @@ def to_batch(rows: Sequence[Message]) -> pa.RecordBatch:
 
 
 def _usage_columns(usages: Sequence[Mapping[str, Any]]) -> list[pa.Array]:
-    """What answers took: a column each for tokens and cost, and one for the rest. Odd values stay with the rest."""
+    """Return a column for each key of COUNTED, and one for the rest of the usage. Other types stay with the rest."""
     if not any(usages):
         return [_nulls(len(usages), name) for name in (*COUNTED, "usage")]
     rest = [dict(usage) if usage else None for usage in usages]
@@ -114,7 +113,7 @@ def _nulls(count: int, name: str) -> pa.Array:
 
 
 def from_table(table: pa.Table) -> Iterable[Message]:
-    """The messages of rows of the store, in the order of the rows."""
+    """Return the messages of rows of the store, in the order of the rows."""
     names = ("conversation_id", "seq", "turn", "kind", "sender", "text", "vector", "dtype", "seed", "metadata")
     columns = [table.column(name).to_pylist() for name in names]
     times = table.column("created_at").cast(pa.int64()).to_pylist()
@@ -128,7 +127,7 @@ def from_table(table: pa.Table) -> Iterable[Message]:
 
 
 def _usages(table: pa.Table) -> Iterable[Mapping[str, Any]]:
-    """What each row's answer took, as its agent said it, put together from its columns."""
+    """Return the usage of each row, put together from its columns."""
     rest = table.column("usage")
     counted = [table.column(name) for name in COUNTED]
     if all(column.null_count == len(table) for column in (rest, *counted)):
@@ -141,27 +140,27 @@ def _usages(table: pa.Table) -> Iterable[Mapping[str, Any]]:
 
 
 def opening_row(transcript: Transcript) -> Message:
-    """Turn 0 as a row."""
+    """Return the opening as a row."""
     opening = transcript.opening
     return Message(opening.conversation, 0, "", opening.content, seed=opening.seed, kind=OPENING)
 
 
 def end_row(transcript: Transcript, time: float) -> Beside:
-    """How the conversation ended, as a row after its last turn."""
+    """Return how the conversation ended, as a row after its last turn."""
     more = {"traceback": transcript.traceback} if transcript.traceback else EMPTY
-    status, sentence = transcript.status, transcript.error if transcript.status == FAILED else transcript.reason
+    status, text = transcript.status, transcript.error if transcript.status == FAILED else transcript.reason
     by, seq = transcript.stopped_by, len(transcript) + 1
-    return Beside(transcript.id, seq, by, sentence, metadata=more, created_at=time, kind=status)
+    return Beside(transcript.id, seq, by, text, metadata=more, created_at=time, kind=status)
 
 
-def call_row(asked: Message, agent: str, method: str, attempt: int, time: float) -> Beside:
-    """The ledger's row of a call to a paid agent. method: "step" or "bid"; attempt: 0, 1, ... in this worker."""
-    id, how = asked.conversation, {"method": method}
-    return Beside(id, asked.seq, agent, "", (), asked.seed, EMPTY, EMPTY, how, time, CALL, attempt=attempt)
+def call_row(message: Message, agent: str, method: str, attempt: int, time: float) -> Beside:
+    """Return the ledger's row of a call to a paid agent. method: "step" or "bid"; attempt: 0, 1, ... in this worker."""
+    id, metadata = message.conversation, {"method": method}
+    return Beside(id, message.seq, agent, "", (), message.seed, EMPTY, EMPTY, metadata, time, CALL, attempt=attempt)
 
 
 def pack(messages: Sequence[Message]) -> tuple[list[Any], ...]:
-    """Messages as a tuple of columns, for one actor call; histories are packed the same way."""
+    """Return messages as a tuple of columns, for one actor call; histories are packed the same way."""
     if not messages:
         return ()
     rows = [
@@ -185,7 +184,7 @@ def pack(messages: Sequence[Message]) -> tuple[list[Any], ...]:
 
 
 def unpack(columns: tuple[list[Any], ...]) -> tuple[Message, ...]:
-    """The messages that were packed."""
+    """Return the messages that were packed."""
     if not columns:
         return ()
     return tuple(
