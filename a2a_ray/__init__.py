@@ -1,7 +1,7 @@
-"""Runs agent-to-agent conversations on Ray, keeps every turn, and finds biased equilibria and loops in them.
+"""Run conversations between AI agents on Ray, store every turn, and detect biased equilibria and repetitive loops.
 
-The names in `__all__` are the public ones; each is imported when it is first used, so that `import a2a_ray` is quick
-and loads neither Ray nor torch nor NumPy.
+`__all__` lists the public names. Each is imported on first use, so that `import a2a_ray` is fast and loads neither Ray
+nor torch nor NumPy.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if _TYPE_CHECKING:
     from a2a_ray.analysis.text.embedding import load_embedder as load_embedder
     from a2a_ray.analysis.text.exact_repetition import ExactRepetitionRule as ExactRepetitionRule
     from a2a_ray.analysis.text.paper_rule import PaperLoopRule as PaperLoopRule
+    from a2a_ray.core.base_agent import BaseAgent as BaseAgent
     from a2a_ray.core.contracts import Agent as Agent
     from a2a_ray.core.contracts import Observer as Observer
     from a2a_ray.core.contracts import TurnProtocol as TurnProtocol
@@ -82,6 +83,7 @@ _NAMES_OF_MODULE = {
     "analysis.text.paper_rule": "PaperLoopRule",
     "analysis.text.exact_repetition": "ExactRepetitionRule",
     "analysis.equilibria.assessment": "assess_equilibrium",
+    "core.base_agent": "BaseAgent",
     "core.contracts": "Agent Observer TurnProtocol",
     "core.turns": "BidRequest ProtocolMessage Stop TurnContext",
     "core.verdict": "ObserverVerdict",

@@ -11,6 +11,15 @@ from a2a_ray.core.message import Message
 MERGED = "\n\n"  # between messages of one role, which many chat templates want as one
 
 
+def require_text(messages: Sequence[Message], where: str) -> None:
+    """Raise AgentError if one of the messages is not text."""
+    if vector := next((m for m in messages if not isinstance(m.content, str)), None):
+        raise AgentError(
+            f"{where}: turn {vector.turn} is a {type(vector.content).__name__}; expected text, because a language"
+            " model reads text"
+        )
+
+
 def running_text(texts: Sequence[str], separator: str) -> str:
     """The texts as one, oldest first.
 

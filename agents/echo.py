@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from a2a_ray.core.base_agent import BaseAgent
 from a2a_ray.core.message import Message
 
 
-class EchoAgent:
+class EchoAgent(BaseAgent):
     """Says what it was shown, with an optional prefix: for tests, benchmarks and as an example."""
-
-    placement = "worker"
 
     def __init__(self, name: str, prefix: str = "") -> None:
         self.name = name

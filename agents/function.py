@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
+from a2a_ray.core.base_agent import BaseAgent
 from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.core.message import Message
 from a2a_ray.core.registry import load
@@ -13,7 +14,7 @@ from a2a_ray.core.registry import load
 TAKES = ("content", "message", "history")
 
 
-class FunctionAgent:
+class FunctionAgent(BaseAgent):
     """Answers with what a function returns: plain, `async`, a bound method, or any object that can be called.
 
     function: the callable, or where it is: "my_package.my_module:my_function".
@@ -26,8 +27,6 @@ class FunctionAgent:
     `message.seed`. It runs inside the conversation worker: one that blocks for long should be `async`, or have
     `placement: actor`.
     """
-
-    placement = "worker"
 
     def __init__(
         self,
@@ -43,7 +42,7 @@ class FunctionAgent:
         self._function = _callable(function, "function")
         if bid is not None:
             self._bid = _callable(bid, "bid")
-            self.bid = self._ask_bid  # an agent without one must have no such method
+            self.bid = self._call_bid  # type: ignore[method-assign]  # only an agent with a bid function bids
         if _is_async(self._function):
             self.step = self._step  # type: ignore[method-assign]  # in an actor, messages do not wait for each other
 
@@ -60,7 +59,7 @@ class FunctionAgent:
     async def _step(self, message: Message) -> Message:
         return self._answer(await self._function(self._argument(message)), message)
 
-    def _ask_bid(self, message: Message) -> Any:
+    def _call_bid(self, message: Message) -> Any:
         return self._bid(self._argument(message))
 
     def _argument(self, message: Message) -> Any:

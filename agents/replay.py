@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from a2a_ray.core.base_agent import BaseAgent
 from a2a_ray.core.errors import AgentError, ConfigurationError
 from a2a_ray.core.message import BID, EMPTY, Content, Message
 from a2a_ray.transcripts.jsonl import read_jsonl
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 _Records: TypeAlias = "dict[tuple[bool, int], Message]"
 
 
-class ReplayAgent:
+class ReplayAgent(BaseAgent):
     """Gives recorded answers again, found by the number of the turn; an agent keeps nothing between turns.
 
     Exactly one of:
@@ -33,8 +34,6 @@ class ReplayAgent:
     A turn without a record raises AgentError. Kind and metadata come with the content; usage does not: nothing is
     spent.
     """
-
-    placement = "worker"
 
     def __init__(
         self,

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import LinearTask, helper_gain, make_task
-from a2a_ray.core.registry import check_settings
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.core.turns import TurnContext
+from a2a_ray.core.validation import check_settings
 
 if TYPE_CHECKING:
     import numpy as np

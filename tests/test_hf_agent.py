@@ -454,7 +454,9 @@ class Gate(http.server.BaseHTTPRequestHandler):
 
 def test_hub_failures_are_one_sentence(tmp_path: Path) -> None:
     out, err = loaded_elsewhere("owner/name", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert out.startswith("AgentError model 'owner/name' is not in the cache and could not be downloaded")
+    assert out.startswith(
+        "AgentError model 'owner/name' is not in the local cache, and http://127.0.0.1:9 cannot be reached"
+    )
     assert (out.count("\n"), err) == (1, "")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gate) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -24,7 +24,7 @@ import pytest
 from a2a_ray.agents.echo import EchoAgent
 from a2a_ray.agents.hf.hf_source import embedded
 from a2a_ray.agents.openai.openai_agent import OpenAIAgent
-from a2a_ray.agents.openai.openai_faults import retry_after
+from a2a_ray.agents.openai.openai_retry import retry_after, retrying
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, AuthenticationError, ConfigurationError, ContextLengthError
 from a2a_ray.core.message import Message
@@ -277,7 +277,7 @@ def test_forms_of_retry_after() -> None:
 def test_backoff_doubles() -> None:
     from types import SimpleNamespace
 
-    wait = OpenAIAgent("ann", "m", backoff=0.5, max_backoff=3)._retrying().wait
+    wait = retrying(5, backoff=0.5, max_backoff=3).wait
     for attempt, least in ((1, 0.5), (2, 1.0), (3, 2.0), (4, 3.0), (50, 3.0)):
         waits = [wait(SimpleNamespace(attempt_number=attempt, outcome=None)) for _ in range(200)]
         assert least <= min(waits) <= max(waits) <= least + 0.5

@@ -420,7 +420,7 @@ def test_an_agent_without_bids_is_named() -> None:
         def step(self, message: Message) -> Message:
             return message.reply("", self.name)
 
-    with pytest.raises(AgentError, match=r"'mute' .* has no bid"):
+    with pytest.raises(AgentError, match=r"agent 'mute': Silent has no bid"):
         Conversation([Silent()], Adaptive(), max_turns=1).run()
 
 

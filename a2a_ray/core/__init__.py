@@ -1,1 +1,1 @@
-"""Ground floor: messages, contracts, transcripts and the conversation loop. Needs neither Ray nor torch nor NumPy."""
+"""Messages, contracts, transcripts and the conversation loop. Imports neither Ray nor torch nor NumPy."""

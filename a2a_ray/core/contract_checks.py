@@ -1,4 +1,4 @@
-"""Whether what was given as a part of a conversation is one, and whether it answers as its contract says."""
+"""Checks of the parts of a conversation and of what they return."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ METHODS = {
     "observer": ("update",),
     "termination condition": ("check",),
 }
-"""The methods that a part of each sort must have; an agent has a `name` besides."""
+"""The required methods of each sort of part; an agent also has a `name`."""
 WRAPPERS = {
     "agent": "wrap it: FunctionAgent({name!r}, {name}); in a specification"
     " {{name: ann, kind: function, function: {name}}}",
     "protocol": "make a subclass of TurnProtocol with speakers() and context()",
-    "observer": "make a class with update(message) that returns a ObserverVerdict",
+    "observer": "make a class with update(message) that returns an ObserverVerdict",
     "termination condition": "wrap it: TerminationCondition({name})",
 }
-"""What to do with a plain function that was given in place of a part."""
+"""The remedy for a plain function in place of a part."""
 
 
 def check_part(sort: str, part: object, where: str) -> None:
-    """Raises ConfigurationError, naming `where`, the value and the remedy, unless `part` is one of this sort."""
+    """Raise ConfigurationError, naming `where`, the value and the remedy, unless `part` is of this sort."""
     article = "an" if sort[0] in "ao" else "a"
     missing = [m for m in METHODS[sort] if not callable(getattr(part, m, None))]
     if inspect.isclass(part):
@@ -51,7 +51,7 @@ def check_part(sort: str, part: object, where: str) -> None:
 
 
 def check_agents(agents: object) -> None:
-    """Raises ConfigurationError unless it is a sequence of agents."""
+    """Raise ConfigurationError unless the value is a sequence of agents."""
     if isinstance(agents, (str, Mapping)) or not isinstance(agents, Sequence):
         raise ConfigurationError(f"agents: {shown(agents)}; expected a list of agents, such as [EchoAgent('ann')]")
     for i, agent in enumerate(agents):
@@ -59,10 +59,10 @@ def check_agents(agents: object) -> None:
 
 
 def check_verdict(verdict: object, observer: str, turn: int) -> None:
-    """Raises InvalidResponseError for what an observer must not return from `update`."""
+    """Raise InvalidResponseError unless an observer's `update` returned a valid verdict."""
     if not isinstance(verdict, ObserverVerdict):
         raise InvalidResponseError(
-            f"observer {observer!r} returned {shown(verdict)} at turn {turn}; expected a ObserverVerdict"
+            f"observer {observer!r} returned {shown(verdict)} at turn {turn}; expected an ObserverVerdict"
             " (return NOTHING if there is nothing to report)"
         )
     if verdict.action not in ACTIONS:
@@ -73,10 +73,7 @@ def check_verdict(verdict: object, observer: str, turn: int) -> None:
 
 
 def check_next(chosen: object, protocol: object, turn: int) -> Next:
-    """What `speakers` of a protocol returned.
-
-    Raises InvalidResponseError if it is none of the things that it may return.
-    """
+    """Return the decision of a protocol's `speakers`. Raises InvalidResponseError for an invalid one."""
     names: Any = chosen.speakers if isinstance(chosen, BidRequest) else chosen
     if isinstance(chosen, (str, Stop, ProtocolMessage)):
         return chosen
@@ -88,28 +85,28 @@ def check_next(chosen: object, protocol: object, turn: int) -> Next:
     )
 
 
-def check_context(view: object, protocol: object, turn: int) -> TurnContext:
-    """What `context` of a protocol returned. Raises InvalidResponseError if it is no TurnContext."""
-    if isinstance(view, TurnContext):
-        return view
+def check_context(context: object, protocol: object, turn: int) -> TurnContext:
+    """Return what a protocol's `context` returned. Raises InvalidResponseError unless it is a TurnContext."""
+    if isinstance(context, TurnContext):
+        return context
     raise InvalidResponseError(
-        f"protocol {type(protocol).__name__} returned {shown(view)} from"
+        f"protocol {type(protocol).__name__} returned {shown(context)} from"
         f" context() at turn {turn}; expected a TurnContext"
         " (return TurnContext(sender, content))"
     )
 
 
 def check_reason(reason: object, condition: object) -> str | None:
-    """What a stop condition returned. Raises InvalidResponseError if it is neither text nor None."""
+    """Return what a termination condition returned. Raises InvalidResponseError unless it is text or None."""
     if reason is None or isinstance(reason, str):
         return reason
     raise InvalidResponseError(
         f"termination condition {type(condition).__name__} returned"
         f" {shown(reason)}; expected the reason as text, or None to"
-        " go on"
+        " continue"
     )
 
 
 def shown(value: object) -> str:
-    """A value for an error: its type and its beginning."""
+    """Return a value for an error: its type and its beginning."""
     return "None" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"

@@ -1,4 +1,4 @@
-"""The conversation loop: asks the protocol who speaks and the speaker for an answer, and keeps it. No Ray here."""
+"""The conversation loop: ask the protocol who speaks, call the speaker, append the answer. No Ray here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from a2a_ray.core.base_agent import agent_traits
 from a2a_ray.core.contract_checks import (
     check_agents,
     check_context,
@@ -28,27 +29,32 @@ from a2a_ray.core.turns import BidRequest, ProtocolMessage, Stop, TurnContext
 from a2a_ray.core.verdict import NOTHING, ObserverVerdict
 
 DEFAULT_ROUNDS = 25
-MOST_SILENT = 100
-"""Most records per agent, bids and combinations, without a message: limits count messages only."""
+MAX_SILENT_RECORDS = 100
+"""The most records per agent (bids and combinations) without a message; limits count messages only."""
 
 
 class Conversation:
-    """Agents that answer each other until a limit, a stop condition, an observer or the protocol ends it.
+    """Agents that answer each other until a limit, a termination condition, an observer or the protocol ends it.
 
         async for turn in Conversation([ann, bob], opening="Hello.", max_rounds=3):
             print(turn.sender, turn.content)
 
-    agents: at least one; their names must differ and be Python identifiers.
-    protocol: a TurnProtocol, or the name of one ("alternating" by default).
-    opening: what the first speaker is shown as turn 0: text, or a 1-D array of floats.
-    max_rounds or max_turns: the limit, in rounds (each agent once) or in single messages; 25 rounds by default.
-    termination: a further TerminationCondition. observers: each sees every message.
-    options: per agent, settings that go with each of its turns.
-    transcript: goes on from an earlier transcript of the same conversation instead of starting anew. It works on a
-    copy; the verdicts are those of the observers given here, which see first what was said before.
+    Args:
+        agents: at least one; their names must differ and be Python identifiers.
+        protocol: a TurnProtocol, or the name of one ("alternating" by default).
+        opening: turn 0, the first speaker's context: text, or a 1-D array of floats.
+        max_rounds, max_turns: the limit in rounds (each agent once) or in messages; 25 rounds by default.
+        termination: another TerminationCondition.
+        observers: each receives every record.
+        options: settings per agent, sent with each of its turns.
+        transcript: an earlier transcript of the same conversation to continue. The conversation works on a copy. The
+            observers given here receive its records first, and its verdicts are replaced by theirs.
 
-    Raises ConfigurationError for what cannot be started. While it runs, a failing agent, observer or protocol raises
-    AgentError, after the transcript was marked as failed; what was said before is kept in `transcript`.
+    Raises:
+        ConfigurationError: the conversation cannot start as configured.
+
+    A failing agent, observer or protocol raises AgentError while the conversation runs. The transcript is then marked
+    as failed and keeps all earlier records.
     """
 
     def __init__(
@@ -70,44 +76,30 @@ class Conversation:
         check_agents(agents)
         self.agents = {agent.name: agent for agent in agents}
         check_names([agent.name for agent in agents])
-        if max_rounds is not None and max_turns is not None:
-            raise ConfigurationError(f"max_rounds: {max_rounds} and max_turns: {max_turns}; give one of them")
-        rounds = DEFAULT_ROUNDS if max_rounds is None else max_rounds
-        limit = max_turns if max_turns is not None else rounds * len(agents)
-        if limit < 1:
-            name, value = ("max_rounds", max_rounds) if max_turns is None else ("max_turns", max_turns)
-            raise ConfigurationError(f"{name}: {value}; expected at least 1")
-        self.limit = MaxTurns(limit)
+        self.limit = MaxTurns(_max_turns(max_rounds, max_turns, len(agents)))
         self.termination = termination
         if termination is not None:
             check_part("termination condition", termination, "termination")
         self.protocol = protocols.build({"kind": protocol}, "protocol") if isinstance(protocol, str) else protocol
         check_part("protocol", self.protocol, "protocol")
-        # Pairs, not a mapping: two observers of one class are two.
-        if not isinstance(observers, (Mapping, Sequence)):
-            raise ConfigurationError(f"observers: {type(observers).__name__}; expected a list of observers")
-        named = observers.items() if isinstance(observers, Mapping) else ((type(o).__name__, o) for o in observers)
-        self.observers = tuple(named)
-        for name, observer in self.observers:
-            check_part("observer", observer, f"observers.{name}")
+        self.observers = _named(observers)
         self.options = options
         self._newest: list[tuple[str, ObserverVerdict]] = []  # of the newest record, by observer
-        self._nudging: tuple[str, ObserverVerdict] | None = None  # the newest call for a nudge that nobody has answered
+        self._nudging: tuple[str, ObserverVerdict] | None = None  # the newest request for a nudge, not yet handled
+        earlier: Sequence[Message] = ()
         if transcript is None:
             self.transcript = Transcript(id, tuple(self.agents), opening, seed, metadata)
-            before: Sequence[Message] = ()
         else:
-            self.transcript = transcript.copy()
+            self.transcript, earlier = transcript.copy(), transcript.turns
             self.transcript.verdicts = []
-            before = transcript.turns
-        asking = [(f"observer {name}", observer) for name, observer in self.observers]
-        check_nudges(self.protocol, asking, tuple(self.agents), self.transcript.opening.content)
-        for message in before:  # observers of a resumed conversation see what went before
-            self._nudging = None  # of all that was said only the last record can still be nudged
+        acting = [(f"observer {name}", observer) for name, observer in self.observers]
+        check_nudges(self.protocol, acting, tuple(self.agents), self.transcript.opening.content)
+        for message in earlier:
+            self._nudging = None  # only the last record can still be nudged
             self._observe(message)
 
     async def __aiter__(self) -> AsyncIterator[Message]:
-        """Every record as it is made, bids and combinations included."""
+        """Yield every record as it is made, bids and combinations included."""
         transcript = self.transcript
         try:
             if transcript.status == RUNNING and self._over():
@@ -116,17 +108,17 @@ class Conversation:
                 answers = () if self._nudging is None else self._nudge(*self._nudging)
                 for answer in answers or await self._next():
                     transcript.append(answer)
-                    over, failed = False, None
+                    over, failure = False, None
                     try:
                         if self.observers:
                             self._observe(answer)
-                        # After every record, also within simultaneous turns: a talk cut there ends the same way.
+                        # After every record, also within simultaneous turns: a run cut there resumes to the same end.
                         over = self._over()
                     except Exception as error:
-                        failed = error
-                    yield answer  # before the failure of an observer: it was said, and has to be stored
-                    if failed is not None:
-                        raise failed
+                        failure = error
+                    yield answer  # before an observer's failure is raised: the record has to be stored
+                    if failure is not None:
+                        raise failure
                     if over:
                         return
         except Exception as error:
@@ -137,13 +129,13 @@ class Conversation:
             raise AgentError(sentence) from error
 
     async def run_async(self) -> Transcript:
-        """Runs to the end and gives the transcript; a failing agent raises AgentError."""
+        """Run to the end and return the transcript; a failing agent raises AgentError."""
         async for _ in self:
             pass
         return self.transcript
 
     def run(self) -> Transcript:
-        """`run_async` for code without an event loop; works in a notebook too (there in a thread of its own)."""
+        """Do the same as `run_async` in code without an event loop; in a notebook it uses a thread of its own."""
         running = True
         try:
             asyncio.get_running_loop()
@@ -157,7 +149,7 @@ class Conversation:
             return pool.submit(asyncio.run, self.run_async()).result()
 
     def _over(self) -> bool:
-        """Whether a limit, a stop condition or an observer ends it now; says why in the transcript."""
+        """Return whether a limit, a condition or an observer ends the conversation, and write why to the transcript."""
         transcript = self.transcript
         by, reason = "", self.limit.check(transcript)
         if reason is None and self.termination is not None:
@@ -171,53 +163,57 @@ class Conversation:
             transcript.status, transcript.reason, transcript.stopped_by = DONE, reason, by
         return reason is not None
 
-    def _nudge(self, name: str, verdict: ObserverVerdict) -> Sequence[Message]:
-        """What the protocol says to an observer's call for a nudge; mostly nothing."""
+    def _nudge(self, observer: str, verdict: ObserverVerdict) -> Sequence[Message]:
+        """Return the protocol's record for an observer's request for a nudge, if it gives one."""
         self._nudging = None
-        if not can_nudge(self.protocol):  # an observer that does not tell its action beforehand
-            raise ConfigurationError(f"observer {name}: {refusal(self.protocol)}")
-        said = self.protocol.nudge(self.transcript, verdict)
-        return () if said is None else (self._say(said, NUDGE),)
+        if not can_nudge(self.protocol):  # an observer that does not declare its action in advance
+            raise ConfigurationError(f"observer {observer}: {refusal(self.protocol)}")
+        nudge = self.protocol.nudge(self.transcript, verdict)
+        return () if nudge is None else (self._protocol_record(nudge, NUDGE),)
 
-    def _say(self, said: ProtocolMessage, kind: str) -> Message:
-        """What the protocol itself puts on record."""
+    def _protocol_record(self, message: ProtocolMessage, kind: str) -> Message:
+        """Return the next record, with content from the protocol itself."""
         transcript = self.transcript
         seq = len(transcript) + 1
         asides = seq - 1 - len(transcript.messages)
-        content = checked_content(said.content, None, f"the protocol at turn {seq - asides}")
-        asked = Message(transcript.id, seq, "", "", seed=turn_seed(transcript.seed, seq), asides=asides)
-        return asked.reply(content, said.sender, kind=kind)
+        content = checked_content(message.content, None, f"the protocol at turn {seq - asides}")
+        request = Message(transcript.id, seq, "", "", seed=turn_seed(transcript.seed, seq), asides=asides)
+        return request.reply(content, message.sender, kind=kind)
 
     async def _next(self) -> Sequence[Message]:
-        """The next record, or records where several speak at once; none where the protocol stops."""
+        """Return the next record, or several if agents speak at once; none if the protocol stops."""
         transcript = self.transcript
         seq, asides = len(transcript.turns) + 1, len(transcript.turns) - len(transcript.messages)
         chosen = self.protocol.speakers(transcript)
-        if type(chosen) is not str:  # of a name there is nothing to check
+        if type(chosen) is not str:  # a name needs no check
             chosen = check_next(chosen, self.protocol, seq - asides)
         silent = seq - 1 - (transcript.messages[-1].seq if transcript.messages else 0)
-        if silent > MOST_SILENT * len(self.agents):
-            raise AgentError(f"the protocol made {silent} records without a message; it seems to ask for bids for ever")
+        if silent > MAX_SILENT_RECORDS * len(self.agents):
+            raise AgentError(
+                f"protocol {type(self.protocol).__name__}: {silent} records without a message; expected at most"
+                f" {MAX_SILENT_RECORDS} per agent. Does it request bids in an endless loop?"
+            )
         if isinstance(chosen, str):
-            return (await self._call(chosen, self._ask(chosen, seq, asides)),)
+            return (await self._call(chosen, self._request(chosen, seq, asides)),)
         if isinstance(chosen, Stop):
             transcript.status, transcript.reason = DONE, chosen.reason
             return ()
         if isinstance(chosen, ProtocolMessage):
-            return (self._say(chosen, chosen.kind),)
+            return (self._protocol_record(chosen, chosen.kind),)
         if isinstance(chosen, BidRequest):
             bidders = enumerate(chosen.speakers)  # each bid for the same turn
-            calls = [self._call(name, self._ask(name, seq + i, asides + i), BID) for i, name in bidders]
+            calls = [self._call(name, self._request(name, seq + i, asides + i), BID) for i, name in bidders]
         else:
-            calls = [self._call(name, self._ask(name, seq + i, asides)) for i, name in enumerate(chosen)]
+            calls = [self._call(name, self._request(name, seq + i, asides)) for i, name in enumerate(chosen)]
         if not calls:
             raise ConfigurationError(
                 f"the protocol {type(self.protocol).__name__} named no speaker at turn {seq - asides};"
-                " give a name or Stop"
+                " expected a name or Stop"
             )
         return await asyncio.gather(*calls)
 
-    def _ask(self, speaker: str, seq: int, asides: int) -> Message:
+    def _request(self, speaker: str, seq: int, asides: int) -> Message:
+        """Return the message that the speaker's `step` or `bid` receives: its context for this turn."""
         transcript, turn = self.transcript, seq - asides
         if speaker not in self.agents:
             raise AgentError(f"the protocol named {speaker!r} at turn {turn}; the agents are {', '.join(self.agents)}")
@@ -232,10 +228,11 @@ class Conversation:
 
     async def _call(self, speaker: str, message: Message, kind: str = "message") -> Message:
         agent = self.agents[speaker]
-        method = getattr(agent, "bid" if kind == BID else "step", None)
+        method: Any = agent.step if kind != BID else agent_traits(agent).bid
         if method is None:
             raise AgentError(
-                f"agent {speaker!r} ({type(agent).__name__}) has no bid(message); choose turns by score or observer"
+                f"agent {speaker!r}: {type(agent).__name__} has no bid(message); implement it, or use an adaptive"
+                " protocol with by: score or by: observer"
             )
         try:
             answer = method(message)
@@ -243,8 +240,10 @@ class Conversation:
                 answer = await answer
         except A2AError:
             raise
-        except (Exception, SystemExit) as error:  # sys.exit() in an agent ends its talk, not the program
-            raise _failure(speaker, message.turn, error) from error
+        except (Exception, SystemExit) as error:  # sys.exit() in an agent ends its conversation, not the program
+            raise AgentError(
+                f"agent {speaker!r} failed at turn {message.turn}: {type(error).__name__}: {error}"
+            ) from error
         if kind != BID:
             return checked_answer(answer, message, speaker)
         if not isinstance(answer, (int, float)) or not math.isfinite(answer):
@@ -276,7 +275,7 @@ class Conversation:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises ConfigurationError unless there is at least one agent and all names are different Python identifiers."""
+    """Raise ConfigurationError unless there is at least one agent and all names are different Python identifiers."""
     if not names:
         raise ConfigurationError("agents: none given; expected at least one")
     for name in names:
@@ -287,5 +286,24 @@ def check_names(names: Sequence[str]) -> None:
         raise ConfigurationError(f"agent name {twice!r} is given twice; names must differ within a conversation")
 
 
-def _failure(speaker: str, turn: int, error: BaseException) -> AgentError:
-    return AgentError(f"agent {speaker!r} failed at turn {turn}: {type(error).__name__}: {error}")
+def _max_turns(max_rounds: int | None, max_turns: int | None, agents: int) -> int:
+    """Return the limit in messages. Raises ConfigurationError."""
+    if max_rounds is not None and max_turns is not None:
+        raise ConfigurationError(f"max_rounds: {max_rounds} and max_turns: {max_turns}; give one of them")
+    rounds = DEFAULT_ROUNDS if max_rounds is None else max_rounds
+    limit = max_turns if max_turns is not None else rounds * agents
+    if limit < 1:
+        name, value = ("max_rounds", max_rounds) if max_turns is None else ("max_turns", max_turns)
+        raise ConfigurationError(f"{name}: {value}; expected at least 1")
+    return limit
+
+
+def _named(observers: Mapping[str, Observer] | Sequence[Observer]) -> tuple[tuple[str, Observer], ...]:
+    """Return pairs of name and observer; pairs, because two observers of one class share a name."""
+    if not isinstance(observers, (Mapping, Sequence)):
+        raise ConfigurationError(f"observers: {type(observers).__name__}; expected a list of observers")
+    named = observers.items() if isinstance(observers, Mapping) else ((type(o).__name__, o) for o in observers)
+    pairs = tuple(named)
+    for name, observer in pairs:
+        check_part("observer", observer, f"observers.{name}")
+    return pairs

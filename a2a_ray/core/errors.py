@@ -11,7 +11,7 @@
     ├── StorageError                turns could not be written or read; acknowledged turns are stored
     └── PlacementError              the cluster cannot place what the run requests; the message says what is missing
 
-All of them carry one plain string, so that they cross process boundaries unharmed.
+Each holds one plain string, so that it survives pickling between processes.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MOST_TRACEBACK = 4000
-"""Characters that are kept of a traceback: its end, where the error is."""
+"""Characters of a traceback that are kept: its end, with the error itself."""
 _OURS = str(Path(__file__).parent.parent) + "/"
 
 
 class A2AError(Exception):
-    """Base of all errors raised on purpose by the package.
+    """Base of all errors that the package raises on purpose.
 
-    traceback: of the error in another process that this one stands for; empty if it arose here.
+    traceback: of the original error in another process; empty if the error arose in this one.
     """
 
     traceback: str = ""
 
 
 class ConfigurationError(A2AError, ValueError):
-    """What was asked for is wrong and nothing was started."""
+    """The configuration is invalid; nothing was started."""
 
 
 class MissingDependencyError(ConfigurationError):
@@ -44,40 +44,45 @@ class MissingDependencyError(ConfigurationError):
 
 
 class AgentError(A2AError):
-    """A step of an agent failed; the conversation it belongs to ends as `failed`."""
+    """A step of an agent failed; its conversation ends as `failed`."""
 
 
 class InvalidResponseError(AgentError):
-    """An agent answered something that is no message, or another part something that its contract does not allow."""
+    """An agent returned something other than a message, or another part broke its contract."""
 
 
 class AuthenticationError(AgentError):
-    """A server refused the agent's key, or the process has none. Every further request would fail as well, so a run
-    stops and can be resumed; its conversations are not marked as failed."""
+    """A server refused the agent's key, or the process has none.
+
+    Every further request would fail as well, so a run stops and can be resumed. Its conversations are not marked as
+    failed.
+    """
 
 
 class ContextLengthError(AgentError):
-    """The part of the conversation that must be shown does not fit the model's context."""
+    """The newest message and the instructions do not fit into the model's context."""
 
 
 class LostCall(AgentError):
-    """The process that worked on the call died; whether it was made is not known. Only a paid agent's call is lost:
-    others are asked again."""
+    """The process that worked on the call died; whether the call was made is unknown.
+
+    Only calls of paid agents are lost; other calls are repeated.
+    """
 
 
 class StorageError(A2AError):
-    """Turns could not be written or read."""
+    """Turns could not be written or read; acknowledged turns are stored."""
 
 
 class PlacementError(A2AError):
-    """The cluster cannot place what is asked for."""
+    """The cluster cannot place what the run requests."""
 
 
 def traceback_of(error: BaseException) -> str:
-    """Where somebody's code failed: the end of the traceback without our own frames; empty if nothing but ours failed.
+    """Return the end of the traceback without the package's own frames; empty if only the package's code failed.
 
-    An error of the package that states its cause stands for it. What else it may have been raised from is left out: it
-    can hold what the sentence hides, a key for instance.
+    If an error of the package states its cause, the traceback is that of the cause. Other errors in the chain are left
+    out, because they may contain what the message hides, such as a key.
     """
     while isinstance(error, A2AError) and not error.traceback and error.__cause__ is not None:
         error = error.__cause__
@@ -95,33 +100,8 @@ def traceback_of(error: BaseException) -> str:
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
-    """Sentence for a name that does not exist: the value, the nearest known name, and all that exist."""
+    """Return a sentence for an unknown name: the value, the nearest known name, and all known names."""
     names = sorted(known)
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {value!r}.{hint} There is: {', '.join(names) or 'none'}."
-
-
-def plainer(sentence: str) -> str:
-    """A sentence of pydantic in our words."""
-    for theirs, ours in _PLAINER.items():
-        sentence = sentence.replace(theirs, ours)
-    return sentence
-
-
-_PLAINER = {
-    "Value error, ": "",
-    "Input should be a valid": "expected a",
-    "Input should be": "expected",
-    "List should have at least 1 item after validation, not 0": "expected at least 1",
-    "a dictionary": "a mapping",
-    "a integer": "a whole number",
-    "a string": "text",
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    ", unable to parse string as an integer": "",
-    ", unable to parse string as a number": "",
-    " or instance of AgentSpec": " with name and kind",
-    " or instance of Price": " with input and output",
-}
-"""Words of pydantic and what we say for them."""

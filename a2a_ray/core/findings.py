@@ -1,4 +1,4 @@
-"""What an analysis found in a conversation: the one description of a loop or an equilibrium."""
+"""Findings: the one description of a loop or an equilibrium in a conversation."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 NONE, WARNING, WAITING = "none", "warning", "waiting"
 """`status` of a finding about loops, beside those of looped.py."""
 NOT_APPLICABLE = "not applicable"
-"""`status` if the analyzer has nothing to say about this conversation; `reason` says why."""
+"""`status` if the analyzer does not apply to the conversation; `reason` says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that one analyzer found in one conversation, or that it found nothing.
+    """One result of one analyzer for one conversation, or the report that it found nothing.
 
-    An analyzer gives at least one finding for each conversation it has read: `status` is "none" if there is nothing to
-    report, and `reason` says why it cannot say anything if it cannot.
+    An analyzer returns at least one finding for each conversation. `status` is "none" if it found nothing; `reason`
+    explains why it does not apply if it does not.
 
     Turns are numbered from 1, the first message.
 
     conversation_id: of the conversation.
-    analyzer, analyzer_version, settings: who found it, so that it can be found again. `settings` is JSON.
+    analyzer, analyzer_version, settings: how to reproduce the finding. `settings` is JSON.
     number: 1 for the analyzer's first finding in this conversation, 2 for the next, ...
-    through_seq: the last record of the log that the analyzer has read.
+    through_seq: the last record that the analyzer has read.
     kind: verbatim, template, semantic, courtesy, action or silent for a loop; empty for none.
     status: "none", "warning", "loop", "recovered" or "waiting"; for an equilibrium the verdict (reached, biased, ...).
-    reason: one sentence for people.
-    onset_turn: the first turn that repeats earlier content. alarm_turn: the turn after which the analyzer first said
-        "loop". recovered_turn: the first turn of new content after a loop. period: in turns.
-    score, threshold: the largest score, and what it had to exceed.
-    p_value, interval: of an estimate; the interval as (low, high). What is not finite becomes None.
-    span, earlier_span: what is repeated, and what it repeats.
-    speakers: who repeats; for an equilibrium who reached its objective while others did not.
-    tokens_since_onset: spent from the onset to the end of the loop, or of the conversation.
+    reason: one readable sentence.
+    onset_turn: the first turn that repeats earlier content. alarm_turn: the turn after which the analyzer first
+        reported "loop". recovered_turn: the first turn of new content after a loop. period: in turns.
+    score, threshold: the largest score, and the value that it had to exceed.
+    p_value, interval: of an estimate; the interval as (low, high). Values that are not finite become None.
+    span, earlier_span: the repetition, and what it repeats.
+    speakers: the agents that repeat; for an equilibrium those that reached their objectives while others did not.
+    tokens_since_onset: tokens from the onset to the end of the loop, or of the conversation.
     evidence: the analyzer's own; JSON.
 
-    Raises ConfigurationError for settings or evidence that are no JSON.
+    Raises ConfigurationError for settings or evidence that are not JSON.
     """
 
     conversation_id: str
@@ -86,19 +86,19 @@ class Finding:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What is analyzed once: conversation, analyzer, version and settings (as canonical JSON)."""
+        """Return the identity of an analysis: conversation, analyzer, version and settings (as canonical JSON)."""
         return self.conversation_id, self.analyzer, self.analyzer_version, canonical(self.settings)
 
     @property
     def looped(self) -> bool:
-        """Whether it reports a loop, left again or not."""
+        """Return whether it reports a loop, also one that ended."""
         return reports_loop(self.status)
 
     def __hash__(self) -> int:
         return hash((*self.key, self.number))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON value of the finding; `from_dict` gives the equal finding back."""
+        """Return the finding as a JSON value; `from_dict` restores an equal finding."""
         out = {field.name: getattr(self, field.name) for field in fields(self)}
         out["settings"], out["evidence"] = dict(self.settings), dict(self.evidence)
         out["speakers"] = list(self.speakers)
@@ -107,7 +107,7 @@ class Finding:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Finding:
-        """The finding of a JSON value. Raises ConfigurationError for unknown or missing keys."""
+        """Return the finding of a JSON value. Raises ConfigurationError for unknown or missing keys."""
         if extra := value.keys() - _FIELDS:
             raise ConfigurationError("finding: " + unknown("key", min(extra), _FIELDS))
         parts = dict(value)
@@ -123,19 +123,19 @@ _FIELDS = frozenset(field.name for field in fields(Finding))
 
 
 def as_finding(found: Mapping[str, Any], **who: Any) -> Finding:
-    """A finding from a mapping of its fields; what is no field becomes evidence. who: further fields."""
+    """Return a finding from a mapping of its fields; other keys become evidence. who: further fields."""
     own = {name: value for name, value in found.items() if name in _FIELDS}
     rest = {name: value for name, value in found.items() if name not in _FIELDS}
     return Finding(**{**own, **who}, evidence=rest)
 
 
 def canonical(settings: Mapping[str, Any]) -> str:
-    """Settings as JSON text, equal for equal settings."""
+    """Return settings as JSON text, equal for equal settings."""
     return json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def schema() -> pa.Schema:
-    """Arrow schema of findings: the fields in order; `settings` and `evidence` are JSON text."""
+    """Return the Arrow schema of findings: the fields in order; `settings` and `evidence` are JSON text."""
     import pyarrow as pa
 
     text, whole, real = pa.string(), pa.int32(), pa.float64()
@@ -150,7 +150,7 @@ def schema() -> pa.Schema:
 
 
 def to_arrow(findings: Iterable[Finding]) -> pa.RecordBatch:
-    """Findings as rows of `schema()`; `from_arrow` gives the equal findings back."""
+    """Return findings as rows of `schema()`; `from_arrow` restores equal findings."""
     import pyarrow as pa
 
     rows = [finding.to_dict() for finding in findings]
@@ -161,18 +161,18 @@ def to_arrow(findings: Iterable[Finding]) -> pa.RecordBatch:
 
 
 def from_arrow(table: pa.Table | pa.RecordBatch) -> Iterator[Finding]:
-    """The findings of rows of `schema()`, in the order of the rows."""
+    """Return the findings of rows of `schema()`, in the order of the rows."""
     return map(from_row, table.to_pylist())
 
 
 def from_row(row: Mapping[str, Any]) -> Finding:
-    """The finding of one row of `schema()`."""
+    """Return the finding of one row of `schema()`."""
     settings, evidence = (json.loads(row[name] or "{}") for name in ("settings", "evidence"))
     return Finding.from_dict({**row, "settings": settings, "evidence": evidence})
 
 
 def row_as_json(row: Mapping[str, Any]) -> str:
-    """The JSON text of `Finding.to_dict` from one row of `schema()`, without making the finding."""
+    """Return the JSON text of `Finding.to_dict` from one row of `schema()`, without making the finding."""
     rest = json.dumps({name: value for name, value in row.items() if name not in ("settings", "evidence")})
     return f'{rest[:-1]}, "settings": {row["settings"] or "{}"}, "evidence": {row["evidence"] or "{}"}}}'
 
@@ -182,7 +182,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def _json_object(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The same mapping with plain JSON values; numbers that JSON has no word for become None."""
+    """Return the mapping with JSON values; numbers that JSON cannot represent become None."""
     if not value:
         return EMPTY
     try:

@@ -1,4 +1,4 @@
-"""The one thing that agents pass to each other."""
+"""The message that agents exchange."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 Content: TypeAlias = "str | np.ndarray[Any, np.dtype[np.floating[Any]]]"
-"""What a message says: text, or a 1-D array of finite floats (float32 or float64)."""
+"""The content of a message: text, or a 1-D array of finite floats (float32 or float64)."""
 
 
 class _Empty(dict[str, Any]):
-    """The read-only empty mapping that stands wherever a message has nothing to say."""
+    """The shared, read-only empty mapping of messages without options, usage or metadata."""
 
     def __setitem__(self, key: str, value: Any) -> None:
         raise TypeError("this mapping is shared and read-only; pass a new dict instead")
@@ -33,30 +33,30 @@ class _Empty(dict[str, Any]):
 EMPTY: Mapping[str, Any] = _Empty()
 
 MESSAGE, BID, COMBINE, NUDGE = "message", "bid", "combine", "nudge"
-"""Kinds of record that we write: an agent's turn; how much an agent wants the turn; the protocol's combination of
-simultaneous turns; the protocol's intervention. Transcripts of others may carry more (`action`, `result`)."""
+"""Kinds of record: an agent's turn, an agent's bid for the turn, the protocol's combination of simultaneous turns, and
+the protocol's intervention. Transcripts of other tools may have more (`action`, `result`)."""
 ASIDE = frozenset({BID, COMBINE, NUDGE})
-"""Kinds that no agent says: they are on record, but count for no limit and in no order of turns."""
+"""Kinds that are no turns: they are stored, but count towards no limit and in no order of turns."""
 RESERVED = ASIDE | {"opening", "call", "done", "failed"}
-"""Kinds that no agent's answer may have: they are the protocol's and the store's."""
+"""Kinds that belong to the protocol and the store; an agent's answer must not use them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Message:
-    """One message: what an agent is asked (its `step` gets it) and what it answers (its `step` gives it).
+    """One message: the request that an agent's `step` receives, and the answer that it returns.
 
     conversation: id of the conversation.
-    seq: position of the record in its conversation; the opening is 0. A question carries the position of its answer.
-    sender: who said `content`; empty for the opening.
+    seq: position of the record in its conversation; the opening is 0. A request has the position of its answer.
+    sender: the author of `content`; empty for the opening.
     content: text, or a 1-D array of finite floats.
-    history: what the receiver is shown besides `content`, oldest first; empty in answers and in the store.
+    history: the receiver's context before `content`, oldest first; empty in answers and in the store.
     seed: of this turn, 0 <= seed < 2**63, from the run's seed, conversation and turn: draw all randomness from it.
-    options: overrides for this turn alone (sampling settings, a turn-wise objective).
-    usage: what the answer cost, e.g. input_tokens, output_tokens, requests, cost.
-    metadata: anything else worth keeping with the answer; must be JSON.
+    options: overrides for this turn only (sampling settings, an objective).
+    usage: the cost of the answer, such as input_tokens, output_tokens, requests, cost.
+    metadata: other facts about the answer; must be JSON.
     created_at: seconds since the epoch.
-    kind: "message", "bid", "combine" or "nudge"; transcripts of others may carry "action", "result", ...
-    asides: how many bids, combinations and nudges precede the record; see `turn`.
+    kind: "message", "bid", "combine" or "nudge"; transcripts of other tools may have "action", "result", ...
+    asides: the number of bids, combinations and nudges before the record; see `turn`.
     """
 
     conversation: str
@@ -73,10 +73,10 @@ class Message:
     asides: int = 0
 
     @property
-    def turn(self) -> int | Any:  # Any stands for None: nearly every caller has a message that is numbered
-        """Number of the message: 1 for the first, 0 for the opening, None for a bid, a combination or a nudge.
+    def turn(self) -> int | Any:  # Any stands for None: nearly every caller has a numbered message
+        """Return the number of the message: 1 for the first, 0 for the opening, None for bids, combinations and nudges.
 
-        A question has the number of the answer it asks for, and a request for a bid that of the turn in question.
+        A request has the number of its answer; a request for a bid has the number of the turn to assign.
         """
         return None if self.kind in ASIDE else self.seq - self.asides
 
@@ -88,14 +88,14 @@ class Message:
         metadata: Mapping[str, Any] = EMPTY,
         kind: str = MESSAGE,
     ) -> Message:
-        """The answer to this message: same conversation, position and seed, said now by `sender`."""
+        """Return an answer to this message from `sender`: same conversation, position and seed, created now."""
         now = time.time()
         return Message(
             self.conversation, self.seq, sender, content, (), self.seed, EMPTY, usage, metadata, now, kind, self.asides
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON value of the message; `from_dict` gives the equal message back. Empty parts are left out."""
+        """Return the message as a JSON value without its empty parts; `from_dict` restores an equal message."""
         out: dict[str, Any] = {"conversation": self.conversation, "seq": self.seq, "turn": self.turn}
         out["sender"] = self.sender
         out["content"] = _plain(self.content)
@@ -112,7 +112,7 @@ class Message:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Message:
-        """The message of a plain JSON value. Raises TypeError for unknown or missing keys."""
+        """Return the message of a JSON value. Raises TypeError for unknown or missing keys."""
         parts = dict(value)
         if (turn := parts.pop("turn", None)) is not None:
             parts["asides"] = parts["seq"] - turn
@@ -124,63 +124,65 @@ class Message:
         return cls(**parts)
 
     def __eq__(self, other: object) -> bool:
-        """Equal in every part, arrays element by element and in their dtype."""
+        """Return whether all parts are equal, arrays element by element and in dtype."""
         return self.to_dict() == other.to_dict() if isinstance(other, Message) else NotImplemented
 
     def __hash__(self) -> int:
         return hash((self.conversation, self.seq, self.sender, self.kind))
 
 
-def checked_answer(answer: object, asked: Message, speaker: str) -> Message:
-    """The answer of `speaker` to `asked`, proven to be a message that transcript and store can take.
+def checked_answer(answer: object, request: Message, speaker: str) -> Message:
+    """Return the answer of `speaker` to `request`, checked so that transcript and store accept it.
 
-    Raises InvalidResponseError for None, another type, a message to another question, an array that is not 1-D, not
-    finite or of another length than the array it answers, a reserved kind, and usage or metadata that are no JSON. The
-    cheap case (right message, text) costs a few comparisons.
+    Raises InvalidResponseError for None, another type, an answer to another request, a reserved kind, and usage or
+    metadata that are not JSON. An array must be 1-D, finite, and as long as the array that it answers. The common case
+    (a valid message with text) costs a few comparisons.
     """
     if type(answer) is not Message:
         raise InvalidResponseError(
-            f"agent {speaker!r} returned {_describe(answer)} at turn {asked.turn}; expected a Message"
+            f"agent {speaker!r} returned {_describe(answer)} at turn {request.turn}; expected a Message"
             " (return message.reply(content, sender=self.name))"
         )
-    if answer.seq != asked.seq or answer.sender != speaker or answer.conversation != asked.conversation:
+    if answer.seq != request.seq or answer.sender != speaker or answer.conversation != request.conversation:
         raise InvalidResponseError(
-            f"agent {speaker!r} answered turn {asked.turn} of {asked.conversation!r} with a message signed"
-            f" {answer.sender!r}, turn {answer.seq - asked.asides} of {answer.conversation!r};"
+            f"agent {speaker!r} answered turn {request.turn} of {request.conversation!r} with a message signed"
+            f" {answer.sender!r}, turn {answer.seq - request.asides} of {answer.conversation!r};"
             " use message.reply(content, sender=self.name)"
         )
     changes: dict[str, Any] = {}
     if type(answer.content) is not str or not answer.content.isascii():
-        changes["content"] = checked_content(answer.content, asked.content, f"agent {speaker!r} at turn {asked.turn}")
+        changes["content"] = checked_content(
+            answer.content, request.content, f"agent {speaker!r} at turn {request.turn}"
+        )
     if answer.kind in RESERVED:
         raise InvalidResponseError(
-            f"agent {speaker!r} answered turn {asked.turn} with kind {answer.kind!r}, which is reserved"
+            f"agent {speaker!r} answered turn {request.turn} with kind {answer.kind!r}, which is reserved"
         )
     for name in ("usage", "metadata"):
         if value := getattr(answer, name):
-            changes[name] = _json(value, f"agent {speaker!r} at turn {asked.turn}: {name}")
-    if answer.seed != asked.seed or answer.asides != asked.asides or not answer.created_at:
-        changes |= {"seed": asked.seed, "asides": asked.asides, "created_at": answer.created_at or time.time()}
+            changes[name] = _json(value, f"agent {speaker!r} at turn {request.turn}: {name}")
+    if answer.seed != request.seed or answer.asides != request.asides or not answer.created_at:
+        changes |= {"seed": request.seed, "asides": request.asides, "created_at": answer.created_at or time.time()}
     return replace(answer, **changes) if changes else answer
 
 
 def checked_content(content: object, like: Any, who: str) -> Any:
-    """Text that can be written anywhere, or a 1-D float array. Raises InvalidResponseError; see `checked_array`."""
+    """Return text that any store can write, or a 1-D float array. Raises InvalidResponseError; see `checked_array`."""
     if not isinstance(content, str):
         return checked_array(content, like, who)
     try:
         content.encode()
-    except UnicodeEncodeError:  # a lone surrogate: no store and no terminal takes it
+    except UnicodeEncodeError:  # a lone surrogate, which no store and no terminal accepts
         return content.encode(errors="replace").decode()
     return content
 
 
 def _json(value: Any, who: str) -> Any:
-    """The mapping with plain JSON values; NumPy numbers and arrays become Python's. Raises InvalidResponseError."""
+    """Return the mapping with JSON values; NumPy values become Python's. Raises InvalidResponseError."""
     try:
         return json.loads(json.dumps(value, default=_from_numpy))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidResponseError(f"{who} is no JSON: {error}") from None
+        raise InvalidResponseError(f"{who} is not JSON: {error}") from None
 
 
 def _from_numpy(value: Any) -> Any:
@@ -190,13 +192,13 @@ def _from_numpy(value: Any) -> Any:
 
 
 def checked_array(content: object, like: Any, who: str) -> Any:
-    """`content` as a 1-D float array, shape (d,), float32 or float64. Raises InvalidResponseError where it is none."""
+    """Return `content` as a 1-D float array, shape (d,), float32 or float64. Raises InvalidResponseError."""
     import numpy as np
 
     try:
         array = np.asarray(content)
     except (TypeError, ValueError) as error:
-        raise InvalidResponseError(f"{who}: {_describe(content)} is neither text nor an array of floats") from error
+        raise InvalidResponseError(f"{who}: {_describe(content)}; expected text or a 1-D array of floats") from error
     if array.dtype not in (np.float32, np.float64):
         if array.dtype.kind not in "iuf":
             raise InvalidResponseError(
@@ -207,7 +209,7 @@ def checked_array(content: object, like: Any, who: str) -> Any:
         raise InvalidResponseError(f"{who}: content has shape {array.shape}; expected a 1-D array, shape (d,)")
     if not isinstance(like, str) and like is not None and array.shape != np.shape(like):
         raise InvalidResponseError(
-            f"{who}: content has shape {array.shape}; expected {np.shape(like)}, the shape it was shown"
+            f"{who}: content has shape {array.shape}; expected {np.shape(like)}, the shape of the request"
         )
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
@@ -220,7 +222,7 @@ def _describe(value: object) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON value of content or of one option: an array becomes {dtype: [..]}."""
+    """Return content, or one option, as a JSON value: an array becomes {dtype: [..]}."""
     if hasattr(value, "dtype") and hasattr(value, "tolist"):
         return {str(value.dtype): value.tolist()}
     return value

@@ -1,4 +1,4 @@
-"""Whether a nudge that an observer asks for can reach the agents."""
+"""Checks that a nudge requested by an observer can reach the agents."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ REMEDY = "use action: record or stop"
 def check_nudges(
     protocol: TurnProtocol, observers: Iterable[tuple[str, Any]], agents: Sequence[str], opening: Any
 ) -> None:
-    """Raises ConfigurationError if an observer will ask for nudges that cannot reach the agents.
+    """Raise ConfigurationError if an observer requests nudges that cannot reach the agents.
 
-    observers: (name for errors, observer).
+    observers: pairs of a name for errors and the observer.
     """
     text = getattr(protocol, "nudge_text", None)
     if text is not None and text.sender in agents:
@@ -30,22 +30,22 @@ def check_nudges(
             continue
         if not can_nudge(protocol):
             raise ConfigurationError(f"{name}: {refusal(protocol)}")
-        # A protocol with a nudge method of its own may say vectors; a text cannot follow one.
+        # A protocol with its own nudge method may return vectors; a text cannot follow a vector.
         if not isinstance(opening, str) and _says_its_text(protocol):
             raise ConfigurationError(
-                f"{name}: action: nudge; the opening is a vector, and a nudge is a text that an agent would be shown"
-                f" with it: {REMEDY}"
+                f"{name}: action: nudge; expected conversations of texts: a nudge is a text and cannot join a vector,"
+                f" and the opening is a vector. To change this, {REMEDY}"
             )
 
 
 def can_nudge(protocol: TurnProtocol) -> bool:
-    """Whether the protocol says something when it is asked for a nudge."""
+    """Return whether the protocol has a nudge: its own method, or a text."""
     own = getattr(type(protocol), "nudge", TurnProtocol.nudge) is not TurnProtocol.nudge
     return own or getattr(protocol, "nudge_text", None) is not None
 
 
 def refusal(protocol: TurnProtocol) -> str:
-    """Why an observer's action is refused, and what to do."""
+    """Return why an observer's action is refused, and the remedy."""
     kind = type(protocol).__name__
     if "nudge" in inspect.signature(type(protocol)).parameters:
         remedy = f'give the protocol a text, nudge: {{text: "..."}}, or {REMEDY}'

@@ -1,25 +1,24 @@
-"""Parts by name: built in, from other packages' entry points, or any `module:attr`. Nothing is imported before use."""
+"""Parts by name: built in, from entry points of other packages, or any `module:attr`. Imported on first use."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from a2a_ray.core.errors import ConfigurationError, plainer, unknown
+from a2a_ray.core.errors import ConfigurationError, unknown
+from a2a_ray.core.validation import check_settings, settings_model
 
 log = logging.getLogger(__name__)
 
 
 class Registry:
-    """Names of one sort of part and where each lives.
+    """The names of one sort of part, and the module of each.
 
-    group: the entry-point group in which other packages announce theirs, e.g. `a2a_ray.agents`.
+    group: the entry-point group where other packages register theirs, such as `a2a_ray.agents`.
     builtin: name -> "module:attr".
     """
 
@@ -30,7 +29,7 @@ class Registry:
         self._found = False
 
     def names(self) -> list[str]:
-        """All names that exist, plug-ins included."""
+        """Return all known names, including plug-ins."""
         if not self._found:
             from importlib.metadata import entry_points
 
@@ -40,14 +39,13 @@ class Registry:
         return sorted(self._paths)
 
     def register(self, name: str, path: str) -> None:
-        """Adds a name in this process; `path` is "module:attr"."""
+        """Add a name in this process; `path` is "module:attr"."""
         self._paths[name] = path
 
     def get(self, name: str | Callable[..., Any]) -> Any:
-        """The class or factory of a name or of a "module:attr". Raises ConfigurationError: what is wrong and what there
-        is.
+        """Return the class or factory of a name or of a "module:attr"; a class or factory is returned as it is.
 
-        A class or factory itself is given back as it is.
+        Raises ConfigurationError, with the known names.
         """
         if not isinstance(name, str):
             return name
@@ -58,20 +56,19 @@ class Registry:
         raise ConfigurationError(unknown(f"{self.what} kind", name, [*self.names(), "module:attr"]))
 
     def keys(self, name: str | Callable[..., Any]) -> dict[str, bool]:
-        """The settings that a kind takes, and whether each must be given."""
-        return {k: f.is_required() for k, f in _settings_model(self.get(name))[0].model_fields.items()}
+        """Return the settings of a kind, and whether each is required."""
+        return {k: f.is_required() for k, f in settings_model(self.get(name))[0].model_fields.items()}
 
     def takes(self, name: str | Callable[..., Any], key: str) -> bool:
-        """Whether a kind takes a setting of this name."""
-        model, open_ended = _settings_model(self.get(name))
+        """Return whether a kind has a setting of this name."""
+        model, open_ended = settings_model(self.get(name))
         return open_ended or key in model.model_fields
 
     def build(self, config: Mapping[str, Any], where: str, **fixed: Any) -> Any:
-        """The part that `config` describes: its `kind` names it, all other keys are its settings.
+        """Return the part that `config` describes: `kind` names it, all other keys are its settings.
 
-        Each setting is checked against the signature: misspelt keys, missing ones and wrong types raise
-        ConfigurationError that names `where`, the key, the value and what is expected. `fixed` adds settings that need
-        no check.
+        Settings are checked against the signature. Unknown or missing keys and invalid values raise ConfigurationError
+        with `where`, the key, the value and what is expected. `fixed` adds unchecked settings.
         """
         settings = {k: v for k, v in config.items() if k != "kind"}
         if "kind" not in config:
@@ -92,7 +89,7 @@ class Registry:
 
 
 def load(path: str, what: str) -> Any:
-    """The object at "module:attr". Raises ConfigurationError where the module or the attribute does not exist."""
+    """Return the object at "module:attr". Raises ConfigurationError if the module or the attribute does not exist."""
     module, _, attribute = path.partition(":")
     if not attribute:
         raise ConfigurationError(f"{what}: {path!r}; expected module:attr, such as my_package.my_module:MyClass")
@@ -107,72 +104,8 @@ def load(path: str, what: str) -> Any:
         ) from error
     except AttributeError as error:
         raise ConfigurationError(f"{what}: module {module!r} has no {attribute!r}") from error
-    except Exception as error:  # a broken plug-in is told, with its cause, and takes nothing else down
+    except Exception as error:  # a broken plug-in is reported with its cause and breaks nothing else
         raise ConfigurationError(f"{what}: importing {module!r} failed: {type(error).__name__}: {error}") from error
-
-
-def check_settings(
-    factory: Callable[..., Any], settings: Mapping[str, Any], where: str, given: set[str]
-) -> dict[str, Any]:
-    """`settings` checked against the signature of `factory` by pydantic. Raises ConfigurationError."""
-    from pydantic import ValidationError
-
-    model, open_ended = _settings_model(factory)
-    known = [name for name in model.model_fields if name not in given]
-    for key in settings:
-        if key not in known and not open_ended:
-            raise ConfigurationError(f"{where}.{key}: " + unknown("key", key, known))
-    missing = [n for n, f in model.model_fields.items() if f.is_required() and n not in settings and n not in given]
-    if missing:
-        raise ConfigurationError(f"{where}: key {missing[0]!r} is missing. Keys: {', '.join(known)}")
-    fields = {k: v for k, v in settings.items() if k in model.model_fields}
-    try:
-        checked = model.__pydantic_validator__.validate_python(
-            {**dict.fromkeys(given & set(model.model_fields)), **fields}
-        )
-    except ValidationError as error:
-        wrong = [e for e in error.errors() if e["loc"][0] not in given]
-        if wrong:
-            key = str(wrong[0]["loc"][0])
-            raise ConfigurationError(
-                f"{where}.{key}: {settings[key]!r}; {expected(e for e in wrong if e['loc'][0] == key)}"
-            ) from None
-        return dict(settings)
-    return {**settings, **{k: getattr(checked, k) for k in fields}}
-
-
-def expected(errors: Iterable[Mapping[str, Any]]) -> str:
-    """What pydantic expected, as the second half of a sentence; several where it tried the members of a union."""
-    sentences = []
-    for error in errors:
-        sentence = plainer(error["msg"])
-        sentences.append(sentence[:1].lower() + sentence[1:])
-    first, *others = dict.fromkeys(sentences)
-    return " or ".join([first, *(sentence.removeprefix("expected ") for sentence in others)])
-
-
-@cache
-def _settings_model(factory: Callable[..., Any]) -> tuple[Any, bool]:
-    from typing import get_type_hints
-
-    from pydantic import ConfigDict, create_model
-
-    target = factory.__init__ if inspect.isclass(factory) else factory
-    try:
-        hints = get_type_hints(target)
-    except Exception:  # a signature that cannot be resolved is checked by name only
-        log.debug("no type hints for %s", factory, exc_info=True)
-        hints = {}
-    fields: dict[str, Any] = {}
-    open_ended = False
-    for name, parameter in inspect.signature(factory).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            open_ended = open_ended or parameter.kind == parameter.VAR_KEYWORD
-            continue
-        default = ... if parameter.default is parameter.empty else parameter.default
-        fields[name] = (hints.get(name, Any), default)
-    config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
-    return create_model("Settings", __config__=config, **fields), open_ended
 
 
 agents = Registry(

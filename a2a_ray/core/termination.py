@@ -1,4 +1,4 @@
-"""Stop conditions: when a conversation is over. Combine them with `|` and `&`."""
+"""Termination conditions: when a conversation ends. Combine them with `|` and `&`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from a2a_ray.core.transcript import Transcript
 
 
 class TerminationCondition:
-    """`check(transcript)` gives the reason to stop, or None. Subclass it, or give it a function."""
+    """Ends a conversation if `check(transcript)` returns a reason. Subclass it, or pass a function."""
 
     def __init__(self, check: Callable[[Transcript], str | None]) -> None:
         self._check = check
 
     def check(self, transcript: Transcript) -> str | None:
-        """The reason why the conversation is over, or None."""
+        """Return the reason why the conversation is over, or None."""
         return self._check(transcript)
 
     def __or__(self, other: TerminationCondition) -> TerminationCondition:
@@ -32,7 +32,7 @@ class TerminationCondition:
 
 
 class MaxTurns(TerminationCondition):
-    """Over after so many messages of agents (bids and combinations are not counted)."""
+    """Ends the conversation after this number of messages; bids, combinations and nudges do not count."""
 
     def __init__(self, turns: int) -> None:
         if turns < 1:
@@ -41,24 +41,28 @@ class MaxTurns(TerminationCondition):
         self.reason = f"turn limit {turns}"
 
     def check(self, transcript: Transcript) -> str | None:
+        """Return the limit as the reason once it is reached."""
         return self.reason if len(transcript.messages) >= self.turns else None
 
 
 class TextMention(TerminationCondition):
-    """Over when the newest message holds the phrase, e.g. "TERMINATE"."""
+    """Ends the conversation when the newest message contains the phrase, such as "TERMINATE"."""
 
     def __init__(self, phrase: str) -> None:
         if not phrase:
-            raise ConfigurationError("phrase: ''; expected some text (the empty phrase is in every message)")
+            raise ConfigurationError(
+                "phrase: ''; expected text that is not empty (every message contains the empty phrase)"
+            )
         self.phrase = phrase
 
     def check(self, transcript: Transcript) -> str | None:
+        """Return the phrase as the reason once it occurs."""
         last = transcript.messages[-1].content if transcript.messages else ""
         return f"{self.phrase!r} was said" if isinstance(last, str) and self.phrase in last else None
 
 
 class MaxTokens(TerminationCondition):
-    """Over when the agents have written so many tokens, as far as they report their usage."""
+    """Ends the conversation when the agents have written this many tokens, as far as they report their usage."""
 
     def __init__(self, tokens: int) -> None:
         if tokens < 1:
@@ -66,12 +70,13 @@ class MaxTokens(TerminationCondition):
         self.tokens = tokens
 
     def check(self, transcript: Transcript) -> str | None:
+        """Return the limit as the reason once it is reached."""
         used = sum(m.usage.get("output_tokens", 0) for m in transcript.messages)
         return f"token limit {self.tokens}" if used >= self.tokens else None
 
 
 class Converged(TerminationCondition):
-    """Over when no agent moved by more than `tolerance` (2-norm) between its own turns, the last `rounds` of them."""
+    """Ends when no agent moved by more than `tolerance` (2-norm) between its turns, for `rounds` rounds."""
 
     def __init__(self, tolerance: float = 1e-12, rounds: int = 1) -> None:
         if tolerance < 0 or rounds < 1:
@@ -81,6 +86,7 @@ class Converged(TerminationCondition):
         self.tolerance, self.rounds = tolerance, rounds
 
     def check(self, transcript: Transcript) -> str | None:
+        """Return the tolerance as the reason once no agent moves further; never for texts."""
         own: dict[str, list[Any]] = {name: [] for name in transcript.agents}
         missing = len(own)
         for message in reversed(transcript.messages):
@@ -94,7 +100,7 @@ class Converged(TerminationCondition):
                     break
         if missing > 0:
             return None
-        # The squares' sum by hand: plain arithmetic that needs no NumPy here.
+        # Plain arithmetic, so that this module needs no NumPy.
         moved = max(float(((a - b) ** 2).sum()) for last in own.values() for a, b in pairwise(last)) ** 0.5
         return (
             f"settled: no agent moved by more than {self.tolerance:g} in a round" if moved <= self.tolerance else None

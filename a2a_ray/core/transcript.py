@@ -1,4 +1,4 @@
-"""The append-only record of one conversation, from which everything else follows."""
+"""The append-only record of one conversation, the input of everything else."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from a2a_ray.core.verdict import ObserverVerdict
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
 _KEYS = ("id", "turns", "opening", "opening_vector", "status", "reason", "error", "stopped_by")
-"""Keys of the exchange format; every other one is metadata."""
+"""Keys of the exchange format; every other key is metadata."""
 
 
 class Transcript:
     """The opening (turn 0) and all records after it, in order.
 
-    id, agents: of the conversation; `agents` in the order of speaking where the protocol has one.
+    id, agents: of the conversation; `agents` in the order of speaking if the protocol has one.
     seed: the conversation's seed.
-    turns: every record, bids, combinations and nudges included; `turns[i].seq == i + 1`.
-    messages: what agents said: `turns` without bids, combinations and nudges; `messages[i].turn == i + 1`.
-    status: "running", "done" or "failed"; `reason` says why it ended, `error` what failed.
-    stopped_by: name of the observer that ended it; empty if a limit, a condition, the protocol or a failure did.
-    traceback: of the error that failed it, its last lines; empty if there is none.
-    verdicts: (turn, observer, verdict) of every verdict that said something. The turn is that of the message; for a
-    bid, a combination or a nudge it is the turn of the message before it.
-    metadata: of the conversation (cell of a sweep, labels, unknown keys of a foreign file).
+    turns: every record, including bids, combinations and nudges; `turns[i].seq == i + 1`.
+    messages: `turns` without bids, combinations and nudges; `messages[i].turn == i + 1`.
+    status: "running", "done" or "failed". reason: why it ended. error: what failed.
+    stopped_by: the observer that ended it; empty if a limit, a condition, the protocol or a failure did.
+    traceback: the last lines of the failure's traceback; empty without one.
+    verdicts: (turn, observer, verdict) of every verdict with something to report. The turn is that of the message; for
+        a bid, a combination or a nudge it is the turn of the message before it.
+    metadata: of the conversation (cell of a sweep, labels, unknown keys of another tool's file).
     """
 
     __slots__ = (
@@ -67,7 +67,7 @@ class Transcript:
         self.metadata: dict[str, Any] = dict(metadata or {})
 
     def append(self, message: Message) -> None:
-        """Puts one record at the end, with the turn it has there. Raises ValueError if its seq is not the next."""
+        """Append a record and number its turn. Raises ValueError if its seq is not the next one."""
         before = len(self.turns)
         if message.seq != before + 1:
             raise ValueError(f"record {message.seq} cannot follow record {before} of conversation {self.id!r}")
@@ -79,7 +79,7 @@ class Transcript:
 
     @property
     def last(self) -> Message:
-        """The newest message, or the opening."""
+        """Return the newest message, or the opening."""
         return self.messages[-1] if self.messages else self.opening
 
     def __len__(self) -> int:
@@ -89,15 +89,14 @@ class Transcript:
         return iter(self.turns)
 
     def rounds(self) -> list[list[Message]]:
-        """The messages cut into rounds: each agent once. An unfinished last round is kept."""
+        """Return the messages in rounds of one message per agent. An unfinished last round is kept."""
         size = max(len(self.agents), 1)
         return [self.messages[i : i + size] for i in range(0, len(self.messages), size)]
 
     def until(self, turn: int) -> Transcript:
-        """The conversation up to and including this message, to go on from, e.g. from the last turn before a loop.
+        """Return the conversation up to and including this turn, to continue it from there, as before a loop.
 
-        turn: of the message, 1 for the first; 0 keeps the opening alone. Raises ConfigurationError if there is no such
-        turn.
+        turn: 1 for the first message; 0 keeps the opening alone. Raises ConfigurationError for an unknown turn.
         """
         if not 0 <= turn <= len(self.messages):
             raise ConfigurationError(
@@ -109,7 +108,7 @@ class Transcript:
         return start
 
     def copy(self) -> Transcript:
-        """A transcript that can go on without changing this one; the messages are shared."""
+        """Return a transcript that can grow without changing this one; both share the messages."""
         new = Transcript.__new__(Transcript)
         for name in self.__slots__:
             setattr(new, name, getattr(self, name))
@@ -118,11 +117,10 @@ class Transcript:
         return new
 
     def to_exchange(self) -> dict[str, Any]:
-        """One line of the exchange format: id, opening, turns (speaker, text, and kind, time, tokens where known), and
-        metadata.
+        """Return the conversation in the exchange format: id, opening, turns and metadata.
 
-        Bids, combinations and nudges are left out. A vector is written as `vector` beside a readable `text`, an opening
-        that is one as `opening_vector`.
+        Each turn has speaker and text, and kind, time and tokens if they are known. Bids, combinations and nudges are
+        left out. A vector becomes `vector` beside a readable `text`; as the opening it becomes `opening_vector`.
         """
         out: dict[str, Any] = {"id": self.id}
         out.update((k, v) for k, v in self.metadata.items() if k not in _KEYS)
@@ -140,9 +138,9 @@ class Transcript:
 
     @classmethod
     def from_exchange(cls, value: object, id: str = "") -> Transcript:
-        """The transcript of one value in the exchange format. Unknown keys are kept in the metadata.
+        """Return the transcript of a value in the exchange format. Unknown keys are kept in the metadata.
 
-        Raises ConfigurationError, naming the key, for what is not in the format.
+        Raises ConfigurationError, naming the key, for a value that violates the format.
         """
         if not isinstance(value, dict):
             raise ConfigurationError(f"expected an object with 'id' and 'turns', got {type(value).__name__}")
@@ -226,7 +224,7 @@ def _turn_from_exchange(conversation: str, number: int, turn: dict[str, Any]) ->
     rest = {k: v for k, v in turn.items() if k not in ("speaker", "text", "vector", "kind", "tokens")}
     created = rest.pop("time", 0.0)
     if not isinstance(created, (int, float)) or isinstance(created, bool):
-        rest["time"], created = created, 0.0  # a foreign time stamp that is no number is kept as it is
+        rest["time"], created = created, 0.0  # another tool's time stamp that is no number is kept as it is
     usage = {"output_tokens": turn["tokens"]} if "tokens" in turn else {}
     kind = str(turn.get("kind") or MESSAGE)
     return Message(

@@ -1,4 +1,4 @@
-"""What a protocol returns: who speaks next, and the context of a turn."""
+"""The decisions of a protocol: who speaks next, and the context of a turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from a2a_ray.core.message import COMBINE, EMPTY, Content, Message
 
 
 class TurnContext(NamedTuple):
-    """What a speaker is shown: the newest content and who said it, and what went before, oldest first."""
+    """The context of a turn: the newest content and its sender, the history (oldest first), and the turn's options."""
 
     sender: str
     content: Content
@@ -18,19 +18,19 @@ class TurnContext(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """The conversation is over, and why."""
+    """Ends the conversation, with the reason."""
 
     reason: str
 
 
 class BidRequest(NamedTuple):
-    """Ask these agents how much they want the next turn; each bid is recorded."""
+    """Requests a bid for the next turn from these agents; each bid is recorded."""
 
     speakers: Sequence[str]
 
 
 class ProtocolMessage(NamedTuple):
-    """The protocol itself puts something on record, e.g. the average of simultaneous turns."""
+    """A record from the protocol itself, such as the average of simultaneous turns."""
 
     sender: str
     content: Content

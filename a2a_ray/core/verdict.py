@@ -1,4 +1,4 @@
-"""What an observer reports after a message."""
+"""The report of an observer after a message."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from a2a_ray.core.message import EMPTY
 
 @dataclass(frozen=True, slots=True)
 class ObserverVerdict:
-    """What an observer says after a message.
+    """The report of an observer after a message.
 
-    status: "none", "warning", "loop", "recovered", or an observer's own word.
-    action: "record", "nudge" (the protocol is asked what to do: `TurnProtocol.nudge`) or "stop".
-    reason: one sentence for people; required with "stop".
-    scores: how much each agent should get the next turn (adaptive protocols can follow it).
-    evidence: what a person can check; JSON.
+    status: "none", "warning", "loop", "recovered", or the observer's own word.
+    action: "record", "nudge" (calls `TurnProtocol.nudge`) or "stop".
+    reason: one readable sentence; required with "stop".
+    scores: a weight for each agent's claim to the next turn; adaptive protocols can use it.
+    evidence: facts that a person can check; JSON.
     """
 
     status: str = "none"
@@ -28,4 +28,4 @@ class ObserverVerdict:
 
 
 NOTHING = ObserverVerdict()
-"""The verdict of an observer that has nothing to say."""
+"""The verdict of an observer that has nothing to report."""

@@ -19,36 +19,48 @@ from pydantic import (
     model_validator,
 )
 
+from a2a_ray.core.base_agent import AgentTraits, agent_traits
 from a2a_ray.core.contract_checks import check_part
 from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.core.registry import agents as agent_kinds
 
 
-class Price(BaseModel):
+class Section(BaseModel):
+    """A part of a specification; every key of it must be known."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, value: Any) -> Any:
+        for key in value if isinstance(value, Mapping) else ():
+            if key not in cls.model_fields:
+                raise ConfigurationError(f"{key}: " + unknown("key", key, cls.model_fields))
+        return value
+
+
+class Price(Section):
     """Money per million tokens, in any one currency."""
 
-    model_config = ConfigDict(extra="forbid")
     input: float = Field(0.0, ge=0)
     output: float = Field(0.0, ge=0)
 
 
-class BudgetSpec(BaseModel):
+class BudgetSpec(Section):
     """The most that a run may take: money (in the currency of the prices), tokens, requests, and seconds of a start."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     cost: float | None = Field(None, gt=0)
     tokens: int | None = Field(None, ge=1)
     requests: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, gt=0)
 
 
-class AnalyzeSpec(BaseModel):
+class AnalyzeSpec(Section):
     """What the analysis of equilibria has to know: objectives by agent, margin, and where positions are read from.
 
     It changes nothing of what is said. See `equilibrium_analyzer.py` and `position_settings.py`.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     objectives: dict[str, float | list[float]] = {}
     margin: float | None = Field(None, gt=0)
     positions: str | dict[str, Any] | None = None
@@ -67,10 +79,10 @@ class AnalyzeSpec(BaseModel):
             raise ConfigurationError(f"analyze.{error}") from None
 
 
-class Resources(BaseModel):
+class Resources(Section):
     """What an agent in actors gets: how many processes, what each of them asks Ray for, and how it is called."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
     replicas: int = Field(1, ge=1)
     num_cpus: float | None = Field(None, ge=0)
     num_gpus: float = Field(0.0, ge=0)
@@ -88,10 +100,9 @@ class Resources(BaseModel):
         return self
 
 
-class CallLimits(BaseModel):
+class CallLimits(Section):
     """What an agent's calls are held to: the first four by all workers together, the others in each process."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     requests_per_minute: float | None = Field(None, ge=1)
     tokens_per_minute: float | None = Field(None, ge=1)
     max_concurrency: int | None = Field(None, ge=1)
@@ -157,10 +168,14 @@ class AgentSpec(BaseModel):
     def _own_limits(self) -> frozenset[str]:
         """The limits that the agent keeps by itself."""
         try:
-            made = agent_kinds.get(self.kind)
-        except ConfigurationError:  # reported where the agent is built
+            return self.traits.own_limits
+        except ConfigurationError:  # `build` reports it
             return frozenset()
-        return frozenset(getattr(made, "own_limits", ()))
+
+    @property
+    def traits(self) -> AgentTraits:
+        """The optional features of its kind. Raises ConfigurationError for an unknown kind."""
+        return agent_traits(agent_kinds.get(self.kind))
 
     @property
     def inner(self) -> AgentSpec:
@@ -171,7 +186,7 @@ class AgentSpec(BaseModel):
     @property
     def paid(self) -> bool:
         """Whether its calls are logged before they are made: it has a price, or its kind is one that costs money."""
-        return any(s.rate is not None or getattr(agent_kinds.get(s.kind), "paid", False) for s in (self, self.inner))
+        return any(s.rate is not None or s.traits.paid for s in (self, self.inner))
 
     @property
     def endpoint_key(self) -> str:
@@ -190,10 +205,8 @@ class AgentSpec(BaseModel):
     @property
     def heavy(self) -> bool:
         """Whether the agent works in an actor of its own; one that keeps memory always does."""
-        made = agent_kinds.get(self.kind)
-        return bool(getattr(made, "stateful", False)) or (
-            (self.placement or getattr(made, "placement", "worker")) == "actor"
-        )
+        traits = self.traits
+        return traits.stateful or (self.placement or traits.placement) == "actor"
 
     def build(self, where: str = "agent") -> Any:
         """The agent itself, not yet set up. Raises ConfigurationError."""
@@ -224,7 +237,7 @@ class AgentSpec(BaseModel):
 
     def turn_settings(self) -> dict[str, Any]:
         """The settings that can go with each message, so that one loaded model serves all cells of a sweep."""
-        allowed: frozenset[str] = getattr(agent_kinds.get(self.kind), "turn_options", frozenset())
+        allowed = self.traits.turn_options
         must = agent_kinds.keys(self.kind)  # what the agent cannot be made without stays with it
         return {k: v for k, v in self.settings.items() if k in allowed and not must.get(k)}
 

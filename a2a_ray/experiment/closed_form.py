@@ -13,8 +13,8 @@ from a2a_ray.analysis.dynamics.rounds import RoundEquilibrium, alternating, simu
 from a2a_ray.analysis.equilibria.equilibrium_analyzer import EquilibriumAnalyzer, Prediction
 from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import LinearTask, make_task
-from a2a_ray.core.registry import check_settings
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.validation import check_settings
 from a2a_ray.experiment.agent_spec import AgentSpec, AnalyzeSpec, identity, plain
 
 GRADIENT = frozenset(

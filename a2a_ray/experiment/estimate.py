@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from a2a_ray.core.base_agent import agent_traits
 from a2a_ray.experiment.agent_spec import identity
 from a2a_ray.experiment.spec import AgentSpec, Experiment
 
@@ -73,11 +74,10 @@ def estimate(experiment: Experiment) -> Estimate:
 
 def output_limit(spec: AgentSpec, agent: Any) -> int | None:
     """The most tokens of one answer; None if neither agent nor settings set a limit, 0 if it is no language model."""
-    told = getattr(agent, "max_output_tokens", None)
-    if told is None:
+    limit = agent_traits(agent).max_output_tokens
+    if limit is None:
         return None if spec.paid else 0
-    limit: int | None = told()
-    return limit
+    return limit()
 
 
 def _cost(spec: AgentSpec, known: dict[str, _Cost], assumed: set[str]) -> _Cost:
@@ -88,9 +88,9 @@ def _cost(spec: AgentSpec, known: dict[str, _Cost], assumed: set[str]) -> _Cost:
         limit = output_limit(spec, agent)
         if limit is None:
             assumed.add(spec.name)
-        reads = getattr(agent, "max_input_tokens", None)
-        requests = int(getattr(agent, "max_requests", 1))
-        known[key] = _Cost(ASSUMED_ANSWER if limit is None else limit, None if reads is None else reads(), requests)
+        traits = agent_traits(agent)
+        input_tokens = None if traits.max_input_tokens is None else traits.max_input_tokens()
+        known[key] = _Cost(ASSUMED_ANSWER if limit is None else limit, input_tokens, traits.max_requests)
     return known[key]
 
 

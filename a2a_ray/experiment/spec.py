@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -24,27 +23,20 @@ from pydantic import (
     model_validator,
 )
 
+from a2a_ray.core.base_agent import agent_traits
 from a2a_ray.core.contract_checks import check_part, shown
 from a2a_ray.core.conversation import DEFAULT_ROUNDS, check_names
-from a2a_ray.core.errors import ConfigurationError, InvalidResponseError, unknown
+from a2a_ray.core.errors import ConfigurationError, InvalidResponseError
 from a2a_ray.core.message import checked_content
 from a2a_ray.core.nudge_checks import check_nudges
-from a2a_ray.core.registry import expected, observers, protocols, terminations
+from a2a_ray.core.registry import observers, protocols, terminations
 from a2a_ray.core.seeds import conversation_seed
+from a2a_ray.core.validation import explain
 from a2a_ray.experiment.agent_spec import AgentSpec as AgentSpec
-from a2a_ray.experiment.agent_spec import AnalyzeSpec, BudgetSpec, CallLimits, Price, Resources, identity, plain
+from a2a_ray.experiment.agent_spec import AnalyzeSpec, BudgetSpec, Section, identity, plain
 from a2a_ray.experiment.openings import read_openings
 from a2a_ray.experiment.secrets import refuse_keys
 from a2a_ray.experiment.sweep import change
-
-SECTIONS: dict[str, type[BaseModel]] = {
-    "analyze": AnalyzeSpec,
-    "budget": BudgetSpec,
-    "price": Price,
-    "resources": Resources,
-    "limits": CallLimits,
-}
-"""The parts of a specification whose keys are all known."""
 
 
 def _settings(value: Any) -> Any:
@@ -62,7 +54,7 @@ def _settings(value: Any) -> Any:
 Settings = Annotated[dict[str, Any], BeforeValidator(_settings)]
 
 
-class Experiment(BaseModel):
+class Experiment(Section):
     """Everything that decides what is said: agents, protocol, openings, limits, repeats, seed and sweep.
 
     `analyze` and `budget` stand beside it: what the analysis has to know, and what a run may cost.
@@ -70,8 +62,8 @@ class Experiment(BaseModel):
     Raises ConfigurationError (through `load` and `parse`) for what cannot be run.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=True)
+    name: str = "run"
     seed: int = Field(0, ge=0)
     agents: list[AgentSpec] = Field(min_length=1)
     protocol: Settings = Field(default_factory=lambda: {"kind": "alternating"})
@@ -79,13 +71,22 @@ class Experiment(BaseModel):
     max_rounds: int | None = Field(None, ge=1)
     max_turns: int | None = Field(None, ge=1)
     repeats: int = Field(1, ge=1)
-    termination: list[Settings] = []
-    observers: list[Settings] = []
+    termination: list[Settings] = Field([])
+    observers: list[Settings] = Field([])
     budget: BudgetSpec | None = None
     analyze: AnalyzeSpec | None = None
-    sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
+    sweep: dict[str, list[Any]] | list[dict[str, Any]] = Field({})
     shared_storage: bool = False
     _source: str = PrivateAttr("specification")
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ConfigurationError(
+                f"name: {value!r}; expected letters, digits, '.', '_' and '-', because it becomes a folder's name"
+            )
+        return value
 
     @field_validator("agents", mode="before")
     @classmethod
@@ -135,9 +136,6 @@ class Experiment(BaseModel):
                 f"{where}: {found}; expected keys such as agents and max_rounds (a2a-ray init writes an example)"
             )
         refuse_keys(value, where)
-        for key in value:
-            if key not in cls.model_fields:
-                raise ConfigurationError(f"{where}: " + unknown("key", key, cls.model_fields))
         try:
             experiment = cls.model_validate(dict(value))
             experiment._source = where
@@ -264,15 +262,12 @@ class Experiment(BaseModel):
                     f"agents.{i}.limits.timeout: {spec.step_timeout:g}; a step beside the conversation cannot be"
                     " stopped; add placement: actor"
                 )
-            if hasattr(agent, "check"):
-                try:
-                    agent.check()
-                except ConfigurationError as error:
-                    raise ConfigurationError(f"agents.{i}: {error}") from None
-                except Exception as error:
-                    raise ConfigurationError(
-                        f"agents.{i}: its check failed: {type(error).__name__}: {error}"
-                    ) from error
+            try:
+                agent_traits(agent).check()
+            except ConfigurationError as error:
+                raise ConfigurationError(f"agents.{i}: {error}") from None
+            except Exception as error:
+                raise ConfigurationError(f"agents.{i}: its check failed: {type(error).__name__}: {error}") from error
         if self.analyze is not None:
             self._check_analyze()
 
@@ -357,25 +352,3 @@ def _in_words(changes: Mapping[str, Any]) -> str:
     return ", ".join(
         k if isinstance(v, (dict, list)) or k.rpartition(".")[2] in hidden else f"{k}: {v}" for k, v in changes.items()
     )
-
-
-def explain(error: ValidationError) -> str:
-    """One sentence for the first thing that pydantic found wrong."""
-    first = error.errors()[0]
-    same = [e for e in error.errors() if e["loc"][:1] == first["loc"][:1]] if first["loc"] else [first]
-    place = ".".join(str(p) for p in first["loc"] if isinstance(p, int) or str(p).isidentifier())
-    if place == "name":
-        return f"name: {first['input']!r}; expected letters, digits, '.', '_' and '-': it becomes a folder's name"
-    if len(same) > 1 and isinstance(first["loc"][-1], str):  # the branches of a union
-        place = ".".join(str(p) for p in first["loc"][:-1] if isinstance(p, int) or str(p).isidentifier())
-    if first["type"] == "missing":
-        return f"key {place!r} is missing"
-    if first["type"] == "value_error":
-        sentence = expected([first])
-        if not place or sentence.startswith(str(first["loc"][0])):
-            return sentence
-        return f"{place}{'.' if re.match('[a-z_]+: ', sentence) else ': '}{sentence}"
-    if first["type"] == "extra_forbidden":
-        section = "analyze" if first["loc"][0] == "analyze" else str(first["loc"][-2])
-        return f"{place}: " + unknown("key", first["loc"][-1], SECTIONS[section].model_fields)
-    return f"{place}: {repr(first['input'])[:60]}; {expected(same)}"

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from a2a_ray.core.errors import A2AError, AgentError, AuthenticationError, ConfigurationError, PlacementError, plainer
+from a2a_ray.core.errors import A2AError, AgentError, AuthenticationError, ConfigurationError, PlacementError
+from a2a_ray.core.validation import plainer
 from a2a_ray.interface.command_helpers import INTERRUPTED
 from a2a_ray.interface.commands import (
     analyze_commands,

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from a2a_ray.core.base_agent import agent_traits
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import (
     A2AError,
@@ -226,8 +227,7 @@ class Worker:
                     continue
                 if key not in self._light:
                     self._light[key] = spec.build()
-                    if hasattr(self._light[key], "setup"):
-                        self._light[key].setup()
+                    agent_traits(self._light[key]).setup()
                 agents.append(self._calls.wrap(self._light[key], spec, key))
             termination: TerminationCondition | None = None
             for each in cell.termination:

@@ -1,4 +1,4 @@
-"""What the contract tests share: comparing answers, and sentences for what does not hold."""
+"""Shared by the contract tests: comparing answers, and messages for broken promises."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ T = TypeVar("T")
 
 
 def comparable(value: Any) -> Any:
-    """An answer without its time stamp; an error as its class and text."""
+    """Return an answer without its time stamp, and an error as its class and text."""
     if isinstance(value, Message):
         return {k: v for k, v in value.to_dict().items() if k != "created_at"}
     return (type(value).__name__, str(value)) if isinstance(value, BaseException) else value
 
 
-def same(first: Sequence[Any], second: Sequence[Any], what: str) -> None:
-    hold(len(first) == len(second), f"{what}: {len(second)} answers to {len(first)} messages")
+def expect_same(first: Sequence[Any], second: Sequence[Any], where: str) -> None:
+    """Raise AssertionError, naming the first difference, unless both sequences hold the same answers."""
+    expect(len(first) == len(second), f"{where}: {len(second)} answers to {len(first)} messages")
     for number, (a, b) in enumerate(zip(first, second, strict=True), 1):
         one, other = comparable(a), comparable(b)
-        hold(one == other, f"{what}: message {number} was answered {one!r:.300}, then {other!r:.300}")
+        expect(one == other, f"{where}: message {number} was answered {one!r:.300}, then {other!r:.300}")
 
 
-def hold(condition: bool, sentence: str) -> None:
-    """`assert` that python -O leaves in."""
+def expect(condition: bool, sentence: str) -> None:
+    """Raise AssertionError with this sentence unless the condition is true, also under `python -O`."""
     if not condition:
         raise AssertionError(sentence)
 
 
 async def awaited(value: Any) -> Any:
+    """Return the value, awaited if it is awaitable."""
     return await value if inspect.isawaitable(value) else value
 
 
-def finish(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine, also where an event loop runs already (a notebook, an asynchronous test)."""
+def run_anywhere(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine, also inside a running event loop (a notebook, an asynchronous test)."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, work).result()

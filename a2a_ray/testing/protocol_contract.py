@@ -13,7 +13,7 @@ from a2a_ray.core.errors import A2AError
 from a2a_ray.core.message import Content, Message
 from a2a_ray.core.transcript import RUNNING, Transcript
 from a2a_ray.core.turns import BidRequest, ProtocolMessage, Stop, TurnContext
-from a2a_ray.testing.comparing import comparable, finish, hold
+from a2a_ray.testing.comparing import comparable, expect, run_anywhere
 
 
 def check_protocol(
@@ -22,47 +22,54 @@ def check_protocol(
     opening: Content = "Hello.",
     turns: int = 12,
 ) -> None:
-    """A pure function of the transcript: who speaks and what is shown, asked at any time, in any order, on any copy.
+    """Check that a protocol is a pure function of the transcript.
 
-    agents: names of the agents it is to lead; it must name no others. opening: text or a 1-D array of floats.
-    A talk of `turns` messages is held; cut after any record, it must go on to the very same end.
+    The check runs a conversation of `turns` messages. Cut after any record, it must continue to the same end. The
+    protocol must give the same answers whenever it is called, in any order, and on any copy of the transcript.
+
+    Args:
+        agents: names of the agents; the protocol must name no others.
+        opening: text or a 1-D array of floats.
+
+    Raises:
+        AssertionError: a promise is broken; the message says which one, and by what.
     """
     names = tuple(agents)
-    whole = _talk(protocol, Transcript("check", names, opening, seed=5), turns)
-    hold(bool(whole.turns), "it stopped before anybody spoke")
+    whole = _run(protocol, Transcript("check", names, opening, seed=5), turns)
+    expect(bool(whole.turns), "it stopped before anybody spoke")
     cuts = [_cut(whole, length) for length in range(len(whole) + 1)]
-    asked = [_asked(protocol, cut, names) for cut in cuts]
-    for cut, before in reversed(list(zip(cuts, asked, strict=True))):
+    decisions = [_decision(protocol, cut, names) for cut in cuts]
+    for cut, before in reversed(list(zip(cuts, decisions, strict=True))):
         where = f"after {len(cut)} records"
-        hold(_asked(protocol, cut, names) == before, f"{where}, it gives two answers for the same transcript")
+        expect(_decision(protocol, cut, names) == before, f"{where}, it gives two answers for the same transcript")
         copy: Transcript = pickle.loads(pickle.dumps(cut))
-        hold(_asked(protocol, copy, names) == before, f"{where}, it gives another answer for an equal transcript")
-        hold(len(cut) == len(copy) and cut.status == RUNNING, f"{where}, it changed the transcript")
-        resumed = _talk(protocol, copy, turns)
-        hold(_told(resumed) == _told(whole), f"cut {where}, the talk goes on otherwise than undisturbed")
+        expect(_decision(protocol, copy, names) == before, f"{where}, it gives another answer for an equal transcript")
+        expect(len(cut) == len(copy) and cut.status == RUNNING, f"{where}, it changed the transcript")
+        resumed = _run(protocol, copy, turns)
+        expect(_outcome(resumed) == _outcome(whole), f"cut {where}, the conversation continues differently")
 
 
-def _talk(protocol: TurnProtocol, transcript: Transcript, turns: int) -> Transcript:
-    """The transcript, led to its end by the protocol; its agents are pure functions of what they are shown."""
-    voices = [_Voice(name) for name in transcript.agents]
-    conversation = Conversation(voices, protocol, max_turns=turns, transcript=transcript)
+def _run(protocol: TurnProtocol, transcript: Transcript, turns: int) -> Transcript:
+    """Run the conversation to its end; its agents are pure functions of their context."""
+    agents = [_HashingAgent(name) for name in transcript.agents]
+    conversation = Conversation(agents, protocol, max_turns=turns, transcript=transcript)
     transcript = conversation.transcript
-    most = (turns + 1) * (2 + len(voices))
+    most = (turns + 1) * (2 + len(agents))
 
-    async def lead() -> None:
+    async def run() -> None:
         async for record in conversation:
-            hold(record.seq <= most, f"{record.seq} records, but only {len(transcript.messages)} messages: no end")
+            expect(record.seq <= most, f"{record.seq} records, but only {len(transcript.messages)} messages: no end")
 
     try:
-        finish(lead())
+        run_anywhere(run())
     except A2AError as error:
-        raise AssertionError(f"the talk failed: {error}") from None
-    hold(bool(transcript.reason), "it stopped without a reason")
+        raise AssertionError(f"the conversation failed: {error}") from None
+    expect(bool(transcript.reason), "it stopped without a reason")
     return transcript
 
 
-class _Voice:
-    """Answers and bids by a hash of all that it is shown."""
+class _HashingAgent:
+    """Answers and bids with a hash of its whole context."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -77,14 +84,14 @@ class _Voice:
         return self._number(message) % 5
 
     def _number(self, message: Message) -> int:
-        shown = {k: v for k, v in message.to_dict().items() if k != "created_at"}
-        shown["history"] = [(m.sender, m.to_dict()["content"]) for m in message.history]
-        digest = hashlib.blake2b(f"{self.name}{shown}".encode(), digest_size=4).digest()
+        context = {k: v for k, v in message.to_dict().items() if k != "created_at"}
+        context["history"] = [(m.sender, m.to_dict()["content"]) for m in message.history]
+        digest = hashlib.blake2b(f"{self.name}{context}".encode(), digest_size=4).digest()
         return int.from_bytes(digest, "little")
 
 
-def _asked(protocol: TurnProtocol, transcript: Transcript, names: tuple[str, ...]) -> Any:
-    """What the protocol says of a transcript, in a form that can be compared."""
+def _decision(protocol: TurnProtocol, transcript: Transcript, names: tuple[str, ...]) -> Any:
+    """Return the protocol's decision for a transcript, in a form that can be compared."""
     chosen = protocol.speakers(transcript)
     if isinstance(chosen, Stop):
         return chosen
@@ -93,14 +100,15 @@ def _asked(protocol: TurnProtocol, transcript: Transcript, names: tuple[str, ...
     speakers = (
         (chosen,) if isinstance(chosen, str) else tuple(chosen.speakers if isinstance(chosen, BidRequest) else chosen)
     )
-    strange = [s for s in speakers if s not in names]
-    hold(bool(speakers) and not strange, f"it named {speakers}; expected names out of {names}")
-    return type(chosen).__name__, [(s, _shown(protocol.context(transcript, s), s)) for s in speakers]
+    unknown = [s for s in speakers if s not in names]
+    expect(bool(speakers) and not unknown, f"it named {speakers}; expected names out of {names}")
+    return type(chosen).__name__, [(s, _as_dict(protocol.context(transcript, s), s)) for s in speakers]
 
 
-def _shown(view: TurnContext, speaker: str) -> dict[str, Any]:
-    hold(isinstance(view, TurnContext), f"the context of {speaker!r} is {type(view).__name__}; expected a TurnContext")
-    return Message("", 0, view.sender, view.content, tuple(view.history), options=view.options).to_dict()
+def _as_dict(context: TurnContext, speaker: str) -> dict[str, Any]:
+    valid = isinstance(context, TurnContext)
+    expect(valid, f"the context of {speaker!r} is {type(context).__name__}; expected a TurnContext")
+    return Message("", 0, context.sender, context.content, tuple(context.history), options=context.options).to_dict()
 
 
 def _cut(whole: Transcript, length: int) -> Transcript:
@@ -110,5 +118,5 @@ def _cut(whole: Transcript, length: int) -> Transcript:
     return cut
 
 
-def _told(transcript: Transcript) -> list[Any]:
+def _outcome(transcript: Transcript) -> list[Any]:
     return [comparable(m) for m in transcript.turns] + [transcript.status, transcript.reason]

@@ -1,8 +1,8 @@
-"""The exchange format: one conversation a line of JSON, for anybody's transcripts.
+"""The exchange format: one conversation per line of JSON, for transcripts of any tool.
 
     {"id": "c1", "turns": [{"speaker": "ann", "text": "Hello."}, {"speaker": "bob", "text": "Hi."}]}
 
-Optional: `opening` (text) or `opening_vector` (numbers), what the first speaker was shown; per turn `kind` (message,
+Optional: `opening` (text) or `opening_vector` (numbers), the first speaker's context. Per turn: `kind` (message,
 action, result), `time` (seconds since the epoch), `tokens`. Unknown keys are kept.
 """
 
@@ -17,9 +17,9 @@ from a2a_ray.core.transcript import Transcript
 
 
 def read_jsonl(path: str | Path) -> tuple[list[Transcript], list[str]]:
-    """All conversations of a file that can be read, and one sentence for each line that cannot, with its number.
+    """Return the readable conversations of a file, and one sentence with the line number for each unreadable line.
 
-    Raises ConfigurationError where there is no such file, or nothing in it can be read.
+    Raises ConfigurationError if the file does not exist or has no readable conversation.
     """
     path = Path(path)
     try:
@@ -44,7 +44,7 @@ def read_jsonl(path: str | Path) -> tuple[list[Transcript], list[str]]:
             continue
         if transcript.id in seen:
             problems.append(
-                f"{path}, line {number}: id {transcript.id!r} was there before; read as {transcript.id}#{number}"
+                f"{path}, line {number}: id {transcript.id!r} occurs twice; read as {transcript.id}#{number}"
             )
             transcript.id = f"{transcript.id}#{number}"
         seen.add(transcript.id)
@@ -64,9 +64,9 @@ def _reason(error: Exception) -> str:
 
 
 def write_jsonl(transcripts: Iterable[Transcript], path: str | Path) -> int:
-    """Writes one line a conversation; gives their number.
+    """Write one line per conversation and return their number.
 
-    Raises ConfigurationError where the file cannot be written.
+    Raises ConfigurationError if the file cannot be written.
     """
     count = 0
     try:

@@ -9,12 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from a2a_ray.agents.chat_prompts import chat, decoded, rendered, running_text
+from a2a_ray.agents.chat_prompts import chat, decoded, rendered, require_text, running_text
 from a2a_ray.agents.hf.hf_loading import Loaded, load
 from a2a_ray.agents.hf.hf_source import config_context, fetch, has_chat_template, local_folder
 from a2a_ray.agents.hf.sampler import Generated, Request, generate
-from a2a_ray.core.errors import AgentError, ConfigurationError, ContextLengthError, unknown
+from a2a_ray.agents.setting_types import Count, Fraction, NonEmptyText, NonNegative
+from a2a_ray.core.base_agent import BaseAgent
+from a2a_ray.core.errors import AgentError, ConfigurationError, ContextLengthError
 from a2a_ray.core.message import Message
+from a2a_ray.core.validation import turn_settings, validated
 
 NO_TEMPLATE = "has no chat template; use mode: completion, or a model made for chat"
 
@@ -26,7 +29,7 @@ class GenerationPrompt(NamedTuple):
     dropped: int
 
 
-class HFAgent:
+class HFAgent(BaseAgent):
     """Continues a text (base models) or answers in a chat (models with a chat template), with seeded sampling.
 
     model: an embedded model ("tiny-llama", "tiny-neox"), a folder (write ./tiny-llama for a folder of that name), or a
@@ -49,33 +52,27 @@ class HFAgent:
     placement = "actor"
     turn_options = frozenset({"temperature", "top_p", "max_new_tokens", "instructions"})
 
+    @validated
     def __init__(
         self,
         name: str,
-        model: str,
+        model: NonEmptyText,
         *,
         revision: str | None = None,
         dtype: Literal["float32", "float64", "bfloat16", "float16", "auto"] = "float32",
         device: str = "auto",
         mode: Literal["completion", "chat"] = "completion",
         instructions: str | None = None,
-        max_new_tokens: int = 50,
-        temperature: float = 0.7,
-        top_p: float = 0.95,
+        max_new_tokens: Count = 50,
+        temperature: NonNegative = 0.7,
+        top_p: Fraction = 0.95,
         separator: str = " ",
-        batch_size: int = 64,
-        threads: int | None = None,
+        batch_size: Count = 64,
+        threads: Count | None = None,
     ) -> None:
-        if not model:
-            raise ConfigurationError("model: ''; expected an embedded model, a folder or a hub id")
-        _one_of("dtype", dtype, ("float32", "float64", "bfloat16", "float16", "auto"))
-        _one_of("mode", mode, ("completion", "chat"))
+        super().__init__(name)
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
             raise ConfigurationError(f"device: {device!r}; expected auto, cpu, cuda, cuda:0, ... or mps")
-        for key, value in (("batch_size", batch_size), ("threads", 1 if threads is None else threads)):
-            if value < 1:
-                raise ConfigurationError(f"{key}: {value}; expected at least 1")
-        self.name = name
         self.model = model
         self.revision = revision
         self.dtype = dtype
@@ -84,9 +81,12 @@ class HFAgent:
         self.separator = separator
         self.batch_size = batch_size
         self.threads = threads
-        self.settings: Mapping[str, Any] = _checked(
-            {"instructions": instructions, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        )
+        self.settings: Mapping[str, Any] = {
+            "instructions": instructions,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+        }
         self._loaded: Loaded | None = None
 
     def check(self) -> None:
@@ -176,24 +176,21 @@ class HFAgent:
     def _prompt(self, message: Message, loaded: Loaded) -> GenerationPrompt:
         """What the model is given for one message: as much of the history as fits."""
         where = f"agent {self.name!r} at turn {message.turn}"
-        settings = self._settings(message.options, where)
-        shown = (*message.history, message)
-        if vector := next((m for m in shown if not isinstance(m.content, str)), None):
-            raise AgentError(
-                f"{where}: turn {vector.turn} is a {type(vector.content).__name__}; a language model reads text"
-            )
+        settings = turn_settings(HFAgent, self.settings, message.options, where)
+        context = (*message.history, message)
+        require_text(context, where)
         new = settings["max_new_tokens"]
         room = None if loaded.context is None else loaded.context - new
 
         @cache
         def tokens(dropped: int) -> list[int]:
-            return self._encode(shown[dropped:], settings["instructions"], loaded) or [loaded.start]
+            return self._encode(context[dropped:], settings["instructions"], loaded) or [loaded.start]
 
         def fits(dropped: int) -> bool:
             return room is None or len(tokens(dropped)) <= room
 
-        dropped = 0 if fits(0) else bisect_left(range(len(shown)), True, lo=1, key=fits)
-        if dropped == len(shown):
+        dropped = 0 if fits(0) else bisect_left(range(len(context)), True, lo=1, key=fits)
+        if dropped == len(context):
             raise ContextLengthError(
                 f"{where}: the newest message takes {len(tokens(dropped - 1))} tokens and max_new_tokens {new};"
                 f" the context of {self.model!r} has {loaded.context}"
@@ -212,32 +209,3 @@ class HFAgent:
         except AgentError as error:
             raise AgentError(f"agent {self.name!r}: {self.model!r}: {error}") from error
         return list(tokenizer(text, add_special_tokens=False).input_ids)  # the template writes them itself
-
-    def _settings(self, options: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-        if not options:
-            return self.settings
-        if strange := next((key for key in options if key not in self.turn_options), None):
-            raise AgentError(f"{where}: " + unknown("turn option", strange, self.turn_options))
-        try:
-            return _checked({**self.settings, **options})
-        except ConfigurationError as error:
-            raise AgentError(f"{where}: {error}") from None
-
-
-def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of one turn, proven to be usable. Raises ConfigurationError."""
-    new, temperature, top_p = settings["max_new_tokens"], settings["temperature"], settings["top_p"]
-    if not isinstance(new, int) or isinstance(new, bool) or new < 1:
-        raise ConfigurationError(f"max_new_tokens: {new!r}; expected a whole number of at least 1")
-    if not isinstance(temperature, (int, float)) or not 0 <= temperature < float("inf"):
-        raise ConfigurationError(f"temperature: {temperature!r}; expected a number of at least 0")
-    if not isinstance(top_p, (int, float)) or not 0 < top_p <= 1:
-        raise ConfigurationError(f"top_p: {top_p!r}; expected a number above 0 and at most 1")
-    if not isinstance(settings["instructions"], (str, type(None))):
-        raise ConfigurationError(f"instructions: {settings['instructions']!r}; expected text")
-    return settings
-
-
-def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigurationError(f"{key}: {unknown(key, value, known)}")

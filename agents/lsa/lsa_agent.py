@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from a2a_ray.agents.lsa.trained_weights import trained_weights
+from a2a_ray.core.base_agent import BaseAgent
 from a2a_ray.core.errors import AgentError, ConfigurationError
 from a2a_ray.core.linear_task import make_task, read_objective
 from a2a_ray.core.message import Message
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
-class LSAAgent:
+class LSAAgent(BaseAgent):
     """Answers an iterate w, shape (d,), with w - eta S (w - w*): one pass of linear self-attention over its prompt.
 
     The prompt holds examples x_i with targets y_i = x_i . w*; S = X^T X / n is their covariance.
@@ -43,7 +44,6 @@ class LSAAgent:
     (d, d), `examples` (n, d), `step_size`, `inner_steps`; and `weights`.
     """
 
-    placement = "worker"
     turn_options = frozenset({"objective"})
 
     def __init__(

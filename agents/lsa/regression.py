@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from a2a_ray.agents.openai.openai_faults import shown
+from a2a_ray.agents.openai.openai_retry import excerpt
+from a2a_ray.core.base_agent import BaseAgent, agent_traits
 from a2a_ray.core.contracts import Agent
 from a2a_ray.core.errors import AgentError, ConfigurationError, InvalidResponseError
 from a2a_ray.core.linear_task import make_task, read_objective
@@ -30,7 +31,7 @@ QUOTED = 500
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
 
 
-class RegressionAgent:
+class RegressionAgent(BaseAgent):
     """A language model takes the turn of an `LSAAgent`: shown w, it is to answer w - eta S (w - w*), by its own means.
 
     model_agent: the agent that is asked: its settings, such as {kind: openai, model: gpt-5-mini}, or, in Python, any
@@ -78,19 +79,18 @@ class RegressionAgent:
             self.model_agent = agents.build(model_agent, "model_agent", name=name)
         elif not isinstance(model_agent, Agent):
             raise ConfigurationError(f"model_agent: {model_agent!r}; expected settings with a kind, or an agent")
-        self.placement = getattr(self.model_agent, "placement", "worker")
+        self.placement = agent_traits(self.model_agent).placement  # type: ignore[assignment]
 
     def check(self) -> None:
         """The model agent's own check. Raises ConfigurationError."""
-        if hasattr(self.model_agent, "check"):
-            self.model_agent.check()
+        agent_traits(self.model_agent).check()
 
     def max_output_tokens(self) -> int | None:
         """The model agent's, for each of the asks."""
-        limit = getattr(self.model_agent, "max_output_tokens", None)
-        if limit is not None:
-            return limit()  # type: ignore[no-any-return]
-        return None if getattr(self.model_agent, "paid", False) else 0
+        traits = agent_traits(self.model_agent)
+        if traits.max_output_tokens is not None:
+            return traits.max_output_tokens()
+        return None if traits.paid else 0
 
     def max_input_tokens(self) -> int:
         """The prompt's, at four characters a token."""
@@ -98,8 +98,7 @@ class RegressionAgent:
 
     def setup(self) -> None:
         """The model agent's own set-up."""
-        if hasattr(self.model_agent, "setup"):
-            self.model_agent.setup()
+        agent_traits(self.model_agent).setup()
 
     async def step(self, message: Message) -> Message:
         """The next iterate, shape (d,), float64. Raises AgentError, InvalidResponseError among them."""
@@ -232,7 +231,7 @@ class _Turn:
         """The answer, or why there is none."""
         if self.outcome is not None:
             return self.outcome
-        told = "; ".join(f"{shown(raw, None)!r}: {why}" for raw, why in zip(self.raw, self.reasons, strict=True))
+        told = "; ".join(f"{excerpt(raw, None)!r}: {why}" for raw, why in zip(self.raw, self.reasons, strict=True))
         return InvalidResponseError(f"{self.where}: no vector in {len(self.raw)} answers of the model: {told}")
 
     def _iterate(self) -> Array:
@@ -254,7 +253,7 @@ class _Turn:
 
 async def _asked(agent: Any, questions: list[Message]) -> list[Message | Exception]:
     """The agent's answers in order, by `step_batch` where it has one; a failed one is its error."""
-    batch = getattr(agent, "step_batch", None)
+    batch = agent_traits(agent).step_batch
     if batch is not None and questions:
         answers = batch(questions)
         return list(await answers if inspect.isawaitable(answers) else answers)

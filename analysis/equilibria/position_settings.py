@@ -12,8 +12,8 @@ import numpy as np
 from a2a_ray.analysis.equilibria.positions import Array, Positions, positions_from_numbers, positions_from_offers
 from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.core.message import MESSAGE
-from a2a_ray.core.registry import check_settings
 from a2a_ray.core.transcript import Transcript
+from a2a_ray.core.validation import check_settings
 
 VECTORS, NUMBERS, OFFERS = "vectors", "numbers", "offers"
 GAPS = ("standing", "stated")

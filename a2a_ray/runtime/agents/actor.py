@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from a2a_ray.core.base_agent import agent_traits
 from a2a_ray.core.contract_checks import check_part
 from a2a_ray.core.errors import A2AError, AgentError, PlacementError, traceback_of
 from a2a_ray.core.message import Message
@@ -57,7 +58,7 @@ class AgentHost:
         return {
             "name": invoker.agent.name,
             "overlaps": invoker.overlaps,
-            "bids": hasattr(invoker.agent, "bid"),
+            "bids": agent_traits(invoker.agent).bid is not None,
             "stateful": invoker.stateful,
             "paid": invoker.paid,
         }
@@ -131,8 +132,7 @@ class AgentHost:
         try:
             agent = factory()
             check_part("agent", agent, "the factory's result")
-            if hasattr(agent, "setup"):
-                agent.setup()
+            agent_traits(agent).setup()
             return Invoker(agent, *self._limits, executor=self._executor)
         except A2AError:
             raise

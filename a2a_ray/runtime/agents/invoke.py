@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from a2a_ray.core.base_agent import agent_traits
 from a2a_ray.core.errors import A2AError, AgentError, InvalidResponseError, traceback_of
 from a2a_ray.core.message import Message, checked_answer
 from a2a_ray.runtime.agents.step_thread import NOT_STARTED, TIMED_OUT, StepThread
@@ -52,10 +53,11 @@ class Invoker:
         executor: ThreadPoolExecutor | None = None,
     ) -> None:
         self.agent = agent
-        self.paid = paid or bool(getattr(agent, "paid", False))
-        self.stateful = bool(getattr(agent, "stateful", False))
-        self.overlaps = any(inspect.iscoroutinefunction(getattr(agent, m, None)) for m in ("step", "step_batch"))
-        self._step_batch: Any = None if self.paid or self.stateful else getattr(agent, "step_batch", None)
+        traits = agent_traits(agent)
+        self.paid = paid or traits.paid
+        self.stateful = traits.stateful
+        self.overlaps = any(map(inspect.iscoroutinefunction, (agent.step, traits.step_batch)))
+        self._step_batch: Any = None if self.paid or self.stateful else traits.step_batch
         self._timeout = timeout
         self._thread = StepThread(timeout, max_hung_steps, executor)
 

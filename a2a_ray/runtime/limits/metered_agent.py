@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from a2a_ray.core.base_agent import agent_traits
 from a2a_ray.core.errors import LostCall
 from a2a_ray.core.message import EMPTY, Message
 from a2a_ray.experiment.estimate import ASSUMED_ANSWER, CHARACTERS_PER_TOKEN, output_limit
@@ -110,14 +111,14 @@ class MeteredAgent:
         self._gate: BudgetGate | None = None
         self._endpoint = ""
         self._spec, self._max_output = spec, ASSUMED_ANSWER
-        if hasattr(agent, "bid"):
+        if agent_traits(agent).bid is not None:
             self.bid = self._bid
 
     def limit(self, gate: BudgetGate, endpoint: str) -> None:
         """Let calls wait at the gate from now on."""
         self._gate, self._endpoint = gate, endpoint
         agent = self._spec.build()  # cheap; the agent that answers may be in another process
-        limit = output_limit(self._spec, agent) if hasattr(agent, "max_output_tokens") else None
+        limit = None if agent_traits(agent).max_output_tokens is None else output_limit(self._spec, agent)
         self._max_output = ASSUMED_ANSWER if limit is None else limit
 
     async def step(self, message: Message) -> Any:
