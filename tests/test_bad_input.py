@@ -112,9 +112,9 @@ def said(run: Run | str | Path) -> dict[str, Any]:
         ({"shared": True}, "unknown key 'shared'. Did you mean 'shared_storage'?"),
         ({"agents": [{**ECHO, "placement": "gpu"}]}, "agents.0.placement: 'gpu'; expected 'worker' or 'actor'"),
         ({"agents": [{**ECHO, "price": {"inpt": 1}}]}, "unknown key 'inpt'. Did you mean 'input'?"),
-        ({"agents": [{**HF, "model": "/no/such"}]}, "agents.0: model: '/no/such'; no such folder"),
+        ({"agents": [{**HF, "model": "/no/such"}]}, "agents.0: model '/no/such': no such folder"),
         ({"agents": [{**HF, "model": "tiny-lama"}]}, "an embedded model (tiny-llama, tiny-neox)"),
-        ({"agents": [{**HF, "model": "./bare"}]}, "agents.0: model: './bare'; no *.safetensors in it"),
+        ({"agents": [{**HF, "model": "./bare"}]}, "agents.0: model './bare': no *.safetensors in it"),
         ({"agents": [{**HF, "temperature": "hot"}]}, "agents.0.temperature: 'hot'; expected a number"),
         ({"agents": [{**HF, "max_new_tokens": 512}]}, "max_new_tokens: 512; the context of 'tiny-llama' has 512"),
         ({"agents": [OPENAI]}, "agents.0: api_key_env: 'OPENAI_API_KEY'; this environment variable is not set"),
@@ -262,7 +262,7 @@ def test_a_gpu_that_is_not_there(ray_cluster: None, capsys: pytest.CaptureFixtur
     assert time.monotonic() - started < 15
     assert "agent 'ann'" in error
     assert "64 more GPU (0 in the cluster" in error
-    assert "ask for less" in error
+    assert "request less" in error
     assert run_names(tmp_path / "runs") == []
 
 
@@ -331,7 +331,7 @@ def test_faults_are_listed_and_the_conversations_kept(
     errors = {
         "1-0-0": "agent 'bob' failed at turn 2: ZeroDivisionError: by zero",
         "2-0-0": "agent 'bob' returned None at turn 2; expected a Message",
-        "3-0-0": "agent 'bob' at turn 2: content has shape (2,); expected (3,), the shape it was shown",
+        "3-0-0": "agent 'bob' at turn 2: content has shape (2,); expected (3,), the shape of the request",
         "4-0-0": "agent 'bob' at turn 2: content has NaN or infinite values (3 of 3)",
         "5-0-0": "agent 'bob' at turn 2: no connection to http://127.0.0.1:9/v1 after 2 attempts",
         "6-0-0": "agent 'bob' at turn 2: ",

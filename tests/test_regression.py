@@ -353,7 +353,7 @@ def test_an_answer_cut_off_says_so() -> None:
         ({"model_agent": {"model": "m"}}, "agents.0: model_agent: no 'kind'"),
         ({"model_agent": {"kind": "opena"}}, "Did you mean 'openai'"),
         ({"model_agent": {"kind": "openai", "modle": "m"}}, "model_agent.modle: unknown key 'modle'"),
-        ({"model_agent": {"kind": "openai", "model": "m", "temperature": -1}}, "model_agent: temperature: -1"),
+        ({"model_agent": {"kind": "openai", "model": "m", "temperature": -1}}, "model_agent.temperature: -1"),
         ({"model_agent": {"kind": "echo"}, "digits": 0}, "digits: 0; expected 1 to 17"),
         ({"model_agent": {"kind": "echo"}, "step_size": 9.0}, "step_size: 9"),
         ({"model_agent": {"kind": "echo"}, "dim": 3}, "numbers of dimensions differ"),
