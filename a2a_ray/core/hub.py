@@ -68,19 +68,12 @@ def hub_folder(
     Raises:
         ConfigurationError: the model does not exist, is incomplete, or cannot be downloaded.
     """
-    from huggingface_hub import constants, errors, snapshot_download
+    from huggingface_hub import constants
 
-    state = "is not in the local cache"
     with silence():
-        try:
-            folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-            if not (lacking := missing(folder)):
-                return folder
-            state = f"is incomplete in the local cache ({lacking})"
-        except errors.HFValidationError as error:
-            raise ConfigurationError(f"{model}: {error}") from None
-        except (OSError, ValueError):
-            pass  # not in the cache
+        cached, state = _cached_folder(repository, revision, model, missing)
+        if cached:
+            return cached
         if package and (carried := package_folder(package)) and not missing(carried):
             return carried
         if constants.HF_HUB_OFFLINE:
@@ -88,25 +81,48 @@ def hub_folder(
         if not reachable(constants.ENDPOINT):
             raise unreachable(f"{model} {state}, and {constants.ENDPOINT} cannot be reached; {remedy}")
         try:
-            folder = Path(
-                snapshot_download(
-                    repository, revision=revision, allow_patterns=list(files), ignore_patterns=list(ignore)
-                )
-            )
-        except errors.GatedRepoError:
-            problem = "is gated: accept its terms on its page and set HF_TOKEN to a token of your account"
-        except errors.RepositoryNotFoundError:
-            problem = "is not on the hub, or private: check the name, or set HF_TOKEN"
-        except errors.RevisionNotFoundError:
-            problem = "is not on the hub: there is no such revision"
+            folder = _download(repository, revision, files, ignore)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{model} {error}") from None
         except Exception as error:  # a proxy, a full disk: the client and its transport raise a dozen kinds
-            problem = f"{state} and could not be downloaded ({first_line(error).removeprefix('Got: ')}): {remedy}"
-        else:
-            problem = missing(folder)
-            if not problem:
-                return folder
-            problem = f"is incomplete: {problem}"
-    raise ConfigurationError(f"{model} {problem}")
+            reason = first_line(error).removeprefix("Got: ")
+            raise ConfigurationError(f"{model} {state} and could not be downloaded ({reason}): {remedy}") from None
+    if lacking := missing(folder):
+        raise ConfigurationError(f"{model} is incomplete: {lacking}")
+    return folder
+
+
+def _cached_folder(
+    repository: str, revision: str | None, model: str, missing: Callable[[Path], str]
+) -> tuple[Path | None, str]:
+    """Return the folder in the local cache, or None and the state of the cache as a phrase."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except errors.HFValidationError as error:
+        raise ConfigurationError(f"{model}: {error}") from None
+    except (OSError, ValueError):
+        return None, "is not in the local cache"
+    lacking = missing(folder)
+    return (None, f"is incomplete in the local cache ({lacking})") if lacking else (folder, "")
+
+
+def _download(repository: str, revision: str | None, files: Sequence[str], ignore: Sequence[str]) -> Path:
+    """Download a model. Raises ConfigurationError, without the model's name, if the hub does not give it."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=list(files), ignore_patterns=list(ignore))
+        )
+    except errors.GatedRepoError:
+        problem = "is gated: accept its terms on its page and set HF_TOKEN to a token of your account"
+    except errors.RepositoryNotFoundError:
+        problem = "is not on the hub, or private: check the name, or set HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        problem = "is not on the hub: there is no such revision"
+    raise ConfigurationError(problem)
 
 
 def reachable(address: str) -> bool:

@@ -25,7 +25,7 @@ from a2a_ray.core.errors import ConfigurationError, unknown
 from a2a_ray.core.registry import agents as agent_kinds
 
 
-class Section(BaseModel):
+class SpecSection(BaseModel):
     """A part of a specification; every key of it must be known."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -39,14 +39,14 @@ class Section(BaseModel):
         return value
 
 
-class Price(Section):
+class Price(SpecSection):
     """Money per million tokens, in any one currency."""
 
     input: float = Field(0.0, ge=0)
     output: float = Field(0.0, ge=0)
 
 
-class BudgetSpec(Section):
+class BudgetSpec(SpecSection):
     """The most that a run may take: money (in the currency of the prices), tokens, requests, and seconds of a start."""
 
     cost: float | None = Field(None, gt=0)
@@ -55,7 +55,7 @@ class BudgetSpec(Section):
     seconds: float | None = Field(None, gt=0)
 
 
-class AnalyzeSpec(Section):
+class AnalyzeSpec(SpecSection):
     """What the analysis of equilibria has to know: objectives by agent, margin, and where positions are read from.
 
     It changes nothing of what is said. See `equilibrium_analyzer.py` and `position_settings.py`.
@@ -79,7 +79,7 @@ class AnalyzeSpec(Section):
             raise ConfigurationError(f"analyze.{error}") from None
 
 
-class Resources(Section):
+class Resources(SpecSection):
     """What an agent in actors gets: how many processes, what each of them asks Ray for, and how it is called."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -100,7 +100,7 @@ class Resources(Section):
         return self
 
 
-class CallLimits(Section):
+class CallLimits(SpecSection):
     """What an agent's calls are held to: the first four by all workers together, the others in each process."""
 
     requests_per_minute: float | None = Field(None, ge=1)

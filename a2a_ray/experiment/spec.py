@@ -33,7 +33,7 @@ from a2a_ray.core.registry import observers, protocols, terminations
 from a2a_ray.core.seeds import conversation_seed
 from a2a_ray.core.validation import explain
 from a2a_ray.experiment.agent_spec import AgentSpec as AgentSpec
-from a2a_ray.experiment.agent_spec import AnalyzeSpec, BudgetSpec, Section, identity, plain
+from a2a_ray.experiment.agent_spec import AnalyzeSpec, BudgetSpec, SpecSection, identity, plain
 from a2a_ray.experiment.openings import read_openings
 from a2a_ray.experiment.secrets import refuse_keys
 from a2a_ray.experiment.sweep import change
@@ -54,7 +54,7 @@ def _settings(value: Any) -> Any:
 Settings = Annotated[dict[str, Any], BeforeValidator(_settings)]
 
 
-class Experiment(Section):
+class Experiment(SpecSection):
     """Everything that decides what is said: agents, protocol, openings, limits, repeats, seed and sweep.
 
     `analyze` and `budget` stand beside it: what the analysis has to know, and what a run may cost.
