@@ -1,4 +1,4 @@
-"""What a linear self-attention agent is told: examples of a linear task, its objective, and how far it steps.
+"""The task of a linear self-attention agent: examples of a linear task, its objective and its step size.
 
 Shared by the agent, which takes the steps, and by protocols that must know of it. Notation of the theory: a turn is one
 gradient step T(w) = w - eta S (w - w*), S = X^T X / n, w* the objective.

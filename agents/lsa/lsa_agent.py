@@ -68,7 +68,7 @@ class LSAAgent(BaseAgent):
         self.objective, self.covariance, self.examples = prompt.objective, prompt.covariance, prompt.examples
         self.step_size, self.inner_steps = prompt.step_size, prompt.inner_steps
         if weights == "trained":
-            trained_weights(len(self.objective))  # so that a missing file is told before anything runs
+            trained_weights(len(self.objective))  # a missing file fails before anything runs
         self.weights = weights
         self._dtype = np.dtype(dtype)
         self._tokens = self._tokens_for(self.objective)

@@ -16,7 +16,7 @@ Array: TypeAlias = "np.ndarray[Any, np.dtype[np.floating[Any]]]"
 def trained_weights(dim: int) -> dict[str, Array]:
     """What scripts/train_lsa.py found: `query_key` and `value`, shape (dim + 1, dim + 1), float64.
 
-    With them the `step_size` they take and the `seed` they were trained from. Raises ConfigurationError where there are
+    With them the `step_size` they take and the `seed` they were trained from. Raises ConfigurationError if there are
     none for `dim`.
     """
     folder = Path(str(files("a2a_ray"))) / "data" / "lsa"

@@ -1,4 +1,4 @@
-"""Agents whose turns are affine maps: gradient steps on quadratic objectives, and the fixed points of what they do.
+"""Agents whose turns are affine maps: gradient steps on quadratic objectives, and the fixed points of their rounds.
 
 A turn of agent i takes the state x to x - P_i (x - w_i), P_i = I - (I - eta_i S_i)^k_i its pull: k_i inner steps of
 size eta_i on 1/2 (x - w_i)^T S_i (x - w_i). M_i = I - P_i. The setting is that of arXiv 2511.08710; the closed forms
@@ -21,7 +21,7 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 class Stepping(Protocol):
-    """What an agent must tell of itself; an `LSAAgent` and a `core.linear_task.LinearTask` do."""
+    """The attributes that `agents_of` reads; an `LSAAgent` and a `core.linear_task.LinearTask` have them."""
 
     @property
     def covariance(self) -> Array: ...
@@ -52,21 +52,21 @@ class LinearAgents:
 
     @property
     def dim(self) -> int:
-        """d."""
+        """Return d."""
         return int(self.objectives.shape[1])
 
     @property
     def contractions(self) -> Array:
-        """M_i = I - P_i, (N, d, d)."""
+        """Return M_i = I - P_i, (N, d, d)."""
         return np.eye(self.dim) - self.pulls
 
     def centred(self, centre: Array) -> LinearAgents:
-        """The same agents with the origin moved to `centre`, (d,): residuals then keep their digits far from 0."""
+        """Return the same agents with the origin moved to `centre`, (d,): residuals keep their digits far from 0."""
         return replace(self, objectives=self.objectives - centre)
 
 
 def linear_agents(covariances: Any, objectives: Any, step_sizes: Any, inner_steps: Any = 1) -> LinearAgents:
-    """N agents by arrays.
+    """Return N agents from arrays.
 
     covariances: (N, d, d), each symmetric and positive semi-definite. objectives: (N, d). step_sizes: above 0, (N,) or
     one for all; they may be so large that a turn does not contract: a round of such turns can still settle.
@@ -92,7 +92,7 @@ def linear_agents(covariances: Any, objectives: Any, step_sizes: Any, inner_step
 
 
 def agents_of(agents: Sequence[Stepping]) -> LinearAgents:
-    """The same from LSA agents or their prompts. Raises ConfigurationError."""
+    """Return LinearAgents from LSA agents or their prompts. Raises ConfigurationError."""
     if not agents:
         raise ConfigurationError("agents: none given; expected at least one")
     shapes = [np.shape(agent.objective) for agent in agents]
@@ -125,7 +125,7 @@ class FixedPoint:
 def fixed_point(
     agents: LinearAgents, speakers: Sequence[int], shortfall: Array, offset: Array, start: Array | None
 ) -> FixedPoint:
-    """The state x with shortfall x = offset, which x -> x - shortfall x + offset leaves where it is.
+    """Return the fixed point of x -> x - shortfall x + offset: the state x with shortfall x = offset.
 
     shortfall: I - A, (d, d), composed of the pulls of the speakers, so that it vanishes on their common null space and
     its image is orthogonal to that. There the state is that of `start`, (d,). Raises ConfigurationError where it is
@@ -155,7 +155,7 @@ def fixed_point(
 
 
 def check_convergence(agents: LinearAgents, speakers: Sequence[int], radius: float) -> None:
-    """Raises ConfigurationError unless the spectral radius of a round is below 1 by more than rounding (NULL)."""
+    """Raise ConfigurationError unless the spectral radius of a round is below 1 by more than rounding (NULL)."""
     if radius < 1 - NULL:
         return
     bounds = step_bound(agents.covariances)
@@ -163,7 +163,7 @@ def check_convergence(agents: LinearAgents, speakers: Sequence[int], radius: flo
     if agents.step_sizes[i] < bounds[i]:
         raise ConfigurationError(
             f"step_sizes: {_listed(agents.step_sizes)}; the spectral radius of a round is {radius:.15g}: too near to 1"
-            " to be told from a talk that never settles; expected larger steps"
+            " to distinguish from divergence; expected larger steps"
         )
     raise ConfigurationError(
         f"step_sizes[{i}]: {agents.step_sizes[i]:.6g}; the spectral radius of a round is {radius:.6g}, so it does not"
@@ -173,15 +173,15 @@ def check_convergence(agents: LinearAgents, speakers: Sequence[int], radius: flo
 
 
 def check_start(start: Any, dim: int) -> Array | None:
-    """A start of shape (dim,), or None. Raises ConfigurationError."""
+    """Return a start of shape (dim,), or None. Raises ConfigurationError."""
     return None if start is None else check_array(start, "start", (dim,))
 
 
 def directions(pulls: Array) -> tuple[Array, Array]:
-    """Orthonormal columns: (d, r) that span what the pulls, (n, d, d), move, and (d, d - r), their common null space.
+    """Return orthonormal columns: (d, r), the range of the pulls, (n, d, d), and (d, d - r), their common null space.
 
     A direction z is in the null space where |P_i z| <= NULL |P_i| for each i, so that an agent of tiny steps counts.
-    Where there is none the first is the identity.
+    If the null space is empty, the first is the identity.
     """
     n, d, _ = pulls.shape
     sizes = np.linalg.norm(pulls, axis=(1, 2), keepdims=True)
@@ -191,5 +191,5 @@ def directions(pulls: Array) -> tuple[Array, Array]:
 
 
 def _listed(values: Array) -> str:
-    """The first numbers of an array, for a message."""
+    """Return the first numbers of an array, for a message."""
     return ", ".join(f"{v:.6g}" for v in values[:8]) + (", ..." if len(values) > 8 else "")

@@ -1,4 +1,4 @@
-"""When one of two alternating agents gets everything, and the prompt with which it does.
+"""Asymmetric convergence: the condition under which one of two agents reaches its objective alone, and its prompt.
 
 W and U alternate, D = u* - w*, P and M = I - P the pull and the contraction of a turn. U settles at its own objective,
 e_U = 0, and W does not, e_W = M_W D, if and only if M_U P_W D = 0 and M_W D is not 0: U undoes W's whole pull in one
@@ -39,9 +39,9 @@ class AsymmetricCondition:
 
 
 def asymmetric_condition(agents: LinearAgents, winner: int = 1, tolerance: float = 1e-9) -> AsymmetricCondition:
-    """Whether `winner`, 0 or 1, of two alternating agents settles at its objective, and the other does not.
+    """Return whether `winner`, 0 or 1, of two alternating agents settles at its objective, and the other does not.
 
-    It does not matter who speaks first. Raises ConfigurationError for other than two agents, and where there is no gap.
+    It does not matter who speaks first. Raises ConfigurationError unless two agents have different objectives.
     """
     if len(agents) != 2:
         raise ConfigurationError(f"agents: {len(agents)}; expected 2")
@@ -87,7 +87,7 @@ def adversary(
     rank: int = 1,
     bound: float = 1.0,
 ) -> Adversary:
-    """The prompt with which U comes as near to its objective as a stated limit allows, knowing W.
+    """Return the prompt with which U comes as near to its objective as a stated limit allows, knowing W.
 
     covariance_w: S_W, (d, d). gap: D = u* - w*, (d,). step_w, step_u: eta of both; W's must contract.
     rank: of S_U at most. One is enough: S_U = v v^T / eta_U, v = P_W D / |P_W D|. A singular S_W keeps its null-space

@@ -112,7 +112,7 @@ def estimate_by_probes(turn: Callable[[Array], Array], centre: Any, scale: float
 def probing_objective(
     outputs_w: Any, outputs_u: Any, pull_u: Any, damping: float = 1.0, scale: float | None = None
 ) -> Array:
-    """The helper's objective, (d,), at its next turn, from the talk so far alone.
+    """Return the helper's objective, (d,), at its next turn, from the conversation so far only.
 
     In its first d + 1 turns U shows W the `probe_points` around W's first output; from then on it knows W's turn and
     makes Newton's step: with damping 1, W's objective after d + 2 rounds.

@@ -1,4 +1,4 @@
-"""Where agents settle that take turns: any number, in any fixed order, or all at once.
+"""The equilibrium of any number of agents that take turns in a fixed order, or all at once.
 
 A round of gradient steps on quadratic objectives is an affine map x -> A x + b, A the product (or the mean) of the
 agents' M_i; where it contracts, there is one settled state after each turn.
@@ -45,22 +45,22 @@ class RoundEquilibrium:
 
     @property
     def residual_norms(self) -> Array:
-        """The 2-norm of each agent's residual, (N,)."""
+        """Return the 2-norm of each agent's residual, (N,)."""
         return np.asarray(np.linalg.norm(self.residuals, axis=1))
 
     @property
     def converges(self) -> bool:
-        """Whether talks settle there: the spectral radius is below 1 by more than rounding (1e-12)."""
+        """Return whether conversations converge: the spectral radius is below 1 by more than rounding (1e-12)."""
         return self.spectral_radius < 1 - NULL
 
     @property
     def half_life(self) -> float:
-        """Rounds in which the distance to the settled state halves, ln 2 / -ln(spectral_radius); infinite from 1 on."""
+        """Return the rounds until the distance to equilibrium halves, ln 2 / -ln(spectral_radius) or infinity."""
         return half_life(self.spectral_radius)
 
 
 def half_life(radius: float) -> float:
-    """ln 2 / -ln(radius), in rounds: 0 where the radius is 0, infinite where it is 1 or above."""
+    """Return ln 2 / -ln(radius), in rounds: 0 if the radius is 0, infinite from 1 on."""
     if radius >= 1:
         return math.inf
     return math.log(2) / -math.log(radius) if radius > 0 else 0.0
@@ -69,12 +69,12 @@ def half_life(radius: float) -> float:
 def alternating(
     agents: LinearAgents, order: Order = None, start: Any = None, *, allow_divergence: bool = False
 ) -> RoundEquilibrium:
-    """Where a talk in a fixed order settles: the fixed point of the round's map, then one turn after the other.
+    """Return the equilibrium of a fixed order: the fixed point of the round's map, then one turn after the other.
 
     start: (d,), the opening; needed only where the limit depends on it, and then its part in the common null space of
-    all who speak is kept. Raises ConfigurationError for such a limit without a start, and where the talk does not
-    settle (the spectral radius is not below 1): the message names the bound 2 / lambda_max below which every step
-    contracts. allow_divergence: gives the fixed point nevertheless, where there is a single one.
+    all who speak is kept. Raises ConfigurationError for such a limit without a start, and where the rounds do not
+    converge (the spectral radius is not below 1): the message names the bound 2 / lambda_max below which every step
+    contracts. allow_divergence: returns the fixed point nevertheless, if it is unique.
     """
     speakers, centre = check_order(agents, order), agents.objectives[0]
     opening, local = check_start(start, agents.dim), agents.centred(centre)
@@ -95,11 +95,11 @@ def simultaneous(
     *,
     allow_divergence: bool = False,
 ) -> RoundEquilibrium:
-    """Where agents settle that all answer at once, as in the protocol `simultaneous`.
+    """Return the equilibrium of agents that all answer at once, as in the protocol `simultaneous`.
 
     combine: "mean": all are shown the average of the last answers, so that the round's map is the mean of the turns'
-    maps; `states` holds the answers, `round_end` the average. None: each is shown what the agent before it (in a ring)
-    said last. That is N interleaved chains, each of which alternates in the order 0 to N - 1 and takes N rounds for
+    maps; `states` holds the answers, `round_end` the average. None: each receives the last answer of the agent before
+    it (in a ring). That is N interleaved chains, which alternate in the order 0 to N - 1; each takes N rounds for
     what alternating agents do in one: the states are those of `alternating`, the spectral radius is its N-th root
     (the one of the block-cyclic map of all N answers), and `round_end` is the answer of the last agent.
     start, allow_divergence and what is raised: as for `alternating`.
@@ -121,13 +121,13 @@ def simultaneous(
 
 
 def round_map(agents: LinearAgents, order: Order = None) -> tuple[Array, Array]:
-    """A, (d, d), and b, (d,), of a round x -> A x + b in that order: A = M_T ... M_1, the last speaker's M first."""
+    """Return A, (d, d), and b, (d,), of a round x -> A x + b in that order: A = M_T ... M_1."""
     shortfall, offset = _compose(agents, check_order(agents, order))
     return np.eye(agents.dim) - shortfall, offset
 
 
 def check_order(agents: LinearAgents, order: Order) -> tuple[int, ...]:
-    """Who speaks in a round. Raises ConfigurationError."""
+    """Return the speakers of a round. Raises ConfigurationError."""
     if order is None:
         return tuple(range(len(agents)))
     speakers = tuple(order)
@@ -140,7 +140,7 @@ def check_order(agents: LinearAgents, order: Order) -> tuple[int, ...]:
 
 
 def _compose(agents: LinearAgents, speakers: Sequence[int]) -> tuple[Array, Array]:
-    """I - A, (d, d), and b, (d,), of the turns made one after the other: without cancellation where steps are small."""
+    """Return I - A, (d, d), and b, (d,), of the turns one after the other, without cancellation for small steps."""
     shortfall, offset = np.zeros((agents.dim, agents.dim)), np.zeros(agents.dim)
     with np.errstate(over="ignore", invalid="ignore"):  # `fixed_point` says so of steps that diverge that far
         for i in speakers:
@@ -152,7 +152,7 @@ def _compose(agents: LinearAgents, speakers: Sequence[int]) -> tuple[Array, Arra
 def _equilibrium(
     local: LinearAgents, centre: Array, speakers: tuple[int, ...], states: Array, end: Array, fixed: FixedPoint
 ) -> RoundEquilibrium:
-    """From states as seen from the centre."""
+    """Return the equilibrium from states relative to the centre."""
     last = dict(zip(speakers, states, strict=True))
     residuals = np.stack([last.get(i, end) - wanted for i, wanted in enumerate(local.objectives)])
     depends = fixed.kept.shape[1] > 0

@@ -1,4 +1,4 @@
-"""How far noise spreads the state of a talk in a fixed order, once it has settled, read after each turn."""
+"""The stationary covariance of a noisy conversation in a fixed order, read after each turn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stationary:
-    """The settled distribution of a noisy talk, for each of the T reading turns of a round; float64.
+    """The stationary distribution of a noisy conversation, for each of the T reading turns of a round; float64.
 
     equilibrium: the means, `equilibrium.states`, (T, d). covariances: (T, d, d), of the state read after each turn.
     lag_one: (T, d, d), the covariance of the state a round later with the state now, both read after the same turn.

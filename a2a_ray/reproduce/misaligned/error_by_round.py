@@ -1,4 +1,4 @@
-"""The error of each agent round by round: measured, and predicted by powers of the round's map."""
+"""The error of each agent by round: measured, and predicted from powers of the round's map."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Curves:
 
 
 def run(settings: Settings) -> ExperimentResult:
-    """The experiment."""
+    """Run the experiment."""
     count = min(PAIRS, settings.pairs)
     radii = predicted(*sides(population(settings, pairs=count))).radii
     last = settings.rounds_for(float(radii.max()), LEFT)
@@ -74,7 +74,7 @@ def run(settings: Settings) -> ExperimentResult:
         "largest_difference": float(max(differences)),
         "half_life": _half_lives(settings, count, radii),
     }
-    return ExperimentResult(_section(rounds, curves, values), _outcome(values), values)
+    return ExperimentResult(_section(rounds, curves, values), _result_sentence(values), values)
 
 
 def _curves(settings: Settings, angle: float, count: int, rounds: Array) -> Curves:
@@ -88,7 +88,7 @@ def _curves(settings: Settings, angle: float, count: int, rounds: Array) -> Curv
 
 
 def _transient(w: Side, u: Side, rounds: Array) -> tuple[Array, Array]:
-    """Residuals after these rounds, shape (W and U, b, rounds, d), when talks open with zeros; and settled ones.
+    """Return residuals after these rounds, (W and U, b, rounds, d), from an opening of zeros; and those in equilibrium.
 
     e(t) = e + A^(t - 1) (e(1) - e), where e is the settled residual, A = M_W M_U for W and M_U M_W for U.
     """
@@ -111,7 +111,7 @@ def _trained(w: Side, u: Side, rounds: int) -> Array:
 def _half_lives(settings: Settings, count: int, radii: Array) -> dict[str, dict[str, float]]:
     """Rounds in which the distance to the settled state halves, of the median and of the slowest pair.
 
-    Measured between two late rounds; empty where there are too few for that.
+    Measured between two late rounds; empty if there are too few.
     """
     drawn, rounds = population(settings, pairs=count), settings.rounds_for(float(radii.max()), WINDOW[1])
     settled = predicted(*sides(drawn)).residual_w[:, None]
@@ -127,7 +127,7 @@ def _half_lives(settings: Settings, count: int, radii: Array) -> dict[str, dict[
     return found
 
 
-def _outcome(values: dict[str, Any]) -> str:
+def _result_sentence(values: dict[str, Any]) -> str:
     sentence = f"In every round the error is within {values['largest_difference']:.1e} of the prediction"
     if not values["half_life"]:
         return f"{sentence}."

@@ -1,4 +1,4 @@
-"""Agents that err: how far the settled state spreads, and what can be told from one noisy trajectory."""
+"""Noisy agents: the spread of their equilibrium, and the verdicts from one noisy trajectory."""
 
 from __future__ import annotations
 
@@ -29,55 +29,63 @@ from a2a_ray.reproduce.misaligned.lsa_pairs import (
 )
 from a2a_ray.reproduce.misaligned.study_settings import Settings
 
-TALKS, LEFT = 10_000, 1e-6
+CONVERSATIONS, LEFT = 10_000, 1e-6
 NOISE_W, NOISE_U = 0.1, 0.05
 """Standard deviations of what is added to each coordinate of an answer; objectives have length 1."""
 VERDICT_PAIRS, VERDICT_NOISE = 5, 0.02
 TIME_CONSTANTS, FEWEST, MOST = 25, 100, 2000
-"""A trajectory has so many times 1 / (1 - spectral radius) rounds, within bounds: slow talks tell less a round."""
+"""A trajectory has this many times 1 / (1 - spectral radius) rounds, within bounds."""
 MARGIN = 0.1
-"""For verdicts: as near to its objective, along the line between the objectives, counts as having reached it."""
+"""An agent has reached its objective within this distance, along the line between the objectives."""
 CASES = ("same objective", "misaligned", "adversary")
 
 
 def run(settings: Settings) -> ExperimentResult:
-    """The experiment."""
+    """Run the experiment."""
     spread = _spread(settings)
-    talks = {case: _talks(settings, case) for case in CASES}
-    verdicts = {case: [talk.judged() for talk in found] for case, found in talks.items()}
+    conversations = {case: _conversations(settings, case) for case in CASES}
+    verdicts = {case: [conversation.finding() for conversation in found] for case, found in conversations.items()}
     values = {
         "noise": {"W": NOISE_W, "U": NOISE_U},
         "spread": [{k: v for k, v in reading.items() if k != "axes"} for reading in spread],
         "verdicts": {
             "pairs": len(verdicts["misaligned"]),
-            "rounds": {case: len(found[0].positions["w"]) for case, found in talks.items()},
-            "true": {case: dict(Counter(talk.truth() for talk in found)) for case, found in talks.items()},
+            "rounds": {case: len(found[0].positions["w"]) for case, found in conversations.items()},
+            "true": {
+                case: dict(Counter(conversation.true_status() for conversation in found))
+                for case, found in conversations.items()
+            },
             "given": {case: dict(Counter(o.status for o in found)) for case, found in verdicts.items()},
             "right": {
-                case: sum(talk.truth() == o.status for talk, o in zip(talks[case], verdicts[case], strict=True))
+                case: sum(
+                    conversation.true_status() == o.status
+                    for conversation, o in zip(conversations[case], verdicts[case], strict=True)
+                )
                 for case in CASES
             },
             "reasons": {case: found[0].reason for case, found in verdicts.items()},
         },
     }
-    return ExperimentResult(_section(spread, talks, verdicts, values), _outcome(values), values)
+    return ExperimentResult(_section(spread, conversations, verdicts, values), _result_sentence(values), values)
 
 
 def _spread(settings: Settings) -> list[dict[str, Any]]:
-    """The covariance over many talks of one pair, read after W's and after U's turn, beside the Lyapunov solution."""
+    """Compare the covariance over many conversations of one pair, after W's and after U's turn, with the prediction."""
     pair = pair_agents(population(settings, pairs=1), 0)
     agents = agents_of(pair)
     noise = np.stack([sd**2 * np.eye(settings.dim) for sd in (NOISE_W, NOISE_U)])
     theory = stationary(agents, noise)
     rounds = settings.rounds_for(theory.equilibrium.spectral_radius, LEFT)
-    objectives = [np.tile(a.objective, (TALKS, 1)) for a in pair]
+    objectives = [np.tile(a.objective, (CONVERSATIONS, 1)) for a in pair]
     source = GivenPairs(pair[0].covariance, pair[1].covariance, *objectives)
     states = simulate_pairs(_noisy(settings, source, NOISE_W, NOISE_U), rounds)
     readings = []
     for name, residual, expected in zip("WU", (states.residual_w, states.residual_u), theory.covariances, strict=True):
         measured = np.cov(residual[:, -1].numpy(), rowvar=False)
         variances = np.diagonal(expected)
-        standard_error = np.sqrt((np.outer(variances, variances) + expected**2) / (TALKS - 1))  # of Gaussian samples
+        standard_error = np.sqrt(
+            (np.outer(variances, variances) + expected**2) / (CONVERSATIONS - 1)
+        )  # of Gaussian samples
         values, vectors = np.linalg.eigh(expected)
         readings.append(
             {
@@ -100,10 +108,10 @@ def _noisy(settings: Settings, source: GivenPairs, noise_w: float, noise_u: floa
 
 
 @dataclass(frozen=True)
-class Talk:
-    """A noisy talk of w and u: positions after own turns, (rounds, d); objectives and settled means, (d,).
+class NoisyConversation:
+    """A noisy conversation of w and u: positions after own turns, (rounds, d); objectives and settled means, (d,).
 
-    line: (d,), the gap at SHOWN_ANGLE, along which the verdict is asked for.
+    line: (d,), the gap at SHOWN_ANGLE, along which the verdict is made.
     """
 
     positions: dict[str, Array]
@@ -111,19 +119,19 @@ class Talk:
     settled: dict[str, Array]
     line: Array
 
-    def judged(self) -> EquilibriumFinding:
-        """What follows from the positions alone."""
+    def finding(self) -> EquilibriumFinding:
+        """Return the finding from the positions alone."""
         return assess_equilibrium(self.positions, self.objectives, MARGIN, axes=self.line[None])
 
-    def truth(self) -> str:
-        """The status that is right, by the closed form."""
+    def true_status(self) -> str:
+        """Return the correct status, from the closed form."""
         line = self.line / np.linalg.norm(self.line)
         reached = [abs(float(line @ (self.settled[k] - self.objectives[k]))) <= MARGIN for k in "wu"]
         return "reached" if all(reached) else "one_sided" if any(reached) else "biased"
 
 
-def _talks(settings: Settings, case: str) -> list[Talk]:
-    """Of the first pairs."""
+def _conversations(settings: Settings, case: str) -> list[NoisyConversation]:
+    """Simulate noisy conversations of the first pairs."""
     count = min(VERDICT_PAIRS, settings.pairs)
     w, u = sides(population(settings, pairs=count))
     lines = u.objectives - w.objectives
@@ -137,50 +145,50 @@ def _talks(settings: Settings, case: str) -> list[Talk]:
     states = simulate_pairs(_noisy(settings, source, VERDICT_NOISE, VERDICT_NOISE), rounds, every=1)
     residuals = {"w": states.residual_w.numpy(), "u": states.residual_u.numpy()}
     settled = {"w": expected.residual_w, "u": expected.residual_u}
-    talks = []
+    conversations = []
     for i in range(count):
         objectives = {"w": w.objectives[i], "u": u.objectives[i]}
         positions, ends = ({k: x[k][i] + objectives[k] for k in "wu"} for x in (residuals, settled))
-        talks.append(Talk(positions, objectives, ends, lines[i]))
-    return talks
+        conversations.append(NoisyConversation(positions, objectives, ends, lines[i]))
+    return conversations
 
 
-def _outcome(values: dict[str, Any]) -> str:
+def _result_sentence(values: dict[str, Any]) -> str:
     spread, verdicts = values["spread"], values["verdicts"]
     sizes = ", ".join(
         f"{r['measured']:.4f} after {r['reading']}'s turn ({r['predicted']:.4f} predicted)" for r in spread
     )
     right = ", ".join(f"{n} of {verdicts['pairs']} ({case})" for case, n in verdicts["right"].items())
-    return f"The settled state spreads by {sizes}; from one noisy trajectory the right verdict is given for {right}."
+    return f"The equilibrium spreads by {sizes}. One noisy trajectory gives the right verdict for {right}."
 
 
 def _section(
     spread: list[dict[str, Any]],
-    talks: dict[str, list[Talk]],
+    conversations: dict[str, list[NoisyConversation]],
     verdicts: dict[str, list[EquilibriumFinding]],
     values: dict[str, Any],
 ) -> Section:
     judged = values["verdicts"]
     text = (
         f"Spread: one pair at {SHOWN_ANGLE:g} degrees whose answers are off by Gaussian noise (standard deviation"
-        f" {NOISE_W:g} a coordinate for W, {NOISE_U:g} for U), {TALKS:,} talks. Then, with noise of {VERDICT_NOISE:g},"
-        f" what one trajectory tells without any knowledge of the agents but their"
-        f" objectives: {several(judged['pairs'], 'pair')} each with the same objective, with objectives at"
+        f" {NOISE_W:g} a coordinate for W, {NOISE_U:g} for U), {CONVERSATIONS:,} conversations."
+        f" Then, with noise of {VERDICT_NOISE:g}, verdicts from one trajectory and the objectives only:"
+        f" {several(judged['pairs'], 'pair')} each with the same objective, with objectives at"
         f" {SHOWN_ANGLE:g} degrees, and with the rank-one adversary for U. Reached means: along the line"
         f" between the objectives the settled state lies within {MARGIN:g} of the objective with 95% confidence."
     )
     caption = (
         "Spread: standard deviation of the settled state along the principal axes of the predicted covariance (a"
         " discrete Lyapunov equation), read after each agent's turn; each turn shrinks the other's noise and adds its"
-        " own. The other two: one talk each, its states along the line between the objectives (0 is W's, 1 is U's);"
-        " dotted, where the closed form puts them. An honest pair rests between the two; the adversary stays at its"
-        " objective and draws W along."
+        " own. The other two: one conversation each, its states along the line between the objectives (0 is W's, 1 is"
+        " U's); dotted, where the closed form puts them. An honest pair ends between the two; the adversary stays at"
+        " its objective and moves W away from its own."
     )
     legend = [("W", "agent-1"), ("U", "agent-2"), ("● measured", ""), ("line: predicted", "")]
     panels = [
         Panel("noise-spread", _axes(spread), "Spread of the settled state"),
-        Panel("noise-misaligned", _trajectory(talks["misaligned"][0]), "Misaligned pair"),
-        Panel("noise-adversary", _trajectory(talks["adversary"][0]), "Adversary"),
+        Panel("noise-misaligned", _trajectory(conversations["misaligned"][0]), "Misaligned pair"),
+        Panel("noise-adversary", _trajectory(conversations["adversary"][0]), "Adversary"),
     ]
     return Section("Noise", text, panels, legend, caption, _tables(spread, verdicts, judged))
 
@@ -234,11 +242,13 @@ def _axes(spread: list[dict[str, Any]]) -> Figure:
     return make_figure(traces, axis("principal axis"), axis("standard deviation", rangemode="tozero"))
 
 
-def _trajectory(talk: Talk) -> Figure:
-    origin, gap = talk.objectives["w"], talk.objectives["u"] - talk.objectives["w"]
+def _trajectory(conversation: NoisyConversation) -> Figure:
+    origin, gap = conversation.objectives["w"], conversation.objectives["u"] - conversation.objectives["w"]
     traces = []
     for i, name in enumerate("wu"):
-        along, settled = ((x[name] - origin) @ gap / (gap @ gap) for x in (talk.positions, talk.settled))
+        along, settled = (
+            (x[name] - origin) @ gap / (gap @ gap) for x in (conversation.positions, conversation.settled)
+        )
         label, colour = name.upper(), f"var(--agent-{i + 1})"
         traces.append(dots(range(1, len(along) + 1), along, label, colour, size=4))
         traces.append(line([1, len(along)], [float(settled)] * 2, f"{label}, predicted", colour, "dot"))

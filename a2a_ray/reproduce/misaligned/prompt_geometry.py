@@ -34,11 +34,11 @@ PARTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 
 def run(settings: Settings) -> ExperimentResult:
-    """The experiment."""
+    """Run the experiment."""
     cells = {kind: [_cell(settings, kind, condition) for condition in CONDITIONS] for kind in KINDS}
     null = _null_space(settings)
     values = {"conditions": list(CONDITIONS), "cells": cells, "common_null_space": null}
-    return ExperimentResult(_section(settings, cells, null), _outcome(cells, null), values)
+    return ExperimentResult(_section(settings, cells, null), _result_sentence(cells, null), values)
 
 
 def _drawn(settings: Settings, kind: str, condition: float) -> PairPopulation:
@@ -62,14 +62,14 @@ def _cell(settings: Settings, kind: str, condition: float) -> dict[str, Any]:
     measured = np.stack([states.residual_w[:, -1].numpy(), states.residual_u[:, -1].numpy()]) / gap
     expected = np.stack([settled.residual_w, settled.residual_u]) / gap
     return {
-        "measured": _together(measured),
-        "predicted": _together(expected),
+        "measured": _root_mean_square(measured),
+        "predicted": _root_mean_square(expected),
         "largest_error": float(norms(measured - expected).max()),
         "half_life": half_life(settled.radius),
     }
 
 
-def _together(residuals: Array) -> list[float]:
+def _root_mean_square(residuals: Array) -> list[float]:
     return [float(x) for x in np.sqrt((residuals**2).sum(axis=2).mean(axis=1))]
 
 
@@ -98,13 +98,13 @@ def _null_space(settings: Settings) -> list[dict[str, float]]:
     return rows
 
 
-def _outcome(cells: dict[str, list[dict[str, Any]]], null: list[dict[str, float]]) -> str:
+def _result_sentence(cells: dict[str, list[dict[str, Any]]], null: list[dict[str, float]]) -> str:
     worst = max(cell["largest_error"] for row in cells.values() for cell in row)
     disjoint = [cell["measured"][0] for cell in cells["disjoint support"]]
     apart = max(row["measured"] for row in null) - min(row["measured"] for row in null)
     return (
         f"All geometries settle within {worst:.1e} of the gap of the closed form; with disjoint support the condition"
-        f" number changes W's plateau by {max(disjoint) - min(disjoint):.1e} and only slows the talk; with a common"
+        f" number changes W's plateau by {max(disjoint) - min(disjoint):.1e} and only slows it down; with a common"
         f" null space where W rests depends on the start (it differs by {apart:.2f} of the gap between openings)."
     )
 
@@ -118,10 +118,10 @@ def _section(settings: Settings, cells: dict[str, list[dict[str, Any]]], null: l
         " the same direction, from five openings."
     )
     caption = (
-        "Plateau of W: with disjoint support nobody pulls against anybody, and the talk settles at the one objective in"
+        "Plateau of W: with disjoint support the agents do not compete, and the state converges to one objective in"
         " one half of the directions and at the other in the other half. Half-life: rounds in which the slowest pair"
         " halves its distance to rest. Common null space: no turn moves the state along a direction that neither prompt"
-        " has examples of, so that the opening decides where the talk ends."
+        " has examples of, so the opening decides where the conversation ends."
     )
     legend = [(kind, colour_name(i)) for i, kind in enumerate(KINDS)] + [("● measured", ""), ("line: predicted", "")]
     panels = [

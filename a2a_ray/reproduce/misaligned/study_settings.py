@@ -1,4 +1,4 @@
-"""What the command line sets; light, so that bad values are told before anything heavy is loaded."""
+"""Settings of the study, without heavy imports, so that the command line reports invalid values at once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from a2a_ray.core.errors import ConfigurationError
 MOST_DIMENSIONS = 50
 """The theory of random orders goes so far (analysis/dynamics/random_order.py)."""
 MOST_ROUNDS = 10_000
-"""Of one talk; more would take memory and minutes without showing more."""
+"""Rounds of one conversation; more would take memory and minutes and show nothing new."""
 SETTLED = 1e-13
-"""Talks run until what is left of their start is below this share of it, where nothing else is asked for."""
+"""The default share of the start that is left when a conversation ends."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line sets.
+    """Settings of the study.
 
     dim: d. pairs: how many. rounds: None for as many as their rates ask for. condition: of both geometries, whose
     largest eigenvalue is 1. step_size: eta of both agents, below 2. Raises ConfigurationError.
@@ -40,7 +40,7 @@ class Settings:
                 raise ConfigurationError(f"{name}: {value}; expected a whole number of at least {least}")
         if self.rounds is not None and not 2 <= self.rounds <= MOST_ROUNDS:
             raise ConfigurationError(
-                f"--rounds: {self.rounds}; expected 2 to {MOST_ROUNDS:,}, or leave it out: the rates tell how many"
+                f"--rounds: {self.rounds}; expected 2 to {MOST_ROUNDS:,}, or leave it out to compute it from the rates"
             )
         if not 1 <= self.condition < math.inf:
             raise ConfigurationError(f"--condition: {self.condition:g}; expected a number of at least 1")
@@ -59,7 +59,7 @@ class Settings:
 
     @property
     def has_trained(self) -> bool:
-        """Whether there are trained weights for this many dimensions."""
+        """Return whether trained weights exist for this number of dimensions."""
         from a2a_ray.agents.lsa.trained_weights import trained_weights
 
         try:
@@ -69,10 +69,10 @@ class Settings:
         return True
 
     def rounds_for(self, radius: float, left: float = SETTLED) -> int:
-        """Rounds until `left` of the start is left at this spectral radius, unless the user has said how many."""
+        """Return the rounds until `left` of the start is left at this spectral radius, or the user's number."""
         return self.rounds or rounds_until(left, radius)
 
 
 def rounds_until(left: float, radius: float) -> int:
-    """Rounds until this share of the start is left, and two more; at a radius of 1 or more that is for ever: 2."""
+    """Return the rounds until this share of the start is left, plus two; 2 at a radius of 1 or more."""
     return 2 + (math.ceil(math.log(left) / math.log(radius)) if 0 < radius < 1 else 0)

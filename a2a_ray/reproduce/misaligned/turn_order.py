@@ -1,4 +1,4 @@
-"""Who speaks when: fixed orders and simultaneous turns in real conversations, random orders by many talks."""
+"""Orders of turns: fixed and simultaneous in real conversations, random in many simulated ones."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from a2a_ray.reproduce.misaligned.study_settings import Settings
 
 PAIRS = 10
 LEFT = 1e-12
-TALKS, RANDOM_LEFT, SMALLEST = 4000, 1e-6, 1e-12
-"""Talks of each pair in random order, until this share of the start is left in mean and spread; below the last no
-standard error counts, since rounding is larger."""
+CONVERSATIONS, RANDOM_LEFT, SMALLEST = 4000, 1e-6, 1e-12
+"""Conversations of each pair in random order, until this share of the start is left in mean and spread; below the last
+no standard error counts, since rounding is larger."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,17 @@ class Row:
 
 
 def run(settings: Settings) -> ExperimentResult:
-    """The experiment."""
+    """Run the experiment."""
     pairs = [pair_agents(population(settings), i) for i in range(min(PAIRS, settings.pairs))]
     rows = [_fixed(name, how, settings, pairs) for name, how in FIXED.items()]
     rng = np.random.default_rng(settings.seed)
     rows += [_random(name, settings, pairs, rng) for name in RANDOM]
     values = {"pairs": len(pairs), "orders": {row.name: asdict(row) for row in rows}}
-    return ExperimentResult(_section(settings, rows, len(pairs)), _outcome(rows), values)
+    return ExperimentResult(_section(settings, rows, len(pairs)), _result_sentence(rows), values)
 
 
 def _fixed(name: str, how: Fixed, settings: Settings, pairs: list[tuple[LSAAgent, LSAAgent]]) -> Row:
-    """By real conversations."""
+    """Run real conversations."""
     measured, expected, radii = [], [], []
     for w, u in pairs:
         w.inner_steps = how.inner_steps
@@ -101,21 +101,21 @@ def _fixed(name: str, how: Fixed, settings: Settings, pairs: list[tuple[LSAAgent
 
 
 def _random(name: str, settings: Settings, pairs: list[tuple[LSAAgent, LSAAgent]], rng: np.random.Generator) -> Row:
-    """By many talks of each pair, every one in an order of its own."""
+    """Simulate many conversations of each pair, each in its own random order."""
     measured, expected, spreads, deviations, radii = [], [], [], [], []
     for w, u in pairs:
         theory = RANDOM[name](agents_of([w, u]))
         rounds = settings.rounds_for(theory.second_moment_radius, RANDOM_LEFT**2)
-        speakers = rng.integers(2, size=(rounds, 2, TALKS))
+        speakers = rng.integers(2, size=(rounds, 2, CONVERSATIONS))
         if name == PERMUTED:
             speakers[:, 1] = 1 - speakers[:, 0]
-        read = _talks((w, u), speakers.reshape(2 * rounds, TALKS))
+        read = _conversations((w, u), speakers.reshape(2 * rounds, CONVERSATIONS))
         gap = float(np.linalg.norm(u.objective - w.objective))
         variances = np.diagonal(theory.covariances, axis1=1, axis2=2)  # (2, d)
         measured.append((read.mean(axis=1) - np.stack([w.objective, u.objective])) / gap)
         expected.append(theory.residuals / gap)
         spreads.append(np.sqrt([read.var(axis=1, ddof=1).sum(axis=1), variances.sum(axis=1)]) / gap)
-        standard_errors = np.maximum(np.sqrt(variances / TALKS) / gap, SMALLEST)
+        standard_errors = np.maximum(np.sqrt(variances / CONVERSATIONS) / gap, SMALLEST)
         deviations.append(np.abs(measured[-1] - expected[-1]) / standard_errors)
         radii.append(theory.spectral_radius)
     found, wanted = np.array(measured), np.array(expected)
@@ -132,8 +132,8 @@ def _random(name: str, settings: Settings, pairs: list[tuple[LSAAgent, LSAAgent]
     )
 
 
-def _talks(agents: tuple[LSAAgent, LSAAgent], speakers: NDArray[np.int64]) -> Array:
-    """The state after each agent's own last turn, shape (2, talks, d); speakers: 0 or 1, shape (turns, talks)."""
+def _conversations(agents: tuple[LSAAgent, LSAAgent], speakers: NDArray[np.int64]) -> Array:
+    """Return the state after each agent's last turn, (2, n, d), of n conversations; speakers: 0 or 1, (turns, n)."""
     d = len(agents[0].objective)
     state, read = np.zeros((speakers.shape[1], d)), np.zeros((2, speakers.shape[1], d))
     for turn in speakers:
@@ -149,7 +149,7 @@ def _mean(residuals: Array) -> list[float]:
     return [float(x) for x in norms(residuals).mean(axis=0)]
 
 
-def _outcome(rows: list[Row]) -> str:
+def _result_sentence(rows: list[Row]) -> str:
     fixed, random = [r for r in rows if r.spread is None], [r for r in rows if r.spread is not None]
     low, high = (f([r.measured[0] for r in fixed]) for f in (min, max))
     sentence = (
@@ -163,11 +163,11 @@ def _outcome(rows: list[Row]) -> str:
 def _section(settings: Settings, rows: list[Row], pairs: int) -> Section:
     text = (
         f"{several(pairs, 'pair')} at 90 degrees, in fixed orders by real conversations of the agents, in random orders"
-        f" by {TALKS:,} talks each, of which the mean and the spread are taken."
+        f" by {CONVERSATIONS:,} conversations each, summarised by mean and spread."
     )
     caption = (
         "Where the agents rest, each read after its own turn, as a share of the distance between their objectives. Who"
-        " begins does not matter, nor whether two chains run side by side: the settled talk is the same. More steps a"
+        " begins does not matter, nor whether two chains run side by side: the equilibrium is the same. More steps a"
         " turn pull it towards whoever takes them. A random speaker has, on average, the state of averaged turns;"
         " nothing comes to rest then: points are means, bars the spread of the state."
     )

@@ -1,4 +1,4 @@
-"""A helper that sets its objective anew at every turn: exact, damped, singular, or knowing nothing of W."""
+"""A helper that sets its objective at every turn: exact, damped, singular, or without knowledge of W."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOLERANCE = 1e-9
 DAMPINGS = (0.75, 0.5, 0.25)
 MOST_ROUNDS, AFTER = 1000, 3
 WITHOUT = 60
-"""Rounds of the talk without a helper, which never gets there."""
+"""Rounds of the conversation without a helper, which never arrives."""
 FLOOR = 1e-16
 NONE, EXACT, SINGULAR, ESTIMATED = "no helper", "exact", "exact, one direction missing", "estimated by probes"
 
@@ -60,19 +60,21 @@ class Probes(Alternating):
 
 
 def run(settings: Settings) -> ExperimentResult:
-    """The experiment."""
+    """Run the experiment."""
     names = [NONE, EXACT, *map(_damped, DAMPINGS), SINGULAR, ESTIMATED]
-    talks = {name: [_talk(settings, name, i) for i in range(min(PAIRS, settings.pairs))] for name in names}
-    measured = {name: [reached(errors) for errors, _ in found] for name, found in talks.items()}
-    expected = {name: [reached(errors) for _, errors in found] for name, found in talks.items()}
+    conversations = {
+        name: [_conversation(settings, name, i) for i in range(min(PAIRS, settings.pairs))] for name in names
+    }
+    measured = {name: [reached(errors) for errors, _ in found] for name, found in conversations.items()}
+    expected = {name: [reached(errors) for _, errors in found] for name, found in conversations.items()}
     values = {
         "tolerance": TOLERANCE,
         "rounds_measured": measured,
         "rounds_predicted": expected | {NONE: [None] * len(measured[NONE])},
-        "error_per_round_of_first_pair": {name: found[0][0].tolist() for name, found in talks.items()},
+        "error_per_round_of_first_pair": {name: found[0][0].tolist() for name, found in conversations.items()},
     }
     summary = {"helper_rounds": _most(measured[EXACT])}
-    return ExperimentResult(_section(settings, talks, values), _outcome(values), values, summary)
+    return ExperimentResult(_section(settings, conversations, values), _result_sentence(values), values, summary)
 
 
 def reached(errors: Array) -> int | None:
@@ -86,8 +88,8 @@ def _damped(alpha: float) -> str:
     return f"damped, {alpha:g}"
 
 
-def _talk(settings: Settings, name: str, i: int) -> tuple[Array, Array]:
-    """A real conversation: W's error after U's turn in each round, over the gap; measured and predicted."""
+def _conversation(settings: Settings, name: str, i: int) -> tuple[Array, Array]:
+    """Run a real conversation and return W's error after U's turn by round, over the gap; measured and predicted."""
     source: dict[str, Any] = {}
     if name == SINGULAR:
         full = np.geomspace(1 / settings.condition, 1, settings.dim)
@@ -134,7 +136,7 @@ def _most(rounds: list[int | None]) -> int | None:
     return None if None in rounds else max(r for r in rounds if r is not None)
 
 
-def _outcome(values: dict[str, Any]) -> str:
+def _result_sentence(values: dict[str, Any]) -> str:
     def within(name: str) -> str:
         most = _most(values["rounds_measured"][name])
         return "never" if most is None else f"after {several(most, 'round')}"
@@ -146,7 +148,9 @@ def _outcome(values: dict[str, Any]) -> str:
     )
 
 
-def _section(settings: Settings, talks: dict[str, list[tuple[Array, Array]]], values: dict[str, Any]) -> Section:
+def _section(
+    settings: Settings, conversations: dict[str, list[tuple[Array, Array]]], values: dict[str, Any]
+) -> Section:
     pairs = several(len(values["rounds_measured"][EXACT]), "pair")
     text = (
         f"{pairs} at {SHOWN_ANGLE:g} degrees, real conversations. U gives up its own objective: at each turn it sets"
@@ -158,14 +162,17 @@ def _section(settings: Settings, talks: dict[str, list[tuple[Array, Array]]], va
         "W's error after U's turn, as a share of the gap, first pair. Without a helper it stays on the plateau. The"
         " exact helper removes it in one round, as Newton's method does on a quadratic; what is left is rounding."
     )
-    legend = [(name, colour_name(i)) for i, name in enumerate(talks)] + [("● measured", ""), ("line: predicted", "")]
+    legend = [(name, colour_name(i)) for i, name in enumerate(conversations)] + [
+        ("● measured", ""),
+        ("line: predicted", ""),
+    ]
     rows = [
         [
             name,
             *(_most(values[f"rounds_{kind}"][name]) for kind in ("measured", "predicted")),
             float(max(e[-1] for e, _ in found)),
         ]
-        for name, found in talks.items()
+        for name, found in conversations.items()
     ]
     note = "Rounds: the most of all pairs; a dash for never."
     table = Table(
@@ -174,12 +181,12 @@ def _section(settings: Settings, talks: dict[str, list[tuple[Array, Array]]], va
         rows,
         note,
     )
-    return Section("Helper", text, [Panel("helper", _figure(talks))], legend, caption, [table])
+    return Section("Helper", text, [Panel("helper", _figure(conversations))], legend, caption, [table])
 
 
-def _figure(talks: dict[str, list[tuple[Array, Array]]]) -> Figure:
+def _figure(conversations: dict[str, list[tuple[Array, Array]]]) -> Figure:
     traces = []
-    for i, (name, ((measured, expected), *_)) in enumerate(talks.items()):
+    for i, (name, ((measured, expected), *_)) in enumerate(conversations.items()):
         rounds = list(range(1, len(measured) + 1))
         if np.isfinite(expected).any():
             traces.append(line(rounds, np.maximum(expected, FLOOR), f"{name}, predicted", colour(i)))
