@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
-from a2a_ray.analysis.loops import ANALYZER, VERSION, LoopDetector, to_embed
+from a2a_ray.analysis.loops import ANALYZER, VERSION, LoopDetector, texts_to_embed
 from a2a_ray.analysis.text.embedding import Embedder, load_embedder
 from a2a_ray.analysis.text.exact_repetition import ExactRepetitionRule
 from a2a_ray.analysis.text.paper_rule import PaperRuleAnalyzer
@@ -72,7 +72,7 @@ class LoopAnalyzer:
 
     def texts(self, transcript: Transcript) -> list[str]:
         """What will be asked of the embedder."""
-        return to_embed(transcript.turns)
+        return texts_to_embed(transcript.turns)
 
     def findings(self, transcript: Transcript) -> list[Finding]:
         """See `LoopDetector.findings`."""

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from a2a_ray import __version__
-from a2a_ray.analysis.loops import MOST, scan_many
-from a2a_ray.analysis.loops.calibration import Calibration, fit, score_name
+from a2a_ray.analysis.loops import MAX_SCORE, scan_many
+from a2a_ray.analysis.loops.calibration import fit
+from a2a_ray.analysis.loops.threshold import Calibration, score_name
 from a2a_ray.analysis.text.embedding import DEFAULT_MODEL, Embedder, load_embedder
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.transcripts.jsonl import read_jsonl
@@ -45,12 +46,12 @@ def read(path: Path) -> tuple[list[Transcript], list[str]]:
 
 def scanned(talks: list[Transcript], embedder: Embedder | None) -> list[list[float]]:
     """The score after each turn of each talk, as it is up to the first alarm: the threshold is out of reach."""
-    return [scan.scores for scan in scan_many(talks, embedder, threshold=math.nextafter(MOST, 0))]
+    return [scan.scores for scan in scan_many(talks, embedder, threshold=math.nextafter(MAX_SCORE, 0))]
 
 
 def fitted(scores: list[list[float]], rate: float, embedder: Embedder | None) -> Calibration:
-    name = score_name(embedder)
-    return fit(scores, rate, HORIZON, confidence=CONFIDENCE, top=MOST, score=name)
+    name = score_name(None if embedder is None else embedder.name)
+    return fit(scores, rate, HORIZON, confidence=CONFIDENCE, top=MAX_SCORE, score=name)
 
 
 def table(

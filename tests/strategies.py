@@ -161,7 +161,7 @@ tied_scores = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.5]) | st.floats(0,
 @st.composite
 def calibrations(draw: st.DrawFn) -> Any:
     """Calibrations with every part that they can have."""
-    from a2a_ray.analysis.loops.calibration import AlarmRate, Calibration
+    from a2a_ray.analysis.loops.threshold import AlarmRate, Calibration
 
     runs = draw(st.integers(1, 999))
     return Calibration(

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from a2a_ray.analysis.loops import MOST, LoopDetector, scan_many
-from a2a_ray.analysis.loops.calibration import LEAST, AlarmRate, Calibration, fit, score_name, shipped
+from a2a_ray.analysis.loops import MAX_SCORE, LoopDetector, scan_many
+from a2a_ray.analysis.loops.calibration import MIN_THRESHOLD, check, fit
+from a2a_ray.analysis.loops.threshold import AlarmRate, Calibration, score_name, shipped_calibration
 from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.message import BID, Message
 from a2a_ray.core.transcript import Transcript
@@ -173,7 +174,7 @@ def test_check_counts_alarms_strictly_above() -> None:
     calibration = fit(runs_of([*range(19)]), 0.05, 2)
     assert calibration.threshold == 18
     others = [[18.0], [18.5], [0.0, 19.0], [0.0, 18.0, 99.0]]  # the last one rises beyond the horizon
-    assert calibration.check(others) == AlarmRate.of(2, 4)
+    assert check(calibration, others) == AlarmRate.of(2, 4)
 
 
 @pytest.mark.parametrize(("alarms", "runs"), [(0, 1), (1, 1), (0, 60), (3, 97), (59, 60), (60, 60)])
@@ -192,7 +193,7 @@ def test_interval_of_a_rate(alarms: int, runs: int) -> None:
     ("arguments", "sentence"),
     [
         ({"normal_runs": runs_of(range(12)), "false_alarm_rate": 0.03},
-         "normal_runs: 12 runs; expected at least 33 for a rate of 0.03 (n >= 1 / rate - 1); give more"),
+         "normal_runs: 12 runs; expected at least 33 for a rate of 0.03 (n >= 1 / rate - 1). Give more"),
         ({"normal_runs": []}, "normal_runs: 0 runs; expected at least 19"),
         ({"confidence": 0.95}, "normal_runs: 30 runs; expected at least 59 for a rate of 0.05 (1 - (1 - rate)^n >="),
         ({"clusters": ["a", "b", "c"] * 10}, "normal_runs: 3 clusters; expected at least 19"),
@@ -227,7 +228,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     calibration.save(tmp_path / "mine.json")
     assert Calibration.load(tmp_path / "mine.json") == calibration
     (tmp_path / "other.json").write_text('{"threshold": 3}')
-    with pytest.raises(ConfigurationError, match=r"expected what Calibration\.to_dict gives"):
+    with pytest.raises(ConfigurationError, match=r"expected the output of Calibration\.to_dict gives"):
         Calibration.load(tmp_path / "other.json")
     with pytest.raises(ConfigurationError, match=r"expected a file that Calibration\.save wrote"):
         Calibration.load(tmp_path / "none.json")
@@ -257,7 +258,7 @@ def test_at_most_the_rate_of_random_talks_alarm() -> None:
     """The threshold goes into the detector, the talks through it: 1 000 of them, of the horizon."""
     rng = np.random.default_rng(8)
     calibration = fit(random_talks(rng, 300, 20), 0.1, 20, confidence=0.95)
-    assert 0 < calibration.threshold < MOST
+    assert 0 < calibration.threshold < MAX_SCORE
     scans = scan_many(random_talks(rng, TALKS, 20), threshold=calibration.threshold)
     alarms = sum(scan.loop is not None for scan in scans)
     assert 0 < alarms / TALKS <= margin(0.1)
@@ -267,9 +268,9 @@ def test_transcripts_and_their_scores_give_the_same() -> None:
     talks = random_talks(np.random.default_rng(9), 40, 12)
     calibration = fit(talks, 0.05, 10)
     assert calibration.score == score_name(None)
-    scores = [scan.scores for scan in scan_many(talks, threshold=0.99 * MOST)]
-    assert calibration.threshold == max(LEAST, fit(scores, 0.05, 10).threshold)
-    assert calibration.check(talks) == calibration.check(scores)
+    scores = [scan.scores for scan in scan_many(talks, threshold=0.99 * MAX_SCORE)]
+    assert calibration.threshold == max(MIN_THRESHOLD, fit(scores, 0.05, 10).threshold)
+    assert check(calibration, talks) == check(calibration, scores)
 
 
 def test_runs_without_any_repetition_give_a_threshold_that_the_detector_takes() -> None:
@@ -291,10 +292,10 @@ def test_the_horizon_counts_messages_not_bids() -> None:
 
 @pytest.mark.parametrize("grade", ["lexical", "semantic"])
 def test_the_shipped_defaults_belong_to_the_shipped_score(grade: str) -> None:
-    defaults = shipped(grade)
+    defaults = shipped_calibration(grade)
     assert defaults.score.partition(",")[0] == score_name(None).partition(",")[0]
     assert (defaults.rate, defaults.confidence, defaults.horizon) == (0.01, 0.95, 50)
-    assert 0 < defaults.threshold < MOST
+    assert 0 < defaults.threshold < MAX_SCORE
     assert defaults.runs >= 299  # as many as 1 % with 95 % confidence needs
     assert defaults.achieved is not None
     assert defaults.achieved.value <= 0.03
@@ -305,4 +306,4 @@ def test_there_are_two_grades() -> None:
     with pytest.raises(
         ConfigurationError, match=r"unknown grade 'lexica'\. Did you mean 'lexical'\? There is: lexical, semantic"
     ):
-        shipped("lexica")
+        shipped_calibration("lexica")

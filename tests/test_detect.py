@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from a2a_ray.analysis.loops import MOST, scan
-from a2a_ray.analysis.loops.calibration import fit, score_name
+from a2a_ray.analysis.loops import MAX_SCORE, scan
+from a2a_ray.analysis.loops.calibration import fit
+from a2a_ray.analysis.loops.threshold import score_name
 from a2a_ray.analysis.text import embedding
 from a2a_ray.analysis.text.embedding import DEFAULT_MODEL, OFFLINE_PACKAGE, Embedder, load_embedder
 from a2a_ray.runtime import progress
@@ -124,7 +125,7 @@ def test_evidence_names_turns_as_show_prints_them(capsys: pytest.CaptureFixture[
     assert len(loop["evidence"]["scores"]) == len(LOOPING)
     assert back["recovered_turn"] in range(17, 21)
     assert back["status"] == "recovered"
-    assert 0 < loop["threshold"] < MOST
+    assert 0 < loop["threshold"] < MAX_SCORE
 
 
 def test_people_get_a_table_and_a_sentence(
@@ -217,11 +218,11 @@ def test_a_threshold_of_ones_own(capsys: pytest.CaptureFixture[str], file: Path)
 def test_a_calibration_on_ones_own_talks(capsys: pytest.CaptureFixture[str], file: Path, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     normal = draw.uniform(0.5, 1.9, (40, 12))
-    mine = fit(normal, 0.05, 12, top=MOST, score=SCORE)
+    mine = fit(normal, 0.05, 12, top=MAX_SCORE, score=SCORE)
     mine.save(tmp_path / "mine.json")
     found = lexical(capsys, file, "--threshold", tmp_path / "mine.json", "--json").json
     assert found["settings"]["threshold"] == mine.threshold
-    fit(normal, 0.05, 12, top=MOST, score="loops, a-model").save(tmp_path / "other.json")
+    fit(normal, 0.05, 12, top=MAX_SCORE, score="loops, a-model").save(tmp_path / "other.json")
     error = one_sentence(lexical(capsys, file, "--threshold", tmp_path / "other.json"))
     assert f"a calibration of the score 'loops, a-model'; expected '{SCORE}'" in error
 
@@ -376,8 +377,8 @@ def in_the_way(folder: Path) -> None:
         (["folder"], "folder: not a run (no readable manifest.json in it"),
         (["talks.jsonl", "--embedder", "./none"], "embedder './none': no such folder"),
         (["talks.jsonl", "--embedder", "./model"], "embedder './model' cannot be loaded: "),
-        (["talks.jsonl", "--threshold", "99"], "--threshold: 99; expected above 0, and below 8"),
-        (["talks.jsonl", "--threshold", "nan"], "--threshold: nan; expected above 0"),
+        (["talks.jsonl", "--threshold", "99"], "--threshold: 99; expected a number above 0 and below 8"),
+        (["talks.jsonl", "--threshold", "nan"], "--threshold: nan; expected a number above 0"),
         (["talks.jsonl", "--threshold", "mine.json"], "--threshold: 'mine.json'; expected a number between 0 and 8"),
         (["talks.jsonl", "--threshold", "talks.jsonl"], "calibration: "),
         (["talks.jsonl", "--alarms", "none/a.jsonl"], "folder none does not exist; create it"),

@@ -339,7 +339,7 @@ def test_transcripts_that_have_no_positions() -> None:
             transcript.append(Message("t", number, name, np.zeros(2 if number < len(speakers) else sizes)))
         return transcript
 
-    with pytest.raises(ConfigurationError, match="in round 2 speak bob, bob; expected each of ann, bob once"):
+    with pytest.raises(ConfigurationError, match="round 2 is bob, bob; expected each of ann, bob once"):
         positions_by_agent(said("ann", "bob", "bob", "bob"))
     with pytest.raises(ConfigurationError, match="1 messages of 2 agents; expected a whole round"):
         positions_by_agent(said("ann"))

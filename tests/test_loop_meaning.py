@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from a2a_ray.analysis.loops import EMBEDDED, LoopDetector, scan, scan_many, to_embed
-from a2a_ray.analysis.loops.semantic import scale_of
-from a2a_ray.analysis.loops.signs import answered, of_likeness
+from a2a_ray.analysis.loops import EMBEDDED_CHARACTERS, LoopDetector, scan, scan_many, texts_to_embed
+from a2a_ray.analysis.loops.semantic import similarity_scale
+from a2a_ray.analysis.loops.turn_scores import answer_share, semantic_score
 from a2a_ray.analysis.text.embedding import Embedder, load_embedder
 from tests.strategies import random_talk
 from tests.talks import message, transcript
@@ -33,20 +33,20 @@ AGREED = [
 
 
 def test_likeness_counts_in_words_that_were_said() -> None:
-    assert of_likeness(0.8, news=0.1, wording=1.0) == 1
-    assert of_likeness(0.8, news=0.7, wording=1.0) < -0.5, "new content in a talk about one subject"
-    assert of_likeness(0.8, news=0.1, wording=0.5) < 0, "common wording explains it"
-    assert of_likeness(0.4, news=0.0, wording=1.0) < 0
+    assert semantic_score(0.8, news=0.1, wording=1.0) == 1
+    assert semantic_score(0.8, news=0.7, wording=1.0) < -0.5, "new content in a talk about one subject"
+    assert semantic_score(0.8, news=0.1, wording=0.5) < 0, "common wording explains it"
+    assert semantic_score(0.4, news=0.0, wording=1.0) < 0
 
 
 def test_an_answer_with_much_that_is_new() -> None:
-    assert answered(20) == 0
-    assert answered(40) == pytest.approx(0.6)
-    assert answered(500) == 1
+    assert answer_share(20) == 0
+    assert answer_share(40) == pytest.approx(0.6)
+    assert answer_share(500) == 1
 
 
 def test_the_scale_of_an_embedder(embedder: Embedder) -> None:
-    scale = scale_of(embedder)
+    scale = similarity_scale(embedder)
     same = embedder.encode(["The cat sleeps on the sofa.", "On the sofa there is a sleeping cat."])
     other = embedder.encode(["Interest rates rose again in May."])
     assert scale(float(same[0] @ same[1])) > 0.9
@@ -65,7 +65,7 @@ def test_the_scale_of_an_embedder(embedder: Embedder) -> None:
     ],
 )
 def test_which_texts_an_embedder_can_read(embedder: Embedder, text: str, known: bool) -> None:
-    assert scale_of(embedder).reads(text) is known
+    assert similarity_scale(embedder).reads(text) is known
 
 
 def test_a_language_that_the_embedder_cannot_read_is_left_to_the_words(embedder: Embedder) -> None:
@@ -92,7 +92,7 @@ def static_model(folder: Path, embedder: Embedder) -> Path:
 def test_a_static_model_as_the_fast_choice(tmp_path: Path, embedder: Embedder) -> None:
     fast = load_embedder(str(static_model(tmp_path / "static", embedder)))
     assert fast is not None
-    scale, default = scale_of(fast), scale_of(embedder)
+    scale, default = similarity_scale(fast), similarity_scale(embedder)
     assert scale.unrelated > default.unrelated + 0.05, "a cosine means less with word vectors"
     talk = transcript("What makes a team work well?", *AGREED)
     assert scan(talk, fast).loop is not None
@@ -131,7 +131,7 @@ def test_many_are_scanned_as_one_is(embedder: Embedder) -> None:
 
 def test_what_is_embedded() -> None:
     messages = [message(1, "a" * 9000), message(2, " "), message(3, "ls", kind="action"), message(4, "x", kind="nudge")]
-    assert to_embed(messages) == ["a" * EMBEDDED]
+    assert texts_to_embed(messages) == ["a" * EMBEDDED_CHARACTERS]
 
 
 POEM = """Shall we write a poem together about the coast? I begin: Grey gulls lean into the wind above the pier.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from a2a_ray.analysis.loops import MOST, VERSION, LoopDetector, scan
+from a2a_ray.analysis.loops import MAX_SCORE, VERSION, LoopDetector, scan
 from a2a_ray.analysis.loops.actions import canonical
 from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding
@@ -28,7 +28,7 @@ from tests.talks import message, transcript
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"threshold": MOST}, "threshold: 8.0; expected 0 < warn_threshold <= threshold < 8"),
+        ({"threshold": MAX_SCORE}, "threshold: 8.0; expected 0 < warn_threshold <= threshold < 8"),
         ({"threshold": 0}, "expected 0 < warn_threshold"),
         ({"threshold": 2, "warn_threshold": 3}, "warn_threshold: 3, threshold: 2"),
         ({"threshold": 2, "action": "shout"}, "action: 'shout'; expected 'record', 'nudge' or 'stop'"),
@@ -43,9 +43,9 @@ def test_settings_that_cannot_work(settings: dict[str, Any], sentence: str) -> N
 
 
 def test_the_default_threshold_is_the_fitted_one() -> None:
-    from a2a_ray.analysis.loops.calibration import shipped
+    from a2a_ray.analysis.loops.threshold import shipped_calibration
 
-    assert LoopDetector().threshold == shipped("lexical").threshold
+    assert LoopDetector().threshold == shipped_calibration("lexical").threshold
 
 
 def test_evidence_can_be_checked() -> None:
@@ -109,7 +109,7 @@ def test_hysteresis_and_the_end_of_an_alarm() -> None:
     assert status[last + 1 :] == ["none"] * (len(status) - last - 1)
     assert last - 11 <= 5, "an alarm must end a few turns after the loop"
     assert found.verdicts[last].evidence["recovered_turn"] == 12
-    assert max(found.scores) <= MOST
+    assert max(found.scores) <= MAX_SCORE
 
 
 def test_a_single_new_turn_does_not_end_an_alarm() -> None:

@@ -1,8 +1,8 @@
-"""Where an agent settles, how fast, and how surely: from its trajectory alone, whatever kind of agent it is.
+"""Estimate where an agent settles and how fast, with confidence intervals, from its trajectory alone.
 
-The model is x_{t+1} = A x_t + b + noise, x the state read after the agent's own turn, once a round. It is exact for
-gradient steps on quadratic objectives with noise in any turn (the turns of a round make one affine map), and an
-approximation for other agents. `bootstrap.py` has the tests, docs/method/equilibrium_inference.md how well they hold.
+The model is x_{t+1} = A x_t + b + noise, where x is the state after the agent's own turn, once per round. It is exact
+for gradient steps on quadratic objectives with noise in any turn, because the turns of a round make one affine map. It
+is an approximation for other agents. `bootstrap.py` has the tests; docs/inference.md measures their coverage.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 NOISY, EXACT, AT_REST, CYCLE = "noisy", "exact", "at rest", "cycle"
 """Kinds of trajectory: see `Fit.kind`."""
 NOISE_FREE = 1e-6
-"""Residuals below this part of the movement are rounding: the trajectory is one of an affine map."""
+"""Residuals below this share of the movement are rounding errors: the trajectory follows an affine map."""
 LARGEST = 1e100
-"""Squares of larger positions are no numbers."""
+"""Squares of larger positions overflow."""
 NEVER = 50
-"""An interval that needs more than so many times the rounds there are is not in sight of being bounded."""
+"""If an interval needs more than this many times the existing rounds, `rounds_needed` is infinite."""
 
 
 class TooFewRounds(ConfigurationError):
@@ -39,23 +39,23 @@ class TooFewRounds(ConfigurationError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """What one agent's own trajectory, T rounds in d dimensions, tells of where it settles; arrays are float64.
+    """The estimate of where one agent settles, from its trajectory of T rounds in d dimensions; arrays are float64.
 
-    fixed_point: (d,), the estimate of x* = (I - A)^-1 b; NaN where A has the eigenvalue 1.
-    rate: spectral radius of A, per round; the half-life is ln 2 / -ln(rate) rounds. NaN where nothing tells.
-    matrix: A, (d, d); zero across the plane in which the positions lie, NaN where nothing tells.
-    axes: (k, d), unit rows: what the intervals are of.
-    intervals: (k, 2), confidence intervals of axes @ x*, each of its own at `level`. -inf and inf where the rounds do
-        not rule out that there is no fixed point (a unit root); a region in two pieces is given as unbounded too.
+    fixed_point: (d,), the estimate of x* = (I - A)^-1 b; NaN if A has the eigenvalue 1.
+    rate: spectral radius of A, per round; the half-life is ln 2 / -ln(rate) rounds. NaN if it cannot be estimated.
+    matrix: A, (d, d); zero across the plane of the positions, NaN if it cannot be estimated.
+    axes: (k, d), unit rows: the directions of the intervals.
+    intervals: (k, 2), confidence intervals of axes @ x*, each at `level`. They are infinite if the rounds do not rule
+        out a unit root, that is, the absence of a fixed point. A region in two pieces is reported as unbounded too.
     standard_error: (k,), long-run standard error of the fixed point along each axis a in large samples,
         sqrt(a^T (I - A)^-1 Q (I - A)^-T a / T), Q the covariance of a round's noise.
-    spread: (d,), standard deviation of a round's noise on each coordinate.
+    spread: (d,), standard deviation of a round's noise in each coordinate.
     rounds: T. level: of each interval.
-    kind: "noisy": intervals are from the bootstrap; "exact": an affine map without noise, to rounding; "at rest": it
-        has stopped, and the fixed point is where; "cycle": it repeats itself exactly, and the fixed point is the mean.
+    kind: "noisy": intervals are from the bootstrap; "exact": an affine map without noise, to rounding; "at rest": the
+        agent has stopped at the fixed point; "cycle": it repeats exactly, and the fixed point is the mean.
     period: of an exact cycle, in rounds; else 1.
-    rounds_needed: further rounds until all intervals are expected to be bounded; 0 where they are, infinite where that
-        is not in sight.
+    rounds_needed: further rounds until all intervals are expected to be bounded; 0 if they are, infinite if they will
+        not be soon.
     """
 
     fixed_point: Array
@@ -74,14 +74,14 @@ class Fit:
 
     @property
     def bounded(self) -> bool:
-        """Whether all intervals are finite."""
+        """Return whether all intervals are finite."""
         return bool(np.isfinite(self.intervals).all())
 
     def p_value(self, point: Any, axis: Any = None) -> float:
-        """Of the hypothesis x* = point, shape (d,), jointly; with an axis, shape (d,): axis . x* = point, a number.
+        """Return the p-value of x* = point, shape (d,); with an axis, shape (d,), of axis . x* = point, a number.
 
-        The axis is scaled to unit length. Where there is no noise (see `kind`) it is 1 or 0, possible or not; where
-        there are too few rounds for a test, fewer than 2 d + 2, it is 1. Raises ConfigurationError.
+        The axis is scaled to unit length. Without noise (see `kind`) the p-value is 1 or 0, possible or not. With too
+        few rounds for a test, fewer than 2 d + 2, it is 1. Raises ConfigurationError.
         """
         d = len(self.fixed_point)
         if axis is None:
@@ -89,35 +89,37 @@ class Fit:
         return self._region.p_value_along(check_axes([axis], d)[0], float(check_array(point, "point", ())))
 
     def covers(self, point: Any) -> bool:
-        """Whether `point`, shape (d,), lies in the joint confidence region of x* at `level`.
+        """Return whether `point`, shape (d,), lies in the joint confidence region of x* at `level`.
 
         Raises ConfigurationError.
         """
         return self.p_value(point) > 1 - self.level + 1e-12
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON value; None stands for numbers that are infinite or unknown."""
+        """Return a JSON value; None stands for infinite or unknown numbers."""
         names = [name for name in self.__dataclass_fields__ if not name.startswith("_")]
         return {name: plain(getattr(self, name)) for name in (*names, "bounded")}
 
 
 def fit(positions: Any, *, axes: Any = None, level: float = 0.95, draws: int = 399, seed: int = 0) -> Fit:
-    """Where and how fast one agent settles, from its own turns alone, with confidence intervals.
+    """Estimate where and how fast one agent settles, from its own turns alone, with confidence intervals.
 
-    positions: (T, d), or (T,) for d = 1: the state read after that agent's turn, once a round, from the first round
-        on: the way to where it settles tells most about A.
-    axes: (k, d), along which intervals are wanted (rows are scaled to unit length); the d coordinates by default.
+    positions: (T, d), or (T,) for d = 1: the state after that agent's turn, once per round, from the first round on.
+        The path to the fixed point carries most of the information about A.
+    axes: (k, d), directions of the intervals (rows are scaled to unit length); the d coordinates by default.
     level: of each interval, between .5 and 1. draws: simulated trajectories, at least 1 / (1 - level) - 1.
-    seed: equal input gives equal answers.
+    seed: equal inputs give equal results.
 
-    An interval holds the values that a test of size 1 - level accepts, each with its own simulated distribution
-    (`bootstrap.py`). Noise-free, resting and exactly repeating trajectories are recognised and give the fixed
-    point to rounding. With noise and fewer than 2 d + 2 rounds all intervals are unbounded.
-    Raises ConfigurationError for NaN and other shapes, and TooFewRounds, a ConfigurationError, for fewer rounds than
-    unknowns: T < d + 3, d being the number of dimensions in which the trajectory moves (T < 4 if it does not move).
+    An interval contains the values that a test of size 1 - level accepts, each with its own simulated distribution
+    (`bootstrap.py`). Noise-free, resting and exactly repeating trajectories give the fixed point to rounding. With
+    noise and fewer than 2 d + 2 rounds, all intervals are unbounded.
+
+    Raises ConfigurationError for NaN and other shapes. Raises TooFewRounds, a ConfigurationError, for fewer rounds than
+    unknowns: T < d + 3, where d is the number of dimensions in which the trajectory moves (T < 4 if it is at rest).
     """
     x = check_positions(positions)
-    rows = check_axes(np.eye(x.shape[1]) if axes is None else axes, x.shape[1])
+    dim = x.shape[1]
+    rows = check_axes(np.eye(dim) if axes is None else axes, dim)
     check_level(level)
     check_count(draws, "draws", least=math.ceil(1 / (1 - level) - 1 - 1e-9))
     check_count(seed, "seed", least=0)
@@ -126,31 +128,20 @@ def fit(positions: Any, *, axes: Any = None, level: float = 0.95, draws: int = 3
     if not period and len(x) < max(4, frame.dim + 3):
         raise TooFewRounds(
             f"positions: {len(x)} rounds that move in {frame.dim} dimensions; expected at least"
-            f" {max(4, frame.dim + 3)}: {frame.dim + 1} unknowns an axis, and a step more to see the noise"
+            f" {max(4, frame.dim + 3)}: {frame.dim + 1} unknowns per axis, and one more step to estimate the noise"
         )
-    states = frame.states(x)
-    found = affine_fit(states) if 0 < frame.dim <= len(x) - 2 else None
-    kind = AT_REST if period == 1 else CYCLE
-    region: NoiseFree | _Noisy
-    if period or found is None:
-        region = NoiseFree(x[-period:].mean(axis=0), np.zeros((x.shape[1],) * 2), frame.rounding)
-    elif frame.length(found.residuals) <= max(NOISE_FREE * frame.extent, frame.rounding):
-        kind, region = EXACT, noise_free(frame, found, level)
-    else:
-        test = None
-        if len(x) >= 2 * frame.dim + 2 and np.linalg.matrix_rank(found.inverse) > frame.dim:
-            test = FixedPointTest(states, draws, own_seed(x, seed))
-        kind, region = NOISY, _Noisy(frame, found, len(x), test)
+    found = affine_fit(frame.states(x)) if 0 < frame.dim <= len(x) - 2 else None
+    kind, region = _region(x, frame, found, period, level, draws, seed)
     intervals = [region.interval(axis, 1 - level) for axis in rows]
     noisy = found if kind == NOISY else None
     return Fit(
         fixed_point=region.fixed_point,
         rate=found.rate if found else math.nan,
-        matrix=frame.matrix(found.matrix) if found else np.full((x.shape[1],) * 2, math.nan),
+        matrix=frame.matrix(found.matrix) if found else np.full((dim, dim), math.nan),
         axes=rows,
         intervals=np.array([(interval.low, interval.high) for interval in intervals]),
         standard_error=_deviations(noisy.long_run() / len(x), frame, rows) if noisy else np.zeros(len(rows)),
-        spread=_deviations(noisy.covariance, frame, np.eye(x.shape[1])) if noisy else np.zeros(x.shape[1]),
+        spread=_deviations(noisy.covariance, frame, np.eye(dim)) if noisy else np.zeros(dim),
         rounds=len(x),
         level=level,
         kind=kind,
@@ -158,6 +149,21 @@ def fit(positions: Any, *, axes: Any = None, level: float = 0.95, draws: int = 3
         rounds_needed=max(interval.needed for interval in intervals),
         _region=region,
     )
+
+
+def _region(
+    x: Array, frame: Frame, found: AffineFit | None, period: int, level: float, draws: int, seed: int
+) -> tuple[str, NoiseFree | _Noisy]:
+    """Return the kind of trajectory and the confidence regions of its fixed point."""
+    if period or found is None:
+        point = NoiseFree(x[-period:].mean(axis=0), np.zeros((x.shape[1],) * 2), frame.rounding)
+        return AT_REST if period == 1 else CYCLE, point
+    if frame.length(found.residuals) <= max(NOISE_FREE * frame.extent, frame.rounding):
+        return EXACT, noise_free(frame, found, level)
+    test = None
+    if len(x) >= 2 * frame.dim + 2 and np.linalg.matrix_rank(found.inverse) > frame.dim:
+        test = FixedPointTest(frame.states(x), draws, own_seed(x, seed))
+    return NOISY, _Noisy(frame, found, len(x), test)
 
 
 class _Noisy:
@@ -204,21 +210,21 @@ class _Noisy:
 
 
 def _deviations(covariance: Array, frame: Frame, axes: Array) -> Array:
-    """Standard deviations along axes, (k, d), of what has that covariance, (r, r), among the states."""
+    """Return standard deviations along axes, (k, d), for a covariance of the states, (r, r)."""
     inside = axes @ frame.axes.T
     return np.asarray(np.sqrt(np.einsum("ki,ij,kj->k", inside, covariance, inside).clip(0)))
 
 
 def own_seed(positions: Array, seed: int) -> list[int]:
-    """The seed of simulations for a trajectory: others get other draws, so that errors of the draws average out."""
+    """Return a seed for this trajectory: each one gets its own draws, so that their errors average out."""
     return [seed, zlib.crc32(positions.tobytes())]
 
 
 def check_positions(positions: Any, name: str = "positions") -> Array:
-    """(T, d) float64, finite; (T,) becomes (T, 1). Raises ConfigurationError."""
+    """Return positions as finite (T, d) float64; (T,) becomes (T, 1). Raises ConfigurationError."""
     try:
         single = np.ndim(positions) == 1
-    except ValueError:  # rows of differing length; said better below
+    except ValueError:  # rows of differing length; check_array reports them
         single = False
     x = check_array(positions, name, ("T",))[:, None] if single else check_array(positions, name, ("T", "d"))
     if np.abs(x).max() > LARGEST:
@@ -229,13 +235,13 @@ def check_positions(positions: Any, name: str = "positions") -> Array:
 
 
 def check_level(level: float) -> None:
-    """Raises ConfigurationError for what is no level of an interval."""
+    """Raise ConfigurationError for a confidence level out of range."""
     if not 0.5 < level < 1:
         raise ConfigurationError(f"level: {level!r}; expected a number above 0.5 and below 1")
 
 
 def check_axes(axes: Any, dim: int, name: str = "axes") -> Array:
-    """(k, dim) float64, each row scaled to unit length. Raises ConfigurationError."""
+    """Return axes as (k, dim) float64, each row scaled to unit length. Raises ConfigurationError."""
     rows = check_array(axes, name, ("k", dim))
     largest = np.abs(rows).max(axis=1, keepdims=True)
     if not largest.all():
@@ -245,7 +251,7 @@ def check_axes(axes: Any, dim: int, name: str = "axes") -> Array:
 
 
 def plain(value: Any) -> Any:
-    """JSON value of numbers and arrays: None for NaN and infinity."""
+    """Return the JSON value of numbers and arrays: None for NaN and infinity."""
     if isinstance(value, np.ndarray):
         return [plain(item) for item in value.tolist()]
     if isinstance(value, list):
@@ -254,10 +260,11 @@ def plain(value: Any) -> Any:
 
 
 def positions_by_agent(transcript: Transcript) -> dict[str, Array]:
-    """Each agent's own positions, name -> (T, d) float64: its vectors, one a round, unfinished last round left out.
+    """Return each agent's positions, name -> (T, d) float64: its vectors, one per complete round.
 
-    Messages of kind "message" count. A round is each agent once, in whatever order. Raises ConfigurationError for text,
-    vectors of differing length, a round in which an agent speaks twice, and a conversation without a whole round.
+    Only messages of kind "message" count. A round has one message of each agent, in any order. Raises
+    ConfigurationError for text, vectors of differing length, a round in which an agent speaks twice, and a conversation
+    without a complete round.
     """
     messages = [message for message in transcript.messages if message.kind == MESSAGE]
     names = transcript.agents or tuple(dict.fromkeys(message.sender for message in messages))
@@ -265,21 +272,21 @@ def positions_by_agent(transcript: Transcript) -> dict[str, Array]:
     rounds = [messages[i : i + size] for i in range(0, len(messages) - size + 1, size)] if size else []
     if not rounds:
         raise ConfigurationError(
-            f"transcript {transcript.id!r}: {len(messages)} messages of {size} agents; expected a whole round or more"
+            f"transcript {transcript.id!r}: {len(messages)} messages of {size} agents; expected a complete round"
         )
     found: dict[str, list[Any]] = {name: [] for name in names}
     for number, spoken in enumerate(rounds, 1):
         speakers = [message.sender for message in spoken]
         if sorted(speakers) != sorted(names):
             raise ConfigurationError(
-                f"transcript {transcript.id!r}: in round {number} speak {', '.join(speakers)}; expected each of"
+                f"transcript {transcript.id!r}: round {number} is {', '.join(speakers)}; expected each of"
                 f" {', '.join(names)} once"
             )
         for message in spoken:
             if isinstance(message.content, str):
                 raise ConfigurationError(
-                    f"transcript {transcript.id!r}: turn {message.turn} is text; expected vectors (positions in text"
-                    " are read by analysis/equilibria/positions.py)"
+                    f"transcript {transcript.id!r}: turn {message.turn} is text; expected vectors. For positions in text,"
+                    " use analysis/equilibria/positions.py"
                 )
             found[message.sender].append(message.content)
     if len({len(row) for rows in found.values() for row in rows}) > 1:

@@ -1,19 +1,19 @@
-"""Repetitive loops, found while the conversation runs. `LoopDetector` watches one; `scan` reads a whole transcript."""
+"""Detection of repetitive loops while a conversation runs. `LoopDetector` watches one; `scan` reads a transcript."""
 
-from a2a_ray.analysis.loops.detector import EMBEDDED, LoopDetector
-from a2a_ray.analysis.loops.evidence import MOST
-from a2a_ray.analysis.loops.log import ANALYZER, VERSION, first_loop
-from a2a_ray.analysis.loops.scan import Scan, scan, scan_many, to_embed
+from a2a_ray.analysis.loops.cumulative_score import MAX_SCORE
+from a2a_ray.analysis.loops.detector import EMBEDDED_CHARACTERS, LoopDetector
+from a2a_ray.analysis.loops.detector_findings import ANALYZER, VERSION, first_loop
+from a2a_ray.analysis.loops.scan import Scan, scan, scan_many, texts_to_embed
 
 __all__ = [
     "ANALYZER",
-    "EMBEDDED",
-    "MOST",
+    "EMBEDDED_CHARACTERS",
+    "MAX_SCORE",
     "VERSION",
     "LoopDetector",
     "Scan",
     "first_loop",
     "scan",
     "scan_many",
-    "to_embed",
+    "texts_to_embed",
 ]

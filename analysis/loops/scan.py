@@ -1,4 +1,4 @@
-"""Whole transcripts through the detector: the same verdicts as in streaming, turn by turn."""
+"""Run the loop detector over whole transcripts, with the same verdicts as in a live conversation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from a2a_ray.analysis.loops.detector import LoopDetector, embedded_text
-from a2a_ray.analysis.loops.log import first_loop
-from a2a_ray.analysis.loops.semantic import loaded, named
+from a2a_ray.analysis.loops.detector_findings import first_loop
+from a2a_ray.analysis.loops.semantic import load_shared, resolve_embedder
 from a2a_ray.analysis.text.embedding import Embedder
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
@@ -18,7 +18,7 @@ from a2a_ray.core.verdict import ObserverVerdict
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What the detector says of one conversation.
+    """The detector's output for one conversation.
 
     verdicts, scores: after each record of `transcript.turns`, same length. findings: see `LoopDetector.findings`.
     """
@@ -39,7 +39,7 @@ class Scan:
 
 
 def scan(transcript: Transcript, embedder: str | Embedder | None = None, **settings: Any) -> Scan:
-    """One conversation from its beginning. settings: of `LoopDetector`."""
+    """Scan one conversation from its beginning. settings: of `LoopDetector`."""
     detector = LoopDetector(embedder, **settings)
     verdicts: list[ObserverVerdict] = []
     scores: list[float] = []
@@ -49,8 +49,8 @@ def scan(transcript: Transcript, embedder: str | Embedder | None = None, **setti
     return Scan(verdicts, scores, detector.findings(transcript.id))
 
 
-def to_embed(messages: Iterable[Message]) -> list[str]:
-    """The texts that the detector asks its embedder for; whoever embeds them before finds them in its cache."""
+def texts_to_embed(messages: Iterable[Message]) -> list[str]:
+    """Return the texts that the detector will embed, so that a caller can embed them in advance into the cache."""
     return [text for m in messages if (text := embedded_text(m))]
 
 
@@ -60,13 +60,13 @@ def scan_many(
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> list[Scan]:
-    """Many conversations; with an embedder all their texts are embedded first, in full batches, equal ones once.
+    """Scan many conversations. With an embedder, all texts are embedded first, in full batches, equal texts once.
 
-    progress: called with how many texts were embedded, and how many are to be; without an embedder with conversations.
+    progress: called with the number of texts embedded so far and in total; without an embedder, of conversations.
     """
-    chosen = named(embedder)
+    chosen = resolve_embedder(embedder)
     if chosen is not None:
-        loaded(chosen).encode(to_embed(m for t in transcripts for m in t.messages), progress)
+        load_shared(chosen).encode(texts_to_embed(m for t in transcripts for m in t.messages), progress)
         return [scan(t, chosen, **settings) for t in transcripts]
     scans = []
     for done, transcript in enumerate(transcripts, 1):

@@ -1,6 +1,6 @@
-"""Sentences whose meaning is known, to compare turns with."""
+"""Sentences of known meaning: they set the scale of an embedder and identify courtesy phrases."""
 
-PAIRS = (
+PARAPHRASES = (
     ("The museum opens at ten on weekdays.", "On working days you can visit the museum from ten o'clock."),
     ("My car would not start this morning.", "I could not get my car going today."),
     ("We should lower the price before summer.", "The price ought to come down ahead of the summer."),
@@ -35,5 +35,5 @@ COURTESIES = (
     "You are too kind, what a lovely thing to say.",
     "It has been a pleasure talking with you.",
 )
-"""What is said when nothing is left to say. Loops of thanks and goodbyes find ever new words for it; what they share is
-that their turns are near to these. English, as the loops that were reported; other languages are left to `like`."""
+"""Courtesy phrases. Loops of thanks and goodbyes vary their words, but each turn is similar to one of these. English,
+like the reported loops; in other languages only the similarity to earlier turns counts."""

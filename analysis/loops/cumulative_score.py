@@ -1,4 +1,4 @@
-"""How turns add up to a loop, and evidence for it that a person can check."""
+"""The cumulative score of repeated turns, and evidence of the loop that a person can check."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 
 from a2a_ray.analysis.text.exact_repetition import clipped
 
-MOST = 8.0
-"""The largest score there is, in turns' worth of repetition: a long loop can be left nearly as soon as a short one."""
+MAX_SCORE = 8.0
+"""The largest possible score, in turns' worth of repetition: recovery from a long loop takes about as long as from a
+short one."""
 
 KEPT = 4.0
-"""At the first new turn whatever was piled up beyond is forgotten."""
+"""The first new turn cuts the level down to this."""
 
 SHORTEST = 2.0
-"""What the shortest loops add up to: one turn of sixteen words or more, a tenth of them changed each time, said four
-times (2.2 for most of 200 made at random; of eight words, unchanged: 2.2). Less is no loop yet: it scores 1 at most."""
+"""The level of the shortest loops: a turn of at least sixteen words, repeated four times with a tenth of them changed
+each time (2.2 for most of 200 random ones; 2.2 for eight unchanged words). A lower level scores at most 1."""
 
 RECENT = 0.4
 """Weight of the newest turn in the running mean of novelty."""
@@ -24,17 +25,17 @@ RECENT = 0.4
 _NAMES = 8
 
 
-class Repeat(NamedTuple):
+class RepeatedTurn(NamedTuple):
     """One turn that repeats.
 
-    turn: its number. speaker: who said it. sign, weight: how far it speaks for a loop, and how much it has to say, both
-    0 to 1. kind: "verbatim", "template" or "semantic". back: how many turns ago that was said. earlier: the number of
-    that turn. span, earlier_span: what is repeated, and what it repeats. similarity: 0 to 1.
+    turn: its number. speaker: its sender. score: how much it counts towards a loop, 0 to 1. weight: by its length, 0
+    to 1. kind: "verbatim", "template" or "semantic". back: distance to the repeated turn, in turns. earlier: the number
+    of that turn. span, earlier_span: the repeated text and its earlier wording. similarity: 0 to 1.
     """
 
     turn: int
     speaker: str
-    sign: float
+    score: float
     weight: float
     kind: str
     back: int
@@ -45,69 +46,69 @@ class Repeat(NamedTuple):
 
 
 @dataclass(slots=True)
-class RepeatRun:
-    """Repetition that adds up, turn by turn: a cumulative sum (Page 1954, "Continuous inspection schemes").
+class CumulativeScore:
+    """A cumulative sum of repetition, turn by turn (Page 1954, "Continuous inspection schemes").
 
-    Zero while what is said is new. The turn with which it last left zero is the onset, the usual estimate of when the
-    change was.
+    It is zero while the turns are new. The turn with which it last left zero is the onset, the usual estimate of the
+    change point.
     """
 
     level: float = 0.0
-    onset: Repeat | None = None
-    spent: int = 0  # tokens of the talk before the onset
-    newest: Repeat | None = None
-    left: int = 0  # the first of the new turns at the end; 0 where the newest turn repeats
+    onset: RepeatedTurn | None = None
+    spent: int = 0  # tokens of the conversation before the onset
+    newest: RepeatedTurn | None = None
+    left: int = 0  # the first of the new turns at the end; 0 if the newest turn repeats
     kinds: Counter[str] = field(default_factory=Counter)
     periods: Counter[int] = field(default_factory=Counter)
     speakers: set[str] = field(default_factory=set)
     wording: float = 1.0  # running mean of the novelty of all turns
-    answered: float = 0.0  # how far others have answered since the newest turn
+    answered: float = 0.0  # how far others have answered since the speaker's newest turn
 
     @property
     def score(self) -> float:
-        """The level, where it is that of a loop."""
+        """The level; at most 1 below `SHORTEST`."""
         return self.level if self.level >= SHORTEST else min(self.level, 1.0)
 
-    def hear(self, novelty: float, weight: float) -> None:
-        """Takes in how new the wording of a turn is. weight: of the turn, 0 to 1."""
+    def update_wording(self, novelty: float, weight: float) -> None:
+        """Update the running mean with the novelty of a turn's wording. weight: of the turn, 0 to 1."""
         self.wording += (novelty - self.wording) * weight * RECENT
 
-    def add(self, repeat: Repeat, spent: int) -> None:
-        """Takes a turn in that repeats. spent: tokens of the talk before it."""
-        amount = repeat.sign * repeat.weight
+    def add(self, repeat: RepeatedTurn, spent: int) -> None:
+        """Add a repeated turn. spent: tokens of the conversation before it."""
+        amount = repeat.score * repeat.weight
         if self.onset is None:
             self.onset, self.spent = repeat, spent
-        self.level = min(MOST, self.level + amount)
+        self.level = min(MAX_SCORE, self.level + amount)
         self.newest, self.left = repeat, 0
         self.kinds[repeat.kind] += round(1000 * amount)
         self.periods[repeat.back] += 1
         if len(self.speakers) < _NAMES:
             self.speakers.add(repeat.speaker)
 
-    def lose(self, amount: float, turn: int) -> None:
-        """Something new was said, at the turn of that number."""
+    def lower(self, amount: float, turn: int) -> None:
+        """Lower the level by a new turn of that number."""
         if not self.level or amount <= 0:
             return
         self.level = max(0.0, min(self.level, KEPT) - amount)
         self.left = self.left or turn
         if not self.level:
-            self.forget()
+            self.reset()
 
-    def forget(self) -> None:
-        """The next turn that repeats is a new onset."""
+    def reset(self) -> None:
+        """Make the next repeated turn a new onset."""
         self.onset = self.newest = None
         self.kinds.clear()
         self.periods.clear()
         self.speakers.clear()
 
     def _period(self) -> int:
-        """The period seen most, or a divisor of it that was seen too: changed words can make an older round nearer."""
+        """Return the most frequent period, or a frequent divisor: changed words can favor an older round."""
         most, times = self.periods.most_common(1)[0]
         divisors = (p for p, seen in self.periods.items() if p and most % p == 0 and 3 * seen >= times)
         return min(divisors, default=most)
 
     def evidence(self, spent: int) -> dict[str, Any]:
-        """What can be shown of the run, named as in a Finding. spent: tokens of the conversation up to now."""
+        """Return the evidence, with the field names of a Finding. spent: tokens of the conversation so far."""
         onset, newest = self.onset, self.newest
         assert onset is not None
         assert newest is not None
@@ -125,22 +126,22 @@ class RepeatRun:
         }
 
 
-_WHAT = {
+_DESCRIPTIONS = {
     "verbatim": "repeat earlier ones word for word, or nearly so",
     "template": "repeat earlier ones with a few words swapped",
-    "semantic": "say again in other words what was said",
+    "semantic": "repeat earlier ones in other words",
     "silent": "are empty",
     "action": "make the same call with the same result",
 }
 
 
-def sentence(evidence: dict[str, Any], turn: int) -> str:
-    """The evidence in one sentence for people."""
+def describe(evidence: dict[str, Any], turn: int) -> str:
+    """Return the evidence as one sentence."""
     period = evidence["period"] or 0
-    every = f", coming round every {period} turns" if period > 1 else ""
+    every = f", once every {period} turns" if period > 1 else ""
     first = f"first at turn {evidence['first_repeats_turn']}; " if evidence["first_repeats_turn"] else ""
     quoted = f": {evidence['span']}" if evidence["span"] else ""
     return (
-        f"turns {evidence['onset_turn']} to {turn} {_WHAT[evidence['kind']]}{every}"
+        f"turns {evidence['onset_turn']} to {turn} {_DESCRIPTIONS[evidence['kind']]}{every}"
         f" ({first}{evidence['tokens_since_onset']} tokens since the onset){quoted}"
     )

@@ -1,4 +1,4 @@
-"""Text as words that can be compared: case folded, numbers and ids masked, any script."""
+"""Split text into comparable words: case folded, numbers and ids masked, any script."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import re
 import unicodedata
 
 LONGEST_TEXT = 60_000
-"""Of a longer text the first and the last half of so many characters are read: a turn costs a bounded time."""
+"""Only this many characters of a longer text are read, half at its beginning and half at its end, so that the time per
+turn is bounded."""
 
 LONGEST_WORD = 12
-"""A longer run of letters is cut into pieces, so that a long one (an encoded file, a script without spaces) weighs more
-than a word."""
+"""A longer run of letters is cut into pieces, so that an encoded file or a script without spaces weighs more than one
+word."""
 
 NUMBER = "#"
-"""What every number, version, time stamp, hash and id becomes: a counter that grows says nothing new."""
+"""Replaces every number, version, timestamp, hash and id: a growing counter says nothing new."""
 
 # Combining marks belong to their letter; Python counts only some of them to a word.
 _MARKS = "".join(chr(c) for c in range(0x300, 0x1200) if unicodedata.category(chr(c))[0] == "M")
@@ -25,10 +26,10 @@ _WORD = re.compile(rf"{_LETTER}{{0,{LONGEST_WORD}}}\d[^\W_{_SPACELESS}]*|{_LETTE
 
 
 def words(text: str) -> tuple[list[str], list[str]]:
-    """The words of a text, and the numbers among them as they were written, both in order.
+    """Return the words of a text, and the numbers among them as written, both in order.
 
-    Letters only; a character of a script without spaces is a word; a text without letters and numbers (punctuation,
-    emoji) is made of its characters. Blank texts have no words.
+    Words contain letters only. In a script without spaces each character is a word. A text without letters and numbers
+    (punctuation, emoji) is split into its characters. Blank texts have no words.
     """
     if len(text) > LONGEST_TEXT:
         text = text[: LONGEST_TEXT // 2] + text[-LONGEST_TEXT // 2 :]
@@ -45,7 +46,7 @@ def words(text: str) -> tuple[list[str], list[str]]:
 
 
 def quoted(text: str, start: int, length: int) -> str:
-    """The part of a text from its word number `start` on, as it was written; all of it where that is not known."""
+    """Return `length` words of a text as written, from word number `start` on; the whole text if places are unknown."""
     if not text.isascii() or len(text) > LONGEST_TEXT:
         return text
     places = [(w.start(), w.end()) for w in _ASCII.finditer(text.lower())]

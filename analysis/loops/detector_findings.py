@@ -1,4 +1,4 @@
-"""From the verdicts on one conversation to its findings."""
+"""The findings of the loop detector, collected from its verdicts on one conversation."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from a2a_ray.core.verdict import NOTHING, ObserverVerdict
 ANALYZER = "loops"
 """Name of the loop detector as an analyzer."""
 VERSION = "4"
-"""Of the detector's score: raised with every change of what it is made of."""
+"""Version of the detector's score. Increase it with every change of the computation."""
 SCORES = 10_000
-"""Scores of so many messages are kept."""
+"""Limit on the number of scores kept."""
 
 
-class Log:
-    """Collects what a detector says after each message of one conversation."""
+class FindingCollector:
+    """Collects the verdicts and scores of a detector after each message of one conversation."""
 
     def __init__(self) -> None:
-        self.scores = array("f")  # after each message; 4 bytes each, as the state travels with the conversation
+        self.scores = array("f")  # after each message; 4 bytes each, because the state travels with the conversation
         self._seq = 0
         self._highest = 0.0
-        self._loops: list[dict[str, Any]] = []  # fields of findings and further evidence, as they stood last
-        self._on = False  # whether the newest loop goes on
-        self._quiet = NOTHING  # the newest warning or "waiting"
+        self._loops: list[dict[str, Any]] = []  # the newest fields and evidence of each loop
+        self._looping = False  # whether the newest loop lasts
+        self._notice = NOTHING  # the newest warning or "waiting"
 
     def add(self, message: Message, verdict: ObserverVerdict, score: float) -> None:
-        """Takes in one verdict and the score after it."""
+        """Add one verdict and the score after it."""
         self._seq = message.seq
         if message.kind not in ASIDE and len(self.scores) < SCORES:
             self.scores.append(score)
@@ -39,20 +39,20 @@ class Log:
         if verdict is NOTHING:
             return
         if verdict.status == LOOP:
-            if not self._on:
+            if not self._looping:
                 self._loops.append({"alarm_turn": message.turn, "score": 0.0})
-                self._on = True
+                self._looping = True
             newest = self._loops[-1]
             highest = max(newest["score"], score)
             newest.update(verdict.evidence, score=highest, reason=verdict.reason)
-        elif verdict.status == RECOVERED and self._on:
+        elif verdict.status == RECOVERED and self._looping:
             self._loops[-1]["recovered_turn"] = verdict.evidence.get("recovered_turn")
-            self._on = False
+            self._looping = False
         elif verdict.status in (WARNING, WAITING):
-            self._quiet = verdict
+            self._notice = verdict
 
     def findings(self, conversation_id: str, settings: Mapping[str, Any]) -> list[Finding]:
-        """One finding a loop; without any, one that says so."""
+        """Return one finding per loop; without a loop, one finding that says so."""
         found = [{"status": LOOP, **each} for each in self._loops]
         for each in found:
             if each.get("recovered_turn") is not None:
@@ -60,9 +60,9 @@ class Log:
         if not found:
             found = [
                 {
-                    **self._quiet.evidence,
-                    "status": self._quiet.status,
-                    "reason": self._quiet.reason,
+                    **self._notice.evidence,
+                    "status": self._notice.status,
+                    "reason": self._notice.reason,
                     "score": self._highest,
                 }
             ]
@@ -82,5 +82,5 @@ class Log:
 
 
 def first_loop(findings: Iterable[Finding]) -> Finding | None:
-    """The first finding that reports a loop."""
+    """Return the first finding that reports a loop, or None."""
     return next((finding for finding in findings if finding.looped), None)
