@@ -1,7 +1,7 @@
 """One finding, one answer; and what an analysis of a large run costs. One JSON object.
 
 disagree: conversations on which `analyze`, `detect`, `report`, `show` and an observer that watches live say different
-things (whether it looped, onset, alarm, period, score), with equal settings: benchmarks/talks.jsonl,
+things (whether it looped, onset, alarm, period, score), with equal settings: benchmarks/conversations.jsonl,
 ../shared/data/loops_llm.jsonl, and a run of 200 conversations with a live observer. ordinary: alarms in
 ../shared/data/ordinary_llm.jsonl, default settings, by source.
 
@@ -163,7 +163,7 @@ def agreement() -> dict[str, str]:
     result = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for file in (HERE / "talks.jsonl", SHARED / "loops_llm.jsonl"):
+        for file in (HERE / "conversations.jsonl", SHARED / "loops_llm.jsonl"):
             if file.exists():
                 wrong, of = disagreements(str(file), live_on_file(file), folder)
                 result[file.stem] = f"{wrong} of {of}"

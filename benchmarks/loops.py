@@ -1,12 +1,13 @@
-"""How often the loop detector is right, on labelled and on ordinary conversations, one JSON object.
+"""Measure the accuracy of the loop detector on labelled and on ordinary conversations. Prints one JSON object.
 
-llm: ../shared/data/loops_llm.jsonl, real conversations of large models, labelled by two readers; no constant of the
-detector was chosen on them. ordinary: alarms in ../shared/data/ordinary_llm.jsonl, by source; not labelled, and for the
-most part healthy. dev, mas, prose: conversations of small models, of agent teams, and a novel; the detector was
-developed in sight of dev and mas. talks: benchmarks/talks.jsonl, written in the manner of large models.
+llm: ../shared/data/loops_llm.jsonl, real conversations of large models, labelled by two readers. No constant of the
+detector was chosen on them. ordinary: alarms in ../shared/data/ordinary_llm.jsonl by source; unlabelled, most of them
+healthy. dev, mas, prose: conversations of small models, of agent teams, and a novel. The detector was developed in
+sight of dev and mas. written: benchmarks/conversations.jsonl, written in the style of large models;
+tests/test_loop_quality.py gates them.
 
-A conversation counts as in ../shared/eval/score_loops.py: an alarm is a hit from 2 turns before the labelled onset to
-10 (or two periods) after it, before any recovery. f1_95: interval of the F1 by 2 000 bootstrap samples of the
+The rules are those of ../shared/eval/score_loops.py: an alarm is a hit from 2 turns before the labelled onset to 10
+turns (or two periods) after it, before any recovery. f1_95: interval of the F1 from 2 000 bootstrap samples of the
 conversations. delay: median over the hits, in turns.
 
     python benchmarks/loops.py [--embedder NAME]
@@ -31,21 +32,21 @@ HERE = Path(__file__).resolve().parent
 SHARED = HERE.parents[1] / "shared" / "data"
 EARLY, LATE = 2, 10
 
-Talk = dict[str, Any]
+Labelled = dict[str, Any]
 
 
-def read(path: Path) -> list[Talk]:
-    """The talks on whose verdict both readers agree, with their transcripts."""
+def read(path: Path) -> list[Labelled]:
+    """Return the conversations on which both readers agree, with their transcripts."""
     found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    talks = [t for t in found if t["labels"]["A"]["loop"] == t["labels"]["B"]["loop"]]
-    for talk in talks:
-        talk["transcript"] = Transcript.from_exchange(talk)
-    return talks
+    agreed = [each for each in found if each["labels"]["A"]["loop"] == each["labels"]["B"]["loop"]]
+    for each in agreed:
+        each["transcript"] = Transcript.from_exchange(each)
+    return agreed
 
 
-def verdict(talk: Talk, alarm: int | None) -> str:
-    """hit, late, missed, early, false or quiet. alarm: index of the turn, from 0."""
-    labels = list(talk["labels"].values())
+def verdict(conversation: Labelled, alarm: int | None) -> str:
+    """Return "hit", "late", "missed", "early", "false" or "quiet". alarm: index of the turn, from 0."""
+    labels = list(conversation["labels"].values())
     if not labels[0]["loop"]:
         return "quiet" if alarm is None else "false"
     onset = min(label["onset"] for label in labels)
@@ -59,7 +60,7 @@ def verdict(talk: Talk, alarm: int | None) -> str:
 
 
 def f1(verdicts: Sequence[str]) -> float:
-    """2 hits over alarms and loops; 1 where there is neither."""
+    """Return 2 hits / (alarms + loops); 1 without alarms and loops."""
     hits = verdicts.count("hit")
     alarms = sum(v not in ("missed", "quiet") for v in verdicts)
     loops = sum(v not in ("false", "quiet") for v in verdicts)
@@ -67,17 +68,17 @@ def f1(verdicts: Sequence[str]) -> float:
 
 
 def index(scan: Scan) -> int | None:
-    """The alarm's index, from 0, as in the labels."""
+    """Return the index of the alarm, from 0, as in the labels."""
     return None if scan.loop is None or scan.loop.alarm_turn is None else scan.loop.alarm_turn - 1
 
 
-def figures(talks: list[Talk], embedder: Embedder | None) -> dict[str, Any]:
-    """F1 with its interval, false alarms among talks that do not loop, and the median delay of the hits."""
-    scans = scan_many([talk["transcript"] for talk in talks], embedder)
-    found = [verdict(talk, index(scan)) for talk, scan in zip(talks, scans, strict=True)]
+def figures(conversations: list[Labelled], embedder: Embedder | None) -> dict[str, Any]:
+    """Return the F1 with its interval, false alarms among conversations without a loop, and the median delay."""
+    scans = scan_many([each["transcript"] for each in conversations], embedder)
+    found = [verdict(each, index(scan)) for each, scan in zip(conversations, scans, strict=True)]
     delays = [
-        alarm - min(label["onset"] for label in talk["labels"].values())
-        for talk, scan, v in zip(talks, scans, found, strict=True)
+        alarm - min(label["onset"] for label in each["labels"].values())
+        for each, scan, v in zip(conversations, scans, found, strict=True)
         if v == "hit" and (alarm := index(scan)) is not None
     ]
     draw = np.random.default_rng(0)
@@ -92,18 +93,20 @@ def figures(talks: list[Talk], embedder: Embedder | None) -> dict[str, Any]:
 
 
 def alarms_by_source(path: Path, embedder: Embedder | None) -> dict[str, str]:
-    """Alarms among conversations without labels, by source, which their ids name: o-SOURCE-NUMBER."""
-    talks = [Transcript.from_exchange(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Count alarms among unlabelled conversations by source. Ids are o-SOURCE-NUMBER."""
+    conversations = [
+        Transcript.from_exchange(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()
+    ]
     alarms: dict[str, list[bool]] = {}
-    for talk, found in zip(talks, scan_many(talks, embedder), strict=True):
-        alarms.setdefault(talk.id.removeprefix("o-").rpartition("-")[0], []).append(found.loop is not None)
-    return {source: f"{sum(each)} of {len(each)}" for source, each in sorted(alarms.items())}
+    for each, found in zip(conversations, scan_many(conversations, embedder), strict=True):
+        alarms.setdefault(each.id.removeprefix("o-").rpartition("-")[0], []).append(found.loop is not None)
+    return {source: f"{sum(raised)} of {len(raised)}" for source, raised in sorted(alarms.items())}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--embedder", default="none", help="a sentence-embedding model; words alone by default")
-    parser.add_argument("--cache", type=Path, help="Parquet file that keeps the embeddings")
+    parser.add_argument("--embedder", default="none", help="sentence-embedding model; words alone by default")
+    parser.add_argument("--cache", type=Path, help="Parquet file in which embeddings are stored")
     settings = parser.parse_args()
     embedder = load_embedder(settings.embedder, settings.cache)
     result: dict[str, Any] = {"embedder": settings.embedder}
@@ -112,7 +115,7 @@ def main() -> None:
             result[name] = figures(read(SHARED / f"{file}.jsonl"), embedder)
     if (SHARED / "ordinary_llm.jsonl").exists():
         result["ordinary"] = alarms_by_source(SHARED / "ordinary_llm.jsonl", embedder)
-    result["talks"] = figures(read(HERE / "talks.jsonl"), embedder)
+    result["written"] = figures(read(HERE / "conversations.jsonl"), embedder)
     if embedder is not None and settings.cache:
         embedder.save()
     print(json.dumps(result, indent=1))

@@ -285,8 +285,8 @@ def positions_by_agent(transcript: Transcript) -> dict[str, Array]:
         for message in spoken:
             if isinstance(message.content, str):
                 raise ConfigurationError(
-                    f"transcript {transcript.id!r}: turn {message.turn} is text; expected vectors. For positions in text,"
-                    " use analysis/equilibria/positions.py"
+                    f"transcript {transcript.id!r}: turn {message.turn} is text; expected vectors."
+                    " For positions in text, use analysis/equilibria/positions.py"
                 )
             found[message.sender].append(message.content)
     if len({len(row) for rows in found.values() for row in rows}) > 1:
