@@ -1,4 +1,4 @@
-"""One analysis of conversations: every analyzer on every conversation, as findings."""
+"""Analyze conversations: run every analyzer on every conversation and return findings."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from a2a_ray.core.findings import NOT_APPLICABLE, Finding, canonical
 from a2a_ray.core.transcript import Transcript
 
 GROUP = 20
-"""So many conversations are embedded together."""
+"""Number of conversations that are embedded together."""
 
 
 class Analyzer(Protocol):
-    """Finds something in whole conversations."""
+    """An analyzer of whole conversations."""
 
     name: str
     version: str
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides what it finds; JSON."""
+        """The settings that determine the findings; JSON."""
         ...
 
     def findings(self, transcript: Transcript) -> list[Finding]:
-        """What it finds in one conversation, at least one finding."""
+        """Return the findings of one conversation, at least one."""
         ...
 
 
 OfConversation: TypeAlias = Callable[[Transcript], Sequence[Analyzer]]
-"""The analyzers that depend on the conversation: on what is known of its agents."""
+"""Returns the analyzers that depend on the conversation, such as on the objectives of its agents."""
 
 
 @dataclass(frozen=True)
 class AnalysisSettings:
-    """What decides what an analysis finds. The defaults are those of the command line and of an observer.
+    """The settings of an analysis. The defaults are those of the command line and of an observer.
 
     embedder: name or folder of a sentence-embedding model; None for the words alone.
     threshold: of the loop detector; None for the default.
-    detector_embeds: whether the loop detector uses the embedder too; else only the distances of the paper's rule do.
+    detector_embeds: whether the loop detector uses the embedder as well as the paper's rule.
     """
 
     embedder: str | None = None
@@ -52,17 +52,16 @@ class AnalysisSettings:
     detector_embeds: bool = True
 
     def load(self, cache: Any = None) -> Embedder | None:
-        """The embedder. cache: Parquet file that keeps vectors from one analysis to the next. Raises
-        ConfigurationError.
+        """Load the embedder. Raises ConfigurationError.
 
-        The detector's vectors are float32, as they are live. The paper's rule alone takes what this machine is quick
-        with; its findings name it.
+        cache: Parquet file that stores vectors between analyses. The detector uses float32 vectors, as in a live
+        conversation. The paper's rule alone uses the fastest dtype of this machine; its findings name the dtype.
         """
         return load_embedder(self.embedder, cache, "float32" if self.detector_embeds else "auto")
 
 
 class LoopAnalyzer:
-    """The loop detector on whole conversations: the same findings as live."""
+    """The loop detector on whole conversations, with the same findings as in a live one."""
 
     name, version = ANALYZER, VERSION
 
@@ -71,16 +70,16 @@ class LoopAnalyzer:
         self.settings = LoopDetector(embedder, threshold).settings
 
     def texts(self, transcript: Transcript) -> list[str]:
-        """What will be asked of the embedder."""
+        """Return the texts that will be embedded."""
         return texts_to_embed(transcript.turns)
 
     def findings(self, transcript: Transcript) -> list[Finding]:
-        """See `LoopDetector.findings`."""
+        """Return the findings; see `LoopDetector.findings`."""
         return _watched(self, LoopDetector(self._embedder, self._threshold), transcript)
 
 
 class ExactRepetitionAnalyzer:
-    """Exact repetition on whole conversations: the same findings as live."""
+    """Exact repetition on whole conversations, with the same findings as in a live one."""
 
     name, version = "exact_repetition", "1"
 
@@ -88,12 +87,12 @@ class ExactRepetitionAnalyzer:
         self.settings = ExactRepetitionRule().settings
 
     def findings(self, transcript: Transcript) -> list[Finding]:
-        """See `ExactRepetitionRule.findings`."""
+        """Return the findings; see `ExactRepetitionRule.findings`."""
         return _watched(self, ExactRepetitionRule(), transcript)
 
 
 def loop_analyzers(settings: AnalysisSettings, embedder: Embedder | None) -> tuple[Analyzer, ...]:
-    """The loop detector, and the two baselines that stand beside it."""
+    """Return the loop detector and the two baselines."""
     of_detector = embedder if settings.detector_embeds else None
     return LoopAnalyzer(of_detector, settings.threshold), PaperRuleAnalyzer(embedder), ExactRepetitionAnalyzer()
 
@@ -106,11 +105,11 @@ def analyze(
     of_conversation: OfConversation = lambda transcript: (),
     wanted: Callable[[str, Analyzer], bool] = lambda conversation, analyzer: True,
 ) -> Iterator[tuple[Transcript, list[Finding]]]:
-    """Each conversation with its findings, in order; `GROUP` conversations are in memory at once.
+    """Yield each conversation with its findings, in order; `GROUP` conversations are in memory at once.
 
-    embedder: the loaded one of `settings`, if the caller has it.
-    of_conversation: further analyzers of a conversation, such as of its equilibrium.
-    wanted: whether an analyzer is to read the conversation of this id; the others give nothing.
+    embedder: that of `settings`, if it is loaded already.
+    of_conversation: returns further analyzers of a conversation, such as for its equilibrium.
+    wanted: whether to run an analyzer on the conversation of this id.
     """
     embedder = embedder or settings.load()
     common = loop_analyzers(settings, embedder)
@@ -124,7 +123,7 @@ def analyze(
 
 
 def key_of(analyzer: Analyzer) -> tuple[str, str, str]:
-    """Analyzer, version and settings: with the conversation's id the key of a finding."""
+    """Return analyzer, version and settings, which with the conversation id are the key of a finding."""
     return analyzer.name, analyzer.version, canonical(analyzer.settings)
 
 
@@ -134,9 +133,9 @@ def _texts(analyzer: Any, transcript: Transcript) -> list[str]:
 
 
 def _watched(analyzer: Analyzer, observer: Any, transcript: Transcript) -> list[Finding]:
-    """The findings of an observer that sees the whole conversation."""
+    """Return the findings of an observer after the whole conversation."""
     if not any(isinstance(message.content, str) for message in transcript.messages):
-        reason = "it has no messages" if not transcript.messages else "it has vectors and no text"
+        reason = "the conversation has no messages" if not transcript.messages else "the messages are vectors, not text"
         return [
             Finding(
                 conversation_id=transcript.id,

@@ -74,7 +74,7 @@ def test_undetermined_says_how_many_rounds_may_tell() -> None:
     found = one(swings(0.5, noise=1.0), 1.1)
     assert found.status == "undetermined"
     assert found.rounds_needed > 100
-    assert f"about {found.rounds_needed:.0f} more rounds may tell" in found.reason
+    assert f"about {found.rounds_needed:.0f} more rounds may suffice" in found.reason
 
 
 def test_not_settled_yet_says_how_many_rounds_it_expects() -> None:
@@ -83,7 +83,7 @@ def test_not_settled_yet_says_how_many_rounds_it_expects() -> None:
     assert found.fit is not None
     assert found.rounds_needed == found.fit.rounds_needed > 0
     assert "40 rounds do not show where it settles" in found.reason
-    assert one(np.arange(20.0)).reason.endswith("no number of further rounds is in sight")
+    assert one(np.arange(20.0)).reason.endswith("the number of further rounds is unknown")
 
 
 def test_a_slow_walk_is_not_settled_and_in_the_end_it_is() -> None:
@@ -99,10 +99,10 @@ def test_oscillating_exactly_and_in_noise(period: int) -> None:
     cycle = np.tile(np.arange(period, dtype=float) ** 2, 60 // period + 6)
     exact = one(cycle)
     assert (exact.status, exact.period) == ("oscillating", period)
-    assert exact.reason == f"it comes round again every {period} rounds, exactly"
+    assert exact.reason == f"it repeats every {period} rounds, exactly"
     noisy = one(cycle + 0.2 * np.random.default_rng(0).normal(size=len(cycle)))
     assert (noisy.status, noisy.period) == ("oscillating", period)
-    assert noisy.reason.endswith("but for noise")
+    assert noisy.reason.endswith("apart from noise")
 
 
 @pytest.mark.parametrize("rate", [-0.7, -0.95])
@@ -151,7 +151,7 @@ def test_one_of_many_axes_excludes_by_chance() -> None:
     middle[2] = high + 0.02 * (high - low)
     found = one(states, middle, 0.01)
     assert found.status == "undetermined"
-    assert "on one of 4 axes that can be chance; about" in found.reason
+    assert "on one of 4 axes this can be chance; about" in found.reason
     assert found.reason.startswith("along axis 3")
     assert one(states, middle, 0.01, axes=[[0, 0, 1, 0]]).status == "biased"
     middle[2] = high + 0.5 * (high - low)
@@ -289,7 +289,7 @@ def test_a_failure_of_the_numerics_is_undetermined(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(assessment, "fit", fails)
     found = assess_equilibrium({"ann": swings(0.5)}, {"ann": 1.0}, 0.1)
     assert found.status == "undetermined"
-    assert f"the numerics fail on its positions: {type(error).__name__}: {error}" in found.reason
+    assert f"numerical failure: {type(error).__name__}: {error}" in found.reason
 
 
 @pytest.mark.parametrize("error", [NameError, AttributeError, TypeError, KeyError, ValueError, ZeroDivisionError])

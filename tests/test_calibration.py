@@ -202,7 +202,7 @@ def test_interval_of_a_rate(alarms: int, runs: int) -> None:
         ({"false_alarm_rate": math.nan}, "false_alarm_rate: nan; expected"),
         ({"horizon": 0}, "horizon: 0; expected at least 1 turn"),
         ({"confidence": 95}, "confidence: 95; expected a number between 0 and 1"),
-        ({"top": 29}, "normal_runs: the threshold would be 29, the top of the score's range, so that nothing"),
+        ({"top": 29}, "normal_runs: the threshold would be 29, the top of the score's range, so that no score"),
         ({"top": 20}, "normal_runs: a score of 29; expected at most 20"),
         ({"normal_runs": [[0.5, math.nan]] * 30}, "normal_runs: run 0 has scores of shape (2,), 1 of them NaN"),
         ({"normal_runs": [[1.0]] * 29 + [[]]}, "normal_runs: run 29 has scores of shape (0,), 0 of"),

@@ -298,7 +298,7 @@ def test_a_cache_that_cannot_be_written_is_a_note(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "in the way"))
     done = call(capsys, "detect", file, "--json", *EMBEDDED)
     assert (done.status, done.json["looped"]) == (0, ["stuck", "back"])
-    assert done.err.startswith("Note: embeddings cannot be kept in ")
+    assert done.err.startswith("Note: embeddings cannot be stored in ")
     assert done.err.count("\n") == 1
 
 

@@ -114,7 +114,7 @@ def test_a_cache_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     cache = EmbeddingCache("model", tmp_path / "file" / "embeddings.parquet")
     cache.put("text", np.ones(3, dtype=np.float32))
-    with pytest.raises(StorageError, match=r"embeddings cannot be kept in .*embeddings\.parquet"):
+    with pytest.raises(StorageError, match=r"embeddings cannot be stored in .*embeddings\.parquet"):
         cache.save()
 
 
@@ -150,7 +150,7 @@ ASK = "import sys; from a2a_ray.analysis.text.embedding import load_embedder as 
             {},
             "ConfigurationError: embedder 'someone/model' is not in the local cache, and http://127.0.0.1:9 cannot",
         ),
-        ("someone/model", {"HF_HUB_OFFLINE": "1"}, "is not in the local cache, and the hub is switched off"),
+        ("someone/model", {"HF_HUB_OFFLINE": "1"}, "is not in the local cache, and the hub is disabled"),
         ("model@0123", {}, "ConfigurationError: embedder 'model@0123' is not in the local cache"),
         ("a--b/c", {}, "ConfigurationError: embedder 'a--b/c': Cannot have"),
     ],

@@ -135,7 +135,7 @@ def test_turns_that_go_to_the_highest_bid() -> None:
     assert transcript.agents == ("a0", "a1")
     three = gradient_agents(3)
     found = one(analyzer(three), held(three, 60, Adaptive("bid")))
-    assert found.reason == "a1: it never speaks"  # between the two others it is never the farthest off
+    assert found.reason == "a1: it has no messages"  # between the two others it is never the farthest off
     assert [of["status"] for of in found.evidence["agents"].values()] == ["biased", "undetermined", "biased"]
 
 
@@ -203,7 +203,7 @@ def test_too_few_rounds_are_said() -> None:
     found = one(analyzer(agents), held(agents[:1] + agents[1:], 1))
     assert found.status == "undetermined"
     empty = one(analyzer(agents), Transcript("none", ("a0", "a1"), np.zeros(DIM)))
-    assert empty.reason == "a0: it never speaks; a1: it never speaks"
+    assert empty.reason == "a0: it has no messages; a1: it has no messages"
     assert empty.score is None
 
 

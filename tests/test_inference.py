@@ -341,7 +341,7 @@ def test_transcripts_that_have_no_positions() -> None:
 
     with pytest.raises(ConfigurationError, match="round 2 is bob, bob; expected each of ann, bob once"):
         positions_by_agent(said("ann", "bob", "bob", "bob"))
-    with pytest.raises(ConfigurationError, match="1 messages of 2 agents; expected a whole round"):
+    with pytest.raises(ConfigurationError, match="1 messages of 2 agents; expected a complete round"):
         positions_by_agent(said("ann"))
     with pytest.raises(ConfigurationError, match="differing length"):
         positions_by_agent(said("ann", "bob", sizes=3))

@@ -246,14 +246,13 @@ def test_the_rule(
     game = negotiation(talk(*deals))
     assert (game.status, game.in_a_row, game.supporters) == (status, row, supporters)
     assert (game.since, game.left, game.agreeing) == (since, left, agreeing)
-    assert game.unanimous == (agreeing == len(game.parties) > 0)
     assert json.loads(json.dumps(game.to_dict()))["status"] == status
 
 
 def test_disagreement_is_the_mean_over_pairs_of_parties() -> None:
     game = negotiation(talk(("ann", X), ("bob", Y), ("cid", "Hm."), ("cid", Z), ("ann", Z), ("bob", Z)))
     np.testing.assert_allclose(game.disagreement, [math.nan, 0.5, 0.5, 2 / 3, 1 / 3, 0])
-    assert game.unanimous
+    assert game.agreeing == len(game.parties)
 
 
 @given(games(), st.integers(2, 5), st.data())
@@ -385,12 +384,12 @@ def test_findings_of_negotiations() -> None:
     assert found.reason == "the last 3 offers are one deal of 2 parties"
     assert list(from_arrow(to_arrow([found]))) == [found]
     (few,) = NegotiationAnalyzer().findings(talk(("ann", X), ("bob", Y)))
-    assert (few.status, few.reason) == ("too few offers", "2 whole offers of 2 parties; expected 3 of 2")
+    assert (few.status, few.reason) == ("too few offers", "2 complete offers of 2 parties; expected 3 of 2")
     (apart,) = NegotiationAnalyzer(4).findings(game)
     assert (apart.status, apart.settings) == ("not settled", {"in_a_row": 4, "parties": 2, "key": "deal"})
     assert apart.reason == "the last 3 offers are one deal of 2 parties; expected 4 of 2"
     (none,) = NegotiationAnalyzer(key="offer").findings(game)
-    assert (none.kind, none.status, none.reason) == ("", "none", "no turn carries an offer under 'offer'")
+    assert (none.kind, none.status, none.reason) == ("", "none", "no turn has an offer under 'offer'")
     assert negotiations_of([none]) == []
     assert negotiations_of([none, found]) == [none, found]
     assert [row[1] for row in outcome_table([none, found]).rows] == [1, 0, 1]

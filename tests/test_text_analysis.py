@@ -147,7 +147,7 @@ def test_the_detector_in_a_real_conversation(action: str, turns: int) -> None:
     assert verdict.evidence == Repetition(2, 1, 3, 1, "Hello.").evidence()
     json.dumps(dict(verdict.evidence))
     if action == "stop":
-        assert transcript.reason.startswith("exact: 3 messages in a row were said before")
+        assert transcript.reason.startswith("exact: 3 messages in a row repeat earlier ones")
 
 
 @pytest.mark.parametrize("wrong", [{"turns": 0}, {"action": "explode"}, {"turn": 3}, {"turns": "many"}])

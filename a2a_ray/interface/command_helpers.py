@@ -47,7 +47,7 @@ def explain_continue() -> Iterator[None]:
 def analysis_settings(embedder: str, threshold: str | None) -> AnalysisSettings:
     """Return the analysis settings that the options of a command describe. Raises ConfigurationError."""
     from a2a_ray.analysis.analyze import AnalysisSettings
-    from a2a_ray.analysis.loops.calibration import given_threshold
+    from a2a_ray.analysis.loops.threshold import given_threshold
 
     name = None if embedder.lower() == NO_EMBEDDER else embedder
     return AnalysisSettings(name, given_threshold(threshold, name))

@@ -14,19 +14,19 @@ from a2a_ray.analysis.equilibria.bootstrap import Interval
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 ROUNDING = 64.0
-"""Positions that differ by less than so many units in the last place of the largest are the same."""
+"""Positions count as equal if they differ by less than this many units in the last place of the largest one."""
 CAUTION = 10.0
-"""Rounding errors are neither independent nor Gaussian: an interval made from them is so many times as wide."""
+"""Factor for intervals from rounding errors, which are neither independent nor Gaussian."""
 REFITS = 99
-"""So many refits show what rounding errors do to a fixed point."""
+"""Number of refits that measure the effect of rounding errors on a fixed point."""
 LONGEST_CYCLE = 12
-"""Exact cycles are looked for up to this period, in rounds."""
+"""The longest exact cycle searched for, in rounds."""
 
 
 class Frame:
     """The plane in which positions (T, d) move: `states`, (T, r), along its principal axes, each of unit variance.
 
-    unit: the unit in the last place of the largest position; rounding: differences up to it mean nothing.
+    unit: the unit in the last place of the largest position; rounding: smaller differences are ignored.
     extent: root mean square distance of the positions from their mean.
     """
 
@@ -50,31 +50,27 @@ class Frame:
         return len(self.axes)
 
     def states(self, positions: Array) -> Array:
-        """(..., d) to (..., r)."""
+        """Convert positions, (..., d), to states, (..., r)."""
         return np.asarray((positions - self.centre) @ self._back)
 
     def positions(self, states: Array) -> Array:
-        """(..., r) to (..., d)."""
+        """Convert states, (..., r), to positions, (..., d)."""
         return np.asarray(self.centre + states @ self.axes)
 
     def split(self, axis: Array) -> tuple[Array, float]:
-        """axis @ position = v @ state + constant: v, shape (r,), and the constant; axis: shape (d,)."""
+        """Return v, shape (r,), and c with axis @ position = v @ state + c. axis: shape (d,)."""
         return self.axes @ axis, float(self.centre @ axis)
 
     def length(self, differences: Array) -> float:
-        """Root mean square, in the unit of the positions, of differences of states, (n, r)."""
+        """Return the root mean square of differences of states, (n, r), in the unit of the positions."""
         return math.sqrt(float(((differences @ self.axes) ** 2).sum(axis=1).mean()))
 
-    def spread(self, covariance: Array) -> Array:
-        """A covariance of states, (r, r), as one of positions, (d, d)."""
-        return np.asarray(self.axes.T @ covariance @ self.axes)
-
     def rounding_errors(self) -> Array:
-        """The covariance, among the states, (r, r), of errors of one unit in each coordinate of a position."""
+        """Return the covariance of states, (r, r), for errors of one unit in each coordinate of a position."""
         return np.asarray(self.unit**2 * self._back.T @ self._back)
 
     def matrix(self, matrix: Array) -> Array:
-        """A linear map of states, (r, r), as one of positions, (d, d): zero across the plane."""
+        """Convert a linear map of states, (r, r), to one of positions, (d, d), zero across the plane."""
         return np.asarray(self.axes.T @ matrix @ self._back.T)
 
 
@@ -83,7 +79,7 @@ class AffineFit(NamedTuple):
 
     inverse: the pseudo-inverse of the design, (r + 1, T - 1): coefficients are inverse @ steps.
     covariance: of the residuals, (r, r), over T - 1 - (r + 1) degrees of freedom (at least one).
-    fixed_point: (r,), NaN where there is none.
+    fixed_point: (r,), NaN if there is none.
     """
 
     matrix: Array
@@ -106,7 +102,7 @@ class AffineFit(NamedTuple):
 
 
 def affine_fit(states: Array) -> AffineFit:
-    """The fit, centred at the last state: for a trajectory that has settled that keeps all digits of where it did."""
+    """Fit the map, centred at the last state, which keeps all digits of the fixed point of a settled trajectory."""
     r, centre = states.shape[1], states[-1]
     steps = np.diff(states, axis=0)
     design = np.column_stack([states[:-1] - centre, np.ones(len(steps))])
@@ -120,7 +116,7 @@ def affine_fit(states: Array) -> AffineFit:
 
 
 def _rests(slopes: Array, intercepts: Array) -> Array:
-    """Where each slope (n, r, r) @ z + intercept (n, r) is zero, (n, r); NaN where a slope is singular."""
+    """Return the zeros, (n, r), of slope (n, r, r) @ z + intercept (n, r); NaN if a slope is singular."""
     try:
         return np.asarray(-np.linalg.solve(slopes, intercepts[..., None])[..., 0])
     except np.linalg.LinAlgError:
@@ -136,7 +132,7 @@ class NoiseFree:
     rounding: float
 
     def interval(self, axis: Array, alpha: float) -> Interval:
-        """Of axis @ x*; the size alpha of a test does not matter to it."""
+        """Return the interval of axis @ x*, whatever the size alpha of the test."""
         middle = float(axis @ self.fixed_point)
         if math.isnan(middle):
             return Interval(-math.inf, math.inf, math.inf)
@@ -144,21 +140,21 @@ class NoiseFree:
         return Interval(middle - half, middle + half, 0.0)
 
     def p_value(self, point: Array) -> float:
-        """1 where every coordinate of the point is possible, else 0."""
+        """Return 1 if every coordinate of the point is possible, else 0."""
         return min(
             self.p_value_along(axis, float(value)) for axis, value in zip(np.eye(len(point)), point, strict=True)
         )
 
     def p_value_along(self, axis: Array, value: float) -> float:
-        """1 where axis @ x* = value is possible, else 0."""
+        """Return 1 if axis @ x* = value is possible, else 0."""
         low, high, _ = self.interval(axis, 0.0)
         return float(low <= value <= high)
 
 
 def noise_free(frame: Frame, found: AffineFit, level: float) -> NoiseFree:
-    """The fixed point of a map that fits to rounding, as sure as refits with rounding errors in every step leave it.
+    """Return the fixed point of a map that fits to rounding, with the uncertainty of refits with rounding errors.
 
-    There is none where these send it further away than the trajectory ever went. The errors have a fixed seed.
+    There is none if the refits move it farther than the extent of the trajectory. The errors have a fixed seed.
     """
     from scipy.special import stdtrit  # quantiles of Student's t
 
@@ -177,17 +173,17 @@ def noise_free(frame: Frame, found: AffineFit, level: float) -> NoiseFree:
 
 @lru_cache(maxsize=16)
 def _draws(steps: int, r: int) -> Array:
-    """The standard normal errors of the refits, the same for every trajectory of that size."""
+    """Return the standard normal errors of the refits, equal for every trajectory of that size."""
     normal = np.random.default_rng(0).standard_normal((REFITS, steps, r))
     normal.flags.writeable = False
     return normal
 
 
 def exact_period(positions: Array, rounding: float) -> int:
-    """After how many rounds the positions, (T, d), come round again for good: 1 at rest, 0 if they do not.
+    """Return the period, in rounds, with which the positions, (T, d), repeat exactly: 1 at rest, 0 without a cycle.
 
-    The repetition lasts to the end, for two periods and a fifth of the rounds at least (three rounds at rest), and no
-    state in it was ever followed by another: an agent that leaves a state may leave it again.
+    The repetition lasts until the end, for at least two periods and a fifth of the rounds (three rounds at rest). No
+    state of the cycle was ever followed by a state outside it: an agent that left a state may leave it again.
     """
     total = len(positions)
     for period in range(1, LONGEST_CYCLE + 1):

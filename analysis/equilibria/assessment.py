@@ -1,7 +1,7 @@
-"""Equilibria assessed from trajectories: did each agent reach its objective, and who won?
+"""Assess equilibria from trajectories: did each agent reach its objective, and who won?
 
-An assessment needs a margin: the distance from the objective that counts as having reached it. Without one, more rounds
-would make every agent biased, since no two agents settle at the same place to the last digit.
+An assessment needs a margin: the distance from the objective that counts as reached. Without a margin, enough rounds
+would make every agent biased, because no agent settles at its objective to the last digit.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 REACHED, BIASED, ONE_SIDED, UNDETERMINED = "reached", "biased", "one_sided", "undetermined"
 OSCILLATING, DIVERGING, NOT_SETTLED = "oscillating", "diverging", "not_settled"
 NUMERICAL = (np.linalg.LinAlgError, FloatingPointError, OverflowError)
-"""Failures of the numerics. They alone make an agent "undetermined"; other exceptions are somebody's mistake."""
+"""Numerical failures make an agent "undetermined"; other exceptions are programming errors and propagate."""
 TURNING = 1e-6
-"""A noise-free spectral radius is 1 where it is as near to it."""
+"""A noise-free spectral radius within this distance of 1 counts as 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AgentEquilibrium:
-    """Where one agent settles, beside its objective.
+    """Where one agent settles, relative to its objective.
 
     status: "reached" (every interval lies within the margin of the objective), "biased" (some interval excludes the
-        objective, even at the level that so many axes ask for), "undetermined" (neither, too few rounds, or the
-        numerics fail), "oscillating", "diverging", or "not_settled" (some interval is unbounded). reason: one
+        objective, with a correction for the number of axes), "undetermined" (neither, too few rounds, or a numerical
+        failure), "oscillating", "diverging", or "not_settled" (some interval is unbounded). reason: one
         sentence with the numbers.
-    error: fixed point minus objective, (d,); None where there is no such estimate. fit: None where there is none.
-    period: in rounds, where it oscillates; else 0.
-    rounds_needed: further rounds expected until it has settled, or until the margin can be decided; infinite where
-        that is not in sight, 0 where nothing more is needed.
+    error: fixed point minus objective, (d,); None without an estimate. fit: None if there is none.
+    period: in rounds, if it oscillates; else 0.
+    rounds_needed: expected number of further rounds until it settles or the margin can be decided; infinite if that
+        number is unknown, 0 if no more are needed.
     """
 
     status: str
@@ -63,7 +63,7 @@ class AgentEquilibrium:
     rounds_needed: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON value."""
+        """Return a JSON value."""
         return {
             "status": self.status,
             "reason": self.reason,
@@ -76,11 +76,11 @@ class AgentEquilibrium:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EquilibriumFinding:
-    """Where a pair or group settles, beside its objectives.
+    """Where a pair or group settles, relative to its objectives.
 
     status: the first that holds of: some agent "diverging", "oscillating", "not_settled"; all "reached"; all
         "biased"; "one_sided" (some reached, all others biased); "undetermined".
-    winners: who reached its objective where it is one-sided. agents: name -> the same of each agent.
+    winners: the agents that reached their objectives if it is one-sided. agents: name -> assessment of that agent.
     """
 
     status: str
@@ -89,7 +89,7 @@ class EquilibriumFinding:
     agents: Mapping[str, AgentEquilibrium] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON value."""
+        """Return a JSON value."""
         agents = {name: outcome.to_dict() for name, outcome in self.agents.items()}
         return {"status": self.status, "reason": self.reason, "winners": list(self.winners), "agents": agents}
 
@@ -104,24 +104,24 @@ def assess_equilibrium(
     draws: int = 399,
     seed: int = 0,
 ) -> EquilibriumFinding:
-    """Assess from the trajectories where each agent settles, and what follows for the group.
+    """Assess from the trajectories where each agent settles, and the result for the group.
 
     positions: name -> the agent's own turns, (T, d), as for `fit`. objectives: name -> (d,).
     margin: above 0, in the unit of the positions, on every axis.
-    axes: the directions to judge. None: the d coordinates. "gap": one for each agent, from its objective to the mean of
-        the others': most power, and nothing is said of other directions (coordinates, where that is no direction).
-        Or (k, d). Each interval has the level; for "biased" one of k axes must exclude the objective at the level
-        1 - (1 - level) / k (Bonferroni): more axes do not make it likelier for an agent that is at its objective.
-    level, draws, seed: as for `fit`; more draws are made where many axes need them.
+    axes: the directions to judge. None: the d coordinates. "gap": one per agent, from its objective to the mean of the
+        others'. It has the most power and ignores other directions (the coordinates if the gap is zero). Or (k, d).
+        Each interval has the level. For "biased", one of k axes must exclude the objective at the level
+        1 - (1 - level) / k (Bonferroni), so more axes do not raise the false-positive rate.
+    level, draws, seed: as for `fit`; more draws are made if many axes need them.
 
-    Raises ConfigurationError, which names the key, for input that is wrong. An agent with too few rounds, or on which
-    the numerics fail, is "undetermined": the others' results stay.
+    Raises ConfigurationError, which names the key, for invalid input. An agent with too few rounds or a numerical
+    failure is "undetermined"; the results of the others stay.
     """
-    for value, what in ((positions, "positions"), (objectives, "objectives")):
+    for value, name in ((positions, "positions"), (objectives, "objectives")):
         if not isinstance(value, Mapping):
-            raise ConfigurationError(f"{what}: {type(value).__name__}; expected a mapping from agent names to arrays")
+            raise ConfigurationError(f"{name}: {type(value).__name__}; expected a mapping from agent names to arrays")
     if not positions:
-        raise ConfigurationError("positions: no agents; expected one or more")
+        raise ConfigurationError("positions: no agents; expected at least one")
     check_positive(margin, "margin", ())
     check_level(level)
     check_count(draws, "draws")
@@ -132,7 +132,7 @@ def assess_equilibrium(
 
 
 class _Case(NamedTuple):
-    """One agent's checked input; positions None: they grow beyond all numbers."""
+    """One agent's checked input. positions: None if they overflow."""
 
     name: str
     positions: Array | None
@@ -141,7 +141,7 @@ class _Case(NamedTuple):
 
 
 def _case(name: str, positions: Mapping[str, Any], objectives: Mapping[str, Any], axes: Any) -> _Case:
-    """Check what is given for one agent. Raises ConfigurationError."""
+    """Check the input of one agent. Raises ConfigurationError."""
     if name not in objectives:
         raise ConfigurationError(
             f"objectives: none of {name!r}; there are {', '.join(map(repr, objectives)) or 'none'}"
@@ -164,19 +164,19 @@ def _width(positions: Any) -> int:
 def _judge(case: _Case, margin: float, level: float, draws: int, seed: int) -> AgentEquilibrium:
     """Assess one agent."""
     if case.positions is None:
-        return AgentEquilibrium(DIVERGING, "its positions grow beyond all numbers")
+        return AgentEquilibrium(DIVERGING, "its positions overflow")
     draws = max(draws, math.ceil(2 * len(case.axes) / (1 - level)))
     try:
         found = fit(case.positions, axes=case.axes, level=level, draws=draws, seed=seed)
         return _moving(case.positions, found, seed) or _settled(found, case.objective, margin)
-    except TooFewRounds as error:  # the other agents' results are worth having
+    except TooFewRounds as error:  # keep the other agents' results
         return AgentEquilibrium(UNDETERMINED, str(error))
     except NUMERICAL as error:
-        return AgentEquilibrium(UNDETERMINED, f"the numerics fail on its positions: {type(error).__name__}: {error}")
+        return AgentEquilibrium(UNDETERMINED, f"numerical failure: {type(error).__name__}: {error}")
 
 
 def overflows(positions: Any) -> bool:
-    """Whether positions end in growth beyond what `fit` takes."""
+    """Return whether positions grow beyond the limit of `fit`."""
     try:
         x = np.asarray(positions, dtype=np.float64)
     except (TypeError, ValueError):
@@ -184,7 +184,7 @@ def overflows(positions: Any) -> bool:
     if x.ndim not in (1, 2) or x.size == 0:
         return False
     sizes = np.abs(x.reshape(len(x), -1)).max(axis=1)
-    beyond = int(np.argmax(~(sizes <= LARGEST)))  # NaN follows where infinities are subtracted
+    beyond = int(np.argmax(~(sizes <= LARGEST)))  # differences of infinities are NaN
     return beyond > 0 and bool(sizes[beyond - 1] > math.sqrt(LARGEST))
 
 
@@ -209,35 +209,33 @@ def _objective(value: Any, name: str, dim: int) -> Array:
 
 
 def _moving(x: Array, found: Fit, seed: int) -> AgentEquilibrium | None:
-    """The result for an agent that grows or swings, or of which nobody can tell yet where it settles."""
+    """Return the result for an agent that diverges, oscillates or has not settled; else None."""
     states, own = Frame(x).states(x), own_seed(x, seed)
     explosive = explodes(states, own) if found.kind == NOISY else found.kind == EXACT and _grows(x, found)
     if explosive:
         return AgentEquilibrium(DIVERGING, f"its steps grow by a factor of {found.rate:.3g} a round", fit=found)
     period = noisy_period(states, own) if found.kind == NOISY else _period(found)
     if period > 1:
-        reason = (
-            f"it comes round again every {period:.3g} rounds, {'but for noise' if found.kind == NOISY else 'exactly'}"
-        )
+        reason = f"it repeats every {period:.3g} rounds, {'apart from noise' if found.kind == NOISY else 'exactly'}"
         return AgentEquilibrium(OSCILLATING, reason, fit=found, period=round(period))
     if found.bounded:
         return None
     more = found.rounds_needed
     expected = (
-        f"about {more:.0f} more should tell" if math.isfinite(more) else "no number of further rounds is in sight"
+        f"about {more:.0f} more should suffice" if math.isfinite(more) else "the number of further rounds is unknown"
     )
     reason = f"{found.rounds} rounds do not show where it settles (rate {found.rate:.2f} a round): {expected}"
     return AgentEquilibrium(NOT_SETTLED, reason, fit=found, rounds_needed=more)
 
 
 def _grows(x: Array, found: Fit) -> bool:
-    """Whether a noise-free map explodes; an eigenvalue above 1 in a direction that fades is rounding."""
+    """Return whether a noise-free map explodes. An eigenvalue above 1 in a fading direction is a rounding error."""
     steps = np.linalg.norm(np.diff(x, axis=0), axis=1)
     return found.rate > 1 + TURNING and bool(steps[-1] > steps[0])
 
 
 def _period(found: Fit) -> float:
-    """Of an exact cycle, or of a noise-free map that turns for ever: its largest eigenvalues lie on the unit circle."""
+    """Return the period of an exact cycle, or of a noise-free map with its largest eigenvalues on the unit circle."""
     if found.kind != EXACT or abs(found.rate - 1) > TURNING:
         return found.period
     values = np.linalg.eigvals(found.matrix)
@@ -246,14 +244,14 @@ def _period(found: Fit) -> float:
 
 
 def _settled(found: Fit, objective: Array, margin: float) -> AgentEquilibrium:
-    """The result where all intervals are bounded."""
+    """Return the result for an agent with bounded intervals."""
     error = found.fixed_point - objective
     aims = found.axes @ objective
     away = found.intervals - aims[:, None]  # (k, 2), from the objective
     farthest = np.abs(away).max(axis=1)
-    sure = f"{found.level:.0%}, {found.rounds} rounds" if found.kind == NOISY else f"no noise, {found.rounds} rounds"
+    basis = f"{found.level:.0%}, {found.rounds} rounds" if found.kind == NOISY else f"no noise, {found.rounds} rounds"
     if (farthest <= margin).all():
-        reason = f"it settles within {farthest.max():.3g} of its objective, margin {margin:.3g} ({sure})"
+        reason = f"it settles within {farthest.max():.3g} of its objective, margin {margin:.3g} ({basis})"
         return AgentEquilibrium(REACHED, reason, error, found)
     k, worst = len(aims), int(farthest.argmax())
     excluding = np.flatnonzero((away[:, 0] > 0) | (away[:, 1] < 0))
@@ -263,31 +261,31 @@ def _settled(found: Fit, objective: Array, margin: float) -> AgentEquilibrium:
         low, high = found.intervals[worst]
         reason = (
             f"along {_axis(found.axes[worst])} it settles {_between(low, high)}, not at its objective"
-            f" {aims[worst]:.4g} ({sure})"
+            f" {aims[worst]:.4g} ({basis})"
         )
         if k == 1 or p_values[worst] <= (1 - found.level) / k + 1e-12:
             return AgentEquilibrium(BIASED, reason, error, found)
-        reason += f"; but with p = {p_values[worst]:.3f} on one of {k} axes that can be chance"
+        reason += f"; but with p = {p_values[worst]:.3f} on one of {k} axes this can be chance"
     else:
         reason = (
             f"along {_axis(found.axes[worst])} it settles between {away[worst, 0]:.3g} and {away[worst, 1]:+.3g} of its"
-            f" objective: not surely within the margin of {margin:.3g}, not surely away from 0 ({sure})"
+            f" objective: neither certainly within the margin of {margin:.3g} nor certainly away from 0 ({basis})"
         )
     wide = min(float(np.ptp(away[worst])) / 2 / margin, 1e6)
-    more = max(1, math.ceil(found.rounds * (wide**2 - 1)))  # widths fall as the square root of the rounds
+    more = max(1, math.ceil(found.rounds * (wide**2 - 1)))  # widths decrease with the square root of the rounds
     return AgentEquilibrium(
-        UNDETERMINED, f"{reason}; about {more} more rounds may tell", error, found, rounds_needed=more
+        UNDETERMINED, f"{reason}; about {more} more rounds may suffice", error, found, rounds_needed=more
     )
 
 
 def _between(low: float, high: float) -> str:
-    """The interval, or the one number that both ends are to four digits."""
+    """Return the interval as text; one number if both ends are equal to four digits."""
     ends = f"{low:.4g}", f"{high:.4g}"
     return f"at {ends[0]}" if ends[0] == ends[1] else f"between {ends[0]} and {ends[1]}"
 
 
 def _axis(axis: Array) -> str:
-    """axis 2, counted from 1, or its components."""
+    """Return the name of an axis, counted from 1, or its components."""
     used = np.flatnonzero(axis)
     if len(used) == 1:
         return f"axis {used[0] + 1}"
@@ -295,25 +293,25 @@ def _axis(axis: Array) -> str:
 
 
 def together(agents: Mapping[str, AgentEquilibrium], margin: float) -> EquilibriumFinding:
-    """What follows for the group from what was found of its agents."""
+    """Return the result for the group from those of its agents."""
     by_status: dict[str, list[str]] = {}
     for name, outcome in agents.items():
         by_status.setdefault(outcome.status, []).append(name)
     for status in (DIVERGING, OSCILLATING, NOT_SETTLED):
         if status in by_status:
-            return EquilibriumFinding(status, _told(agents, by_status[status]), (), agents)
+            return EquilibriumFinding(status, _reasons(agents, by_status[status]), (), agents)
     reached, biased = by_status.get(REACHED, []), by_status.get(BIASED, [])
     if len(reached) == len(agents):
         return EquilibriumFinding(
-            REACHED, f"all are within {margin:.3g} of their objectives: {_told(agents, reached)}", (), agents
+            REACHED, f"all are within {margin:.3g} of their objectives: {_reasons(agents, reached)}", (), agents
         )
     if len(biased) == len(agents):
-        return EquilibriumFinding(BIASED, _told(agents, biased), (), agents)
+        return EquilibriumFinding(BIASED, _reasons(agents, biased), (), agents)
     if len(reached) + len(biased) == len(agents):
-        reason = f"{' and '.join(reached)} won: {_told(agents, [*reached, *biased])}"
+        reason = f"{' and '.join(reached)} won: {_reasons(agents, [*reached, *biased])}"
         return EquilibriumFinding(ONE_SIDED, reason, tuple(reached), agents)
-    return EquilibriumFinding(UNDETERMINED, _told(agents, by_status[UNDETERMINED]), (), agents)
+    return EquilibriumFinding(UNDETERMINED, _reasons(agents, by_status[UNDETERMINED]), (), agents)
 
 
-def _told(agents: Mapping[str, AgentEquilibrium], names: list[str]) -> str:
+def _reasons(agents: Mapping[str, AgentEquilibrium], names: list[str]) -> str:
     return "; ".join(f"{name}: {agents[name].reason}" for name in names)

@@ -1,18 +1,18 @@
-"""Tests of where x_{t+1} = A x_t + b + noise settles, from one trajectory, valid near a unit root and in a transient.
+"""Tests of the fixed point of x_{t+1} = A x_t + b + noise from one trajectory, valid near a unit root.
 
 A hypothesis on the fixed point x* is a restriction of the rank of coefficients. Write z0 for the part of (x, 1) that
 vanishes at every x* that the hypothesis allows, z1 for the rest, and regress the step x_{t+1} - x_t on both:
 
-* "axis . x* = mu": z0 = axis . x - mu, z1 = (the other directions of x, 1). The hypothesis holds just where the d x d
-  coefficients of z1 are singular: some x* on that plane stops the step. mu = infinity is the hypothesis that A has the
-  eigenvalue 1 along the axis, so that an interval is bounded just where a unit root is rejected.
+* "axis . x* = mu": z0 = axis . x - mu, z1 = (the other directions of x, 1). The hypothesis holds if and only if the
+  d x d coefficients of z1 are singular: some x* on that plane stops the step. mu = infinity is the hypothesis that A
+  has the eigenvalue 1 along the axis. So an interval is bounded if and only if a unit root is rejected.
 * "x* = point": z0 = x - point, z1 = 1: its coefficient, the intercept, is zero.
 
 The statistic is that of the likelihood ratio for reduced rank (Anderson, Annals of Mathematical Statistics 22, 1951):
 the smallest squared partial canonical correlation of step and z1 given z0, as lambda / (1 - lambda). Its distribution
-depends on A, so it is simulated from the trajectory's first state with the fit that obeys the hypothesis (a
-null-restricted parametric bootstrap) and Gaussian noise. An unbounded region is what an honest interval near a unit
-root must allow (Dufour, Econometrica 65, 1997).
+depends on A, so it is simulated from the trajectory's first state with the fit under the hypothesis (a
+null-restricted parametric bootstrap) and Gaussian noise. Near a unit root a valid region must be unbounded with
+positive probability (Dufour, Econometrica 65, 1997).
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ import numpy as np
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 FLOOR = 1e-7
-"""Noise counts as at least so much of the spread of the states along each of their principal directions."""
+"""Lower limit of the noise, as a share of the spread of the states along each principal direction."""
 CHUNK = 2_000_000
-"""So many normal numbers are kept in memory at once; more are drawn again when they are needed."""
+"""Limit on the normal numbers kept in memory; more are drawn again when needed."""
 FIRST = 99
-"""So many draws decide whether a unit root is out of the question where they leave no doubt."""
+"""Number of draws that decide about a unit root if they are conclusive."""
 GRID, CLOSE, MOST = 32, 0.03, 3
-"""The end of an interval is searched for on so many angles, thrice refined; critical values are taken to hold so far
-from where they were simulated (radians), which they are at most so many times."""
+"""The search for the end of an interval uses `GRID` angles, refined three times. A simulated critical value holds
+within `CLOSE` radians; each search simulates at most `MOST` of them."""
 GROWTH = 10.0
-"""A fitted map that explodes is tamed to grow at most by e^GROWTH in a simulated trajectory."""
+"""Limit of the growth of a fitted explosive map in a simulated trajectory: a factor of e^GROWTH."""
 
 
 class Hypothesis(NamedTuple):
-    """rows: shape (..., d + 1, d + 1), regular: (z0, z1) = rows @ (x, 1). size: how many of the rows are z0."""
+    """rows: shape (..., d + 1, d + 1), regular: (z0, z1) = rows @ (x, 1). size: number of rows of z0."""
 
     rows: Array
     size: int
 
 
 class Interval(NamedTuple):
-    """From `low` to `high`, infinite where unbounded; and so many steps more should bound it (0 where it is)."""
+    """From `low` to `high`, infinite if unbounded. needed: further steps that should bound it; 0 if it is bounded."""
 
     low: float
     high: float
@@ -80,7 +80,7 @@ class FixedPointTest:
         self._moments[diagonal, diagonal] += steps * FLOOR**2
 
     def axis(self, direction: Array, centre: float, scale: float, angle: Any) -> Hypothesis:
-        """direction . x* = centre + scale tan(angle), for one angle or many; pi / 2 stands for infinity.
+        """direction . x* = centre + scale tan(angle), for one or more angles; pi / 2 stands for infinity.
 
         direction: unit vector, shape (d,).
         """
@@ -99,9 +99,9 @@ class FixedPointTest:
         return Hypothesis(rows, len(point))
 
     def interval(self, direction: Array, estimate: float, scale: float, alpha: float) -> Interval:
-        """All values of direction . x* that a test of size `alpha` accepts, from the first to the last of them.
+        """Return the range of the values of direction . x* that a test of size `alpha` accepts.
 
-        estimate: its least-squares estimate. scale: its standard error, roughly: the search is quickest with it.
+        estimate: its least-squares estimate. scale: its approximate standard error, which makes the search fast.
         """
 
         infinite = self.axis(direction, 0.0, 1.0, math.pi / 2)
@@ -123,9 +123,9 @@ class FixedPointTest:
         return Interval(end(-scale), end(scale), 0.0)
 
     def _last_accepted(self, direction: Array, centre: float, scale: float, critical: Mapping[float, float]) -> float:
-        """The largest angle in [0, pi / 2) at which the statistic is not above its critical value.
+        """Return the largest angle in [0, pi / 2) at which the statistic is at most its critical value.
 
-        critical: these values at some angles, 0 and pi / 2 among them; between them they are interpolated.
+        critical: critical values at some angles, including 0 and pi / 2; values between them are interpolated.
         """
         known = np.sort(list(critical))
         values = [critical[angle] for angle in known]
@@ -139,16 +139,16 @@ class FixedPointTest:
         return (low + high) / 2
 
     def p_value(self, hypothesis: Hypothesis) -> float:
-        """The share of draws, the trajectory itself among them, whose statistic is at least as large."""
+        """Return the share of draws, including the trajectory itself, whose statistic is at least as large."""
         fitted = self.restricted(hypothesis)
         return (1 + int((self._simulated(hypothesis, fitted, self.draws) >= fitted.statistic).sum())) / (self.draws + 1)
 
     def critical(self, hypothesis: Hypothesis, alpha: float) -> float:
-        """What the statistic exceeds with probability `alpha` where the hypothesis holds."""
+        """Return the value that the statistic exceeds with probability `alpha` under the hypothesis."""
         return _upper(self._simulated(hypothesis, self.restricted(hypothesis), self.draws), alpha)
 
     def _against(self, hypothesis: Hypothesis, alpha: float) -> tuple[float, float]:
-        """The statistic and its critical value, from a few draws where these leave no doubt on which side it is."""
+        """Return the statistic and its critical value, from a few draws if these are conclusive."""
         fitted = self.restricted(hypothesis)
         few = self._simulated(hypothesis, fitted, min(FIRST, self.draws))
         larger = float((few >= fitted.statistic).mean())
@@ -157,14 +157,14 @@ class FixedPointTest:
         return fitted.statistic, _upper(self._simulated(hypothesis, fitted, self.draws), alpha)
 
     def restricted(self, hypothesis: Hypothesis) -> Fitted:
-        """The fit of greatest likelihood among those that obey the hypothesis."""
+        """Return the maximum-likelihood fit under the hypothesis."""
         d, size = self._shape[1], hypothesis.size
         moments = _ordered(self._moments, hypothesis)
         lower = _cholesky(moments)
         step, z1 = slice(size, size + d), slice(size + d, None)
         left, singular, right = np.linalg.svd(np.linalg.solve(lower[z1, z1], lower[z1, step]), full_matrices=False)
         kept = singular / (1 + singular**2)
-        kept[-1] = 0.0  # the least canonical correlation is what the hypothesis denies
+        kept[-1] = 0.0  # under the hypothesis the smallest canonical correlation is zero
         directions = np.linalg.solve(lower[z1, z1].T, left)
         on_z1 = (directions * kept) @ right @ lower[step, step].T  # (d + 1 - size, d)
         on_z0 = np.linalg.solve(moments[:size, :size], moments[:size, step] - moments[:size, z1] @ on_z1)
@@ -177,7 +177,7 @@ class FixedPointTest:
         return Fitted(float(singular[-1] ** 2), slope, intercept, np.linalg.cholesky(covariance))
 
     def _tamed(self, slope: Array, intercept: Array, settled: Array) -> tuple[Array, Array]:
-        """The same where it does not explode; else with its eigenvalues cut, and the fixed point `settled` (x*, 1)."""
+        """Return the map, with its eigenvalues cut if it explodes; then its fixed point is `settled`, (x*, 1)."""
         d = len(slope)
         values, vectors = np.linalg.eig(np.eye(d) + slope)
         most = math.exp(GROWTH / self._shape[0])
@@ -190,7 +190,7 @@ class FixedPointTest:
         return cut, intercept
 
     def _simulated(self, hypothesis: Hypothesis, fitted: Fitted, draws: int) -> Array:
-        """The statistics of so many trajectories that begin where this one does, shape (draws,)."""
+        """Return the statistics of `draws` simulated trajectories with the same first state, shape (draws,)."""
         chunks = (self._kept[0][:draws],) if self._kept is not None else self._noise(draws)
         return np.concatenate([self._statistics_of(noise, hypothesis, fitted) for noise in chunks])
 
@@ -205,14 +205,14 @@ class FixedPointTest:
         return _statistics(_moments(states), hypothesis)
 
     def _noise(self, draws: int) -> Iterator[Array]:
-        """Standard normal numbers, (up to `_size`, T - 1, d) at a time, equal on every call."""
+        """Yield standard normal numbers, (up to `_size`, T - 1, d) at a time, equal on every call."""
         random = np.random.default_rng(self._seed)
         for start in range(0, draws, self._size):
             yield random.standard_normal((min(self._size, draws - start), *self._shape))
 
 
 def _complement(direction: Array) -> Array:
-    """Rows that complete a unit vector, shape (d,), to an orthonormal basis, (d - 1, d): a Householder reflection."""
+    """Return rows, (d - 1, d), that complete a unit vector to an orthonormal basis, by a Householder reflection."""
     d = len(direction)
     first = int(np.abs(direction).argmax())
     mirror = direction.copy()
@@ -222,7 +222,7 @@ def _complement(direction: Array) -> Array:
 
 
 def _moments(states: Array) -> Array:
-    """Sums of products of (x_t, 1, x_{t+1} - x_t) over t, shape (..., 2 d + 1, 2 d + 1); states: (..., T, d)."""
+    """Return sums of products of (x_t, 1, x_{t+1} - x_t) over t, shape (..., 2 d + 1, 2 d + 1); states: (..., T, d)."""
     d = states.shape[-1]
     states = np.swapaxes(states, -1, -2)
     rows = np.empty((*states.shape[:-2], 2 * d + 1, states.shape[-1] - 1))
@@ -233,7 +233,7 @@ def _moments(states: Array) -> Array:
 
 
 def _ordered(moments: Array, hypothesis: Hypothesis) -> Array:
-    """The same sums for (z0, step, z1)."""
+    """Return the same sums for (z0, step, z1)."""
     rows, size = hypothesis
     d = rows.shape[-1] - 1
     turn = np.zeros((*rows.shape[:-2], 2 * d + 1, 2 * d + 1))
@@ -243,7 +243,7 @@ def _ordered(moments: Array, hypothesis: Hypothesis) -> Array:
 
 
 def _statistics(moments: Array, hypothesis: Hypothesis) -> Array:
-    """lambda / (1 - lambda) of each (..., 2 d + 1, 2 d + 1), from one Cholesky factor: z1 before and after the step."""
+    """Return lambda / (1 - lambda) of each (..., 2 d + 1, 2 d + 1), from one Cholesky factor."""
     size, d = hypothesis.size, hypothesis.rows.shape[-1] - 1
     lower = _cholesky(_ordered(moments, hypothesis))
     left, step = slice(size + d, None), slice(size, size + d)
@@ -254,7 +254,7 @@ def _statistics(moments: Array, hypothesis: Hypothesis) -> Array:
 
 
 def _cholesky(moments: Array) -> Array:
-    """The lower factor; where states hardly move in some direction, sums that are singular to rounding are raised."""
+    """Return the lower factor. Sums that are singular to rounding get a larger diagonal."""
     for raised in (0.0, 1e-12, 1e-9):
         try:
             return np.asarray(np.linalg.cholesky(moments * (1 + raised * np.eye(moments.shape[-1]))))
@@ -264,7 +264,7 @@ def _cholesky(moments: Array) -> Array:
 
 
 def _upper(values: Array, alpha: float) -> float:
-    """The upper `alpha` quantile: of B values the alpha (B + 1)-th from above, between two by interpolation."""
+    """Return the upper `alpha` quantile: of B values the alpha (B + 1)-th from above, interpolated."""
     ordered = np.sort(values)[::-1]
     place = alpha * (len(values) + 1) - 1
     return float(np.interp(place, np.arange(len(values)), ordered))

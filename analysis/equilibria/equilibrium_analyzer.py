@@ -1,4 +1,4 @@
-"""Equilibria as findings: from one conversation and the agents' objectives to who reached what."""
+"""Equilibria as findings: which agents of a conversation reached their objectives."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SETTLED = 1e-9
 
 @dataclass(frozen=True)
 class Prediction:
-    """Where a closed form puts the agents.
+    """The positions of the agents at rest by a closed form.
 
-    distances: name -> distance from its own objective, read after its own last turn of a round; agents of which nothing
-    is known are left out. helped: whether the second agent sets its objective anew in every turn to help the first.
+    distances: name -> distance from its own objective after its last turn of a round. Agents without a prediction are
+    left out. helped: whether the second agent changes its objective in every turn to help the first.
     """
 
     distances: Mapping[str, float] = field(default_factory=dict)
@@ -41,18 +41,18 @@ class Prediction:
 
 
 class EquilibriumAnalyzer:
-    """Assess where the agents of a conversation settle, beside their objectives.
+    """Assess where the agents of a conversation settle, relative to their objectives.
 
     objectives: name -> number or (d,), of one length for all. An agent without one is reported as undetermined.
     margin: the distance from the objective, on every axis, that counts as having reached it; by default that of
         `default_margin`. `settings` holds the number.
-    positions: where they are read from, see `PositionSettings`. By default vectors are positions, and of text the last
-        d numbers of a message.
+    positions: the source of the positions, see `PositionSettings`. By default a vector is a position; a text message
+        has its last d numbers as position.
     predict: the closed form: name -> distance, or a function of the transcript that gives a `Prediction`, if any.
     every: rounds until an agent answers in the same chain again: the number of agents for simultaneous turns without
         combination, else 1.
 
-    Raises ConfigurationError for settings that are wrong. What a conversation lacks is said in its finding.
+    Raises ConfigurationError for invalid settings. A finding reports what its conversation lacks.
     """
 
     name = "equilibrium"
@@ -90,7 +90,7 @@ class EquilibriumAnalyzer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes a finding reproducible, as JSON."""
+        """The settings that make a finding reproducible; JSON."""
         return {
             "objectives": {name: objective.tolist() for name, objective in self.objectives.items()},
             "margin": self.margin if self.objectives else None,
@@ -99,11 +99,11 @@ class EquilibriumAnalyzer:
         }
 
     def findings(self, transcript: Transcript) -> list[Finding]:
-        """The one finding of a conversation. Without objectives its status is "none"."""
+        """Return the one finding of a conversation. Without objectives its status is "none"."""
         senders = [message.sender for message in transcript.messages if message.kind == MESSAGE]
         names = transcript.agents or tuple(dict.fromkeys(senders))
         if not any(name in self.objectives for name in names):
-            who = ", ".join(map(repr, names)) or "anybody: no agent speaks"
+            who = ", ".join(map(repr, names)) or "any agent: the conversation has no messages"
             return [self._finding(transcript, status=NONE, reason=f"no objectives known for {who}")]
         try:
             reader = self._reader(transcript)
@@ -167,7 +167,7 @@ class EquilibriumAnalyzer:
         return self.predict(transcript) or Prediction()
 
     def _pair(self, names: tuple[str, ...], prediction: Prediction) -> dict[str, Any]:
-        """What is said of two agents."""
+        """Return the evidence about a pair of agents; empty for other numbers of agents."""
         if len(names) != 2 or not all(name in self.objectives for name in names):
             return {}
         objectives = np.stack([self.objectives[name] for name in names])
@@ -177,7 +177,7 @@ class EquilibriumAnalyzer:
         return {"gap": gap, "angle": angle(objectives), "kind": "helper" if prediction.helped else kind}
 
     def _settled_round(self, cases: list[AgentCase], turns: OwnTurns) -> int | None:
-        """The first round after which no agent moves any more; None if they still move, or there are no rounds."""
+        """Return the first round after which no agent moves; None if they still move or there are no rounds."""
         tracks = [case.own[turns.places[case.name]] for case in cases if len(case.own)]
         if not turns.period or len({len(track) for track in tracks}) != 1 or not all(map(finite, tracks)):
             return None
@@ -190,7 +190,7 @@ class EquilibriumAnalyzer:
 
 
 def _single(agents: Mapping[str, AgentEquilibrium], objectives: Mapping[str, Array]) -> dict[str, Any]:
-    """The interval, and the p-value of the objective, of a single agent in one dimension."""
+    """Return the interval, and the p-value of the objective, of a single agent in one dimension."""
     (name, found), *others = agents.items()
     if others or found.fit is None or len(found.fit.intervals) != 1:
         return {}

@@ -1,4 +1,4 @@
-"""What is said of one agent in one conversation: what it is judged by, and the numbers that reports draw."""
+"""The evidence about one agent in one conversation: its assessed positions, and the numbers for reports."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ DIGITS = 12
 
 
 class AgentCase:
-    """One agent in one conversation: what it is judged by, or why it cannot be judged.
+    """One agent in one conversation: its assessed positions, or the reason why it cannot be assessed.
 
-    own: positions after all its own turns, (T, d), NaN where it took none. rows: those that are compared, None if it
-    cannot be judged; problem: why. gaps: whether compared positions may be missing.
+    own: positions after all its own turns, (T, d), NaN if it took none. rows: the compared ones, None if it cannot be
+    assessed; problem: the reason. gaps: whether compared positions may be missing.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class AgentCase:
         if self.objective is None:
             return "no objective known"
         if not len(self.own):
-            return "it never speaks"
+            return "it has no messages"
         if self.own.shape[1] != len(self.objective):
             return f"its positions have {self.own.shape[1]} numbers, its objective {len(self.objective)}"
         if np.isnan(self.own).any(axis=1).all():
             return f"none of its {len(self.own)} messages states a position"
-        if read.missing and not gaps:  # turn 1 is the first message; the log counts bids and the like, too
+        if read.missing and not gaps:  # turn 1 is the first message; `message.turn` also counts bids and the like
             number = {message.turn: i for i, message in enumerate(transcript.messages, 1)}
             turns = ", ".join(str(number[turn]) for turn in read.missing[:6])
             return f"positions missing in turns {turns}{', ...' if len(read.missing) > 6 else ''}"
@@ -65,12 +65,12 @@ class AgentCase:
         return ""
 
     def off(self, found: AgentEquilibrium) -> float | None:
-        """The largest distance from the objective along one axis."""
+        """Return the largest distance from the objective along one axis."""
         at = self.at(found)
         return None if at is None or self.objective is None else float(np.abs(at - self.objective).max())
 
     def at(self, found: AgentEquilibrium) -> Array | None:
-        """The fixed point if the trajectory has one, else the last position; None if nothing is known."""
+        """Return the fixed point if the trajectory has one, else the last position; None if neither is known."""
         if self.rows is None:
             return None
         settled = found.status in (REACHED, BIASED, UNDETERMINED) and found.fit is not None
@@ -78,8 +78,10 @@ class AgentCase:
         return at if finite(at) else self.rows[-1]
 
     def evidence(self, found: AgentEquilibrium, predicted: float | None) -> dict[str, Any]:
-        """JSON value: `position` at rest, and `distance` from the objective; `last_distance` and `errors` are read
-        after own turns, the last compared one and all of them."""
+        """Return a JSON value. `position` and `distance` from the objective are at rest.
+
+        `last_distance` is after the last compared turn; `errors` are the distances after each own turn.
+        """
         out: dict[str, Any] = {
             "status": found.status,
             "reason": found.reason,
@@ -112,4 +114,5 @@ def _rounded(value: float) -> float | None:
 
 
 def finite(values: Array) -> bool:
+    """Return whether all values are finite."""
     return bool(np.isfinite(values).all())

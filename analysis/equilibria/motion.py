@@ -1,9 +1,9 @@
-"""Noisy trajectories that settle nowhere: limit cycles, and explosions.
+"""Noisy trajectories that do not settle: limit cycles and explosions.
 
-An affine map with an eigenvalue near -1 swings too, but every noise shifts its swing; a limit cycle keeps its phase. So
-the phase of each round is added to the regression of the steps on the states, and what it explains is compared with
+An affine map with an eigenvalue near -1 oscillates too, but noise shifts its phase; a limit cycle keeps its phase. So
+the phase of each round is added to the regression of the steps on the states. The variance it explains is compared with
 trajectories simulated from the fitted map without phases. A fitted spectral radius above 1 is compared in the same way
-with those of a map that does not quite explode.
+with trajectories of a map whose eigenvalues are cut to 1.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from a2a_ray.analysis.equilibria.bootstrap import CHUNK
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 LONGEST = 8
-"""Longest period that is looked for, in rounds."""
+"""The longest period searched for, in rounds."""
 SHARE = 0.5
-"""Phases must explain at least so much of the variance of the later half (adjusted for their number)."""
+"""Phases must explain at least this share of the variance of the later half (adjusted for their number)."""
 SIGNIFICANCE = 0.01
 """Size of both tests."""
 DRAWS = 399
 
 
 def noisy_period(states: Array, seed: int | Sequence[int] = 0) -> int:
-    """The period, 2 to `LONGEST` rounds, of a cycle in noisy states, (T, r); 0 where there is none.
+    """Return the period, 2 to `LONGEST` rounds, of a cycle in noisy states, (T, r); 0 without a cycle.
 
-    Needs three periods in the later half. Of several periods that fit equally well, the shortest.
+    The later half must have three periods. Of several periods that fit equally well, the result is the shortest.
     """
     half = states[len(states) // 2 :]
     shares = {p: _share(half, p) for p in range(2, LONGEST + 1) if len(half) >= 3 * p}
@@ -42,14 +42,14 @@ def noisy_period(states: Array, seed: int | Sequence[int] = 0) -> int:
 
 
 def explodes(states: Array, seed: int | Sequence[int] = 0) -> bool:
-    """Whether noisy states, (T, r), move away faster than they would at random with a spectral radius of 1."""
+    """Return whether noisy states, (T, r), diverge faster than at random with a spectral radius of 1."""
     if affine_fit(states).rate <= 1:
         return False
     return _p_value(states, lambda some: np.array([affine_fit(one).rate for one in some]), seed) <= SIGNIFICANCE
 
 
 def _p_value(states: Array, statistic: Callable[[Array], Array], seed: int | Sequence[int]) -> float:
-    """Of a statistic, (B, T, r) to (B,), large ones telling: against `DRAWS` trajectories of the fitted map.
+    """Return the one-sided p-value of a statistic, (B, T, r) to (B,), from `DRAWS` trajectories of the fitted map.
 
     They begin at the first state; eigenvalues above 1 are cut to 1.
     """
@@ -72,7 +72,7 @@ def _p_value(states: Array, statistic: Callable[[Array], Array], seed: int | Seq
 
 
 def _share(states: Array, period: int) -> float:
-    """Adjusted share of the variance of states, (n, r), that the means of the phases explain."""
+    """Return the adjusted share of the variance of states, (n, r), that the means of the phases explain."""
     means = np.array([states[phase::period].mean(axis=0) for phase in range(period)])
     left = ((states - means[np.arange(len(states)) % period]) ** 2).sum() / (len(states) - period)
     total = ((states - states.mean(axis=0)) ** 2).sum() / (len(states) - 1)
@@ -80,7 +80,7 @@ def _share(states: Array, period: int) -> float:
 
 
 def _explained(states: Array, period: int) -> Array:
-    """Share of what (state, 1) leave of the steps that phases explain, (B,); states: (B, T, r)."""
+    """Return the share of the residual steps, given (state, 1), that phases explain, (B,). states: (B, T, r)."""
     r = states.shape[-1]
     phases = np.eye(period)[np.arange(states.shape[1] - 1) % period, 1:]
     rows = np.empty((len(states), states.shape[1] - 1, 2 * r + period))

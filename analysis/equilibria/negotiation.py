@@ -19,27 +19,27 @@ from a2a_ray.core.transcript import Transcript
 Status: TypeAlias = Literal["settled", "not settled", "too few offers"]
 
 IN_A_ROW = 3
-"""So many offers in a row, the last ones of a game, must be one and the same deal."""
+"""This many offers at the end of a game must be the same deal."""
 PARTIES = 2
-"""So many parties must be among those who made them: one that repeats itself settles nothing."""
+"""At least this many parties must have made them: one party that repeats itself settles nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Negotiation:
-    """What became of one game.
+    """The outcome of one game.
 
-    parties: who spoke. issues: at stake (`issues_of`). made: the whole offers, which name every issue, in order;
-    partial: how many named only some, and are left out. A turn without a whole offer neither continues a row nor ends
-    it.
-    status: "settled": the last `in_a_row` offers are one deal, made by at least the wanted number of parties;
-        "too few offers": there are not as many offers, or not of as many parties; else "not settled".
-    deal: the last offer, if any; in_a_row, supporters: how many offers in a row, up to the end, were that deal, and of
-        how many parties; since: the turn of the first of them.
-    left: how many rows before, of some deal, were as long and of as many parties as the rule asks for, and were ended
-        by another offer. Many of them mean that such a row is no rest.
-    agreeing: parties whose newest offer is the last deal.
-    disagreement: after each message the share of issues on which the newest offers of two parties differ, the mean
-        over all pairs of parties that have made one; shape (messages,), NaN until there are two.
+    parties: the senders. issues: those at stake (`issues_of`). made: the complete offers, which name every issue, in
+    order. partial: number of incomplete offers, which are ignored. A turn without a complete offer neither continues a
+    row nor ends it.
+    status: "settled": the last `in_a_row` offers are one deal, made by at least the required number of parties;
+        "too few offers": there are fewer offers, or offers of fewer parties; else "not settled".
+    deal: the last offer, if any. in_a_row, supporters: number of offers of that deal in a row at the end, and of their
+        parties. since: the turn of the first of them.
+    left: number of earlier rows that satisfied the rule and were ended by another offer. Many of them mean that such a
+        row is not a settlement.
+    agreeing: number of parties whose newest offer is the last deal.
+    disagreement: after each message the share of issues on which the newest offers of two parties differ, averaged
+        over all pairs of parties with an offer; shape (messages,), NaN until there are two.
     """
 
     id: str
@@ -56,13 +56,8 @@ class Negotiation:
     agreeing: int
     disagreement: np.ndarray[Any, np.dtype[np.float64]]
 
-    @property
-    def unanimous(self) -> bool:
-        """Whether the newest offer of every party is the last deal."""
-        return self.agreeing == len(self.parties) > 0
-
     def to_dict(self) -> dict[str, Any]:
-        """JSON value, without the offers; NaN becomes None."""
+        """Return a JSON value without the offers; NaN becomes None."""
         names = ("id", "status", "deal", "in_a_row", "supporters", "since", "left", "agreeing", "partial")
         out: dict[str, Any] = {name: getattr(self, name) for name in names}
         series = [None if math.isnan(v) else round(v, 6) for v in self.disagreement.tolist()]
@@ -72,10 +67,10 @@ class Negotiation:
 def negotiation(
     transcript: Transcript, in_a_row: int = IN_A_ROW, parties: int = PARTIES, key: str = "deal"
 ) -> Negotiation:
-    """The outcome of one game from the offers that its turns carry in their metadata under `key` (see `read_offer`).
+    """Return the outcome of one game from the offers in the metadata of its turns under `key` (see `read_offer`).
 
-    A statistic of the offers, not the game's own score: whether the parties would sign is not known from them. Raises
-    ConfigurationError unless 2 <= parties <= in_a_row.
+    This is a statistic of the offers, not the game's own score: the offers do not tell whether the parties would sign.
+    Raises ConfigurationError unless 2 <= parties <= in_a_row.
     """
     check_rule(in_a_row, parties)
     found = offers(transcript, key)
@@ -107,13 +102,13 @@ def negotiation(
 
 
 def check_rule(in_a_row: int, parties: int) -> None:
-    """Raises ConfigurationError unless 2 <= parties <= in_a_row."""
+    """Raise ConfigurationError unless 2 <= parties <= in_a_row."""
     if not 2 <= parties <= in_a_row:
         raise ConfigurationError(f"in_a_row: {in_a_row}, parties: {parties}; expected 2 <= parties <= in_a_row")
 
 
 def has_offers(transcript: Transcript, key: str = "deal") -> bool:
-    """Whether any turn carries something under `key`: whether this is a negotiation at all."""
+    """Return whether any turn has metadata under `key`, that is, whether this is a negotiation."""
     return any(key in message.metadata for message in transcript.messages)
 
 

@@ -12,10 +12,10 @@ KIND = "negotiation"
 
 
 class NegotiationAnalyzer:
-    """Judge the offers that turns carry in their metadata under `key`, by the rule of `negotiation`.
+    """Assess the offers in the metadata of turns under `key` by the rule of `negotiation`.
 
-    A finding's `evidence` holds everything that the figures and tables of negotiations need; `speakers` are the parties
-    whose newest offer is the last deal. Raises ConfigurationError unless 2 <= parties <= in_a_row.
+    A finding's `evidence` has the data of the figures and tables of negotiations; `speakers` are the parties whose
+    newest offer is the last deal. Raises ConfigurationError unless 2 <= parties <= in_a_row.
     """
 
     name = "negotiation"
@@ -27,11 +27,11 @@ class NegotiationAnalyzer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes a finding reproducible, as JSON."""
+        """The settings that make a finding reproducible; JSON."""
         return {"in_a_row": self.in_a_row, "parties": self.parties, "key": self.key}
 
     def findings(self, transcript: Transcript) -> list[Finding]:
-        """The one finding of a conversation; its status is "none" if no turn carries an offer."""
+        """Return the one finding of a conversation; its status is "none" if no turn has an offer."""
         about: dict[str, Any] = {
             "conversation_id": transcript.id,
             "analyzer": self.name,
@@ -42,8 +42,8 @@ class NegotiationAnalyzer:
         game = negotiation(transcript, self.in_a_row, self.parties, self.key)
         evidence = game.to_dict()
         del evidence["id"]
-        if not has_offers(transcript, self.key):  # among negotiations it still counts as one with too few offers
-            reason = f"no turn carries an offer under {self.key!r}"
+        if not has_offers(transcript, self.key):  # in tables of negotiations it counts as one with too few offers
+            reason = f"no turn has an offer under {self.key!r}"
             return [Finding(**about, status=NONE, reason=reason, evidence={**evidence, "disagreement": []})]
         newest = {offer.speaker: offer.choices for offer in game.made}
         agreeing = [
@@ -68,5 +68,5 @@ class NegotiationAnalyzer:
             return row
         if game.status == "too few offers":
             makers = len({offer.speaker for offer in game.made})
-            return f"{len(game.made)} whole offers of {makers} parties; expected {self.in_a_row} of {self.parties}"
+            return f"{len(game.made)} complete offers of {makers} parties; expected {self.in_a_row} of {self.parties}"
         return f"{row}; expected {self.in_a_row} of {self.parties}"

@@ -1,4 +1,4 @@
-"""Objectives of agents: what may be given, how far they lie apart, and the margin that follows."""
+"""Objectives of agents: their validation, their distances, and the default margin."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from a2a_ray.core.errors import ConfigurationError
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 MARGIN = 0.01
-"""The default margin, as a share of the largest distance between two objectives: what counts as reached depends on how
-far the agents are apart. Near 0 every agent would be biased, since none settles at its objective to the last digit;
-1 % of the gap is too little to see in a figure."""
+"""The default margin, as a share of the largest distance between two objectives. With a margin near 0 every agent would
+be biased, because none settles at its objective to the last digit; 1 % of the gap is too small to see in a figure."""
 
 
 def check_objectives(objectives: Any, where: str = "objectives") -> dict[str, Array]:
-    """Name -> (d,), float64, of one length. Raises ConfigurationError."""
+    """Return name -> (d,), float64, of one length. Raises ConfigurationError."""
     if not isinstance(objectives, Mapping):
         raise ConfigurationError(
             f"{where}: {type(objectives).__name__}; expected a mapping from agent names to objectives"
@@ -30,15 +29,15 @@ def check_objectives(objectives: Any, where: str = "objectives") -> dict[str, Ar
         found[str(name)] = check_array(given, f"{where}.{name}", ("d",))
     sizes = {name: len(objective) for name, objective in found.items()}
     if len(set(sizes.values())) > 1:
-        said = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        raise ConfigurationError(f"{where}: lengths {said}; expected one length for all agents")
+        lengths = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        raise ConfigurationError(f"{where}: lengths {lengths}; expected one length for all agents")
     return found
 
 
 def default_margin(objectives: Mapping[str, Array]) -> float:
-    """MARGIN of the largest distance between two objectives.
+    """Return MARGIN times the largest distance between two objectives.
 
-    Of the largest objective's own size if all coincide or there is only one; MARGIN itself if that is 0.
+    If all coincide or there is only one, the size of the largest objective replaces the distance, or 1 if it is 0.
     """
     known = list(objectives.values())
     size = largest_gap(known) or max((float(np.linalg.norm(objective)) for objective in known), default=0.0)
@@ -46,12 +45,12 @@ def default_margin(objectives: Mapping[str, Array]) -> float:
 
 
 def largest_gap(objectives: Sequence[Array]) -> float:
-    """The largest distance between two of them; 0 for one."""
+    """Return the largest distance between two objectives; 0 for one."""
     return max((float(np.linalg.norm(a - b)) for i, a in enumerate(objectives) for b in objectives[:i]), default=0.0)
 
 
 def angle(objectives: Array) -> float:
-    """The angle between two objectives, (2, d), in degrees, to nine decimals; 0 if one of them is 0."""
+    """Return the angle between two objectives, (2, d), in degrees, to nine decimals; 0 if one of them is 0."""
     norms = np.linalg.norm(objectives, axis=1)
     if not norms.all():
         return 0.0

@@ -1,7 +1,7 @@
-"""Which of an agent's turns are compared with each other: one for each round, if there are rounds.
+"""Select the turns of an agent to compare: one per round, if there are rounds.
 
-An agent that settles does so from round to round. In a fixed order of turns a round is its period; if the order is not
-fixed (`adaptive`), the rounds begin where the order becomes periodic, and where it never does there are none.
+An agent settles from round to round. In a fixed order of turns, a round is one period. If the order is not fixed
+(`adaptive`), the rounds begin where the order becomes periodic; if it never does, there are no rounds.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHARE = 0.5
-"""A periodic end must be at least so much of the conversation: the way to where agents settle tells most."""
+"""A periodic end must be at least this share of the conversation; the path to the fixed point is most informative."""
 FEWEST = 4
-"""Rounds that a periodic end must have after another beginning: two of them are soon periodic by chance."""
+"""Minimum number of rounds in a periodic end after a different beginning: two can be periodic by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnTurns:
-    """What is compared.
+    """The compared turns.
 
-    places: name -> the places, from 0, among the agent's own turns, in order: of its last turn in each round. Without
-        rounds, of all its turns.
+    places: name -> indices, from 0, into the agent's own turns, in order: of its last turn in each round, or of all its
+        turns without rounds.
     period: turns in a round; 0 without rounds.
-    compared: one sentence for people.
+    compared: one sentence for reports.
     """
 
     places: dict[str, list[int]]
@@ -30,15 +30,15 @@ class OwnTurns:
     compared: str
 
     def chain(self, every: int) -> OwnTurns:
-        """Keep one of `every` rounds, the last one among them.
+        """Keep one of `every` rounds, including the last one.
 
-        For simultaneous turns without combination, which are as many interleaved chains as there are agents.
+        For simultaneous turns without combination, which form one interleaved chain per agent.
         """
         if every == 1 or not self.period:
             return self
         places = {name: found[(len(found) - 1) % every :: every] for name, found in self.places.items()}
-        what = f"each agent's own turn in every {_ordinal(every)} round, in which it continues the same chain"
-        return OwnTurns(places, self.period, what)
+        compared = f"each agent's own turn in every {_ordinal(every)} round, in which it continues the same chain"
+        return OwnTurns(places, self.period, compared)
 
 
 def own_turns(senders: Sequence[str], names: Sequence[str]) -> OwnTurns:
@@ -46,8 +46,8 @@ def own_turns(senders: Sequence[str], names: Sequence[str]) -> OwnTurns:
     start, period = _periodic(senders, len(names))
     if not period:
         places = {name: list(range(sum(s == name for s in senders))) for name in names}
-        what = "each agent's own turns; the order of turns is not fixed, so the intervals are approximate"
-        return OwnTurns(places, 0, what)
+        compared = "each agent's own turns; the order of turns is not fixed, so the intervals are approximate"
+        return OwnTurns(places, 0, compared)
     seen = dict.fromkeys((*names, *senders), 0)
     for sender in senders[:start]:
         seen[sender] += 1
@@ -60,12 +60,14 @@ def own_turns(senders: Sequence[str], names: Sequence[str]) -> OwnTurns:
             if name in speakers:
                 places[name].append(seen[name] - 1)
     turn = "own turn" if period == len(set(senders[start:])) else "last own turn"
-    what = f"each agent's {turn} in each round of {period} {'turn' if period == 1 else 'turns'}"
-    return OwnTurns(places, period, what + (f", from turn {start + 1} on, where the order is fixed" if start else ""))
+    compared = f"each agent's {turn} in each round of {period} {'turn' if period == 1 else 'turns'}"
+    return OwnTurns(
+        places, period, compared + (f", from turn {start + 1} on, where the order is fixed" if start else "")
+    )
 
 
 def _periodic(senders: Sequence[str], agents: int) -> tuple[int, int]:
-    """Where the order becomes periodic, and its period; (0, 0) if it does not."""
+    """Return where the order becomes periodic, and its period; (0, 0) if it does not."""
     total, speaking = len(senders), len(set(senders))
     best = (total, 0)
     for period in range(max(speaking, 1), max(total // 2, min(agents, total)) + 1):
@@ -73,7 +75,7 @@ def _periodic(senders: Sequence[str], agents: int) -> tuple[int, int]:
         while start > 0 and senders[start - 1] == senders[start - 1 + period]:
             start -= 1
         if len(set(senders[start:])) < speaking:
-            continue  # somebody fell silent
+            continue  # an agent stopped
         if start == 0:
             return 0, period
         if total - start >= max(SHARE * total, FEWEST * period) and start < best[0]:

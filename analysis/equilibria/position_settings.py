@@ -1,4 +1,4 @@
-"""Where the positions of a conversation are read from, as a specification says it."""
+"""The source of the positions of a conversation, as configured in a specification."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from a2a_ray.core.validation import check_settings
 
 VECTORS, NUMBERS, OFFERS = "vectors", "numbers", "offers"
 GAPS = ("standing", "stated")
-"""What may become of messages without a whole position."""
+"""Treatments of messages without a complete position."""
 READERS: dict[str, Callable[..., dict[str, Positions]]] = {
     NUMBERS: positions_from_numbers,
     OFFERS: positions_from_offers,
@@ -29,8 +29,8 @@ class PositionSettings:
     """`{from: numbers, dim, which, pattern}`, `{from: offers, encoding, choices, key}` or `{from: vectors}`.
 
     source: vectors, numbers or offers. options: the arguments of `positions_from_numbers` or `positions_from_offers`.
-    missing: what becomes of messages without a whole position: None, the agent cannot be judged; "standing", silence
-        keeps the position last stated; "stated", they are left out. It stands among the other keys.
+    missing: treatment of messages without a complete position. None: the agent cannot be assessed; "standing": the last
+        stated position holds; "stated": they are left out. In a mapping it is a key beside the others.
     """
 
     source: str
@@ -72,7 +72,7 @@ class PositionSettings:
 
     @property
     def dim(self) -> int | None:
-        """Numbers in a position; None if the conversation decides."""
+        """The number of dimensions of a position; None if the conversation determines it."""
         if self.source == NUMBERS:
             return int(self.options.get("dim", 1))
         choices = self.options.get("choices")
@@ -81,7 +81,7 @@ class PositionSettings:
         return len(choices) if self.options.get("encoding") == "ordinal" else sum(map(len, choices.values()))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON value that `parse` takes back."""
+        """Return a JSON value that `parse` accepts."""
         pattern = self.options.get("pattern")
         plain = {"pattern": pattern.pattern} if isinstance(pattern, re.Pattern) else {}
         missing = {"missing": self.missing} if self.missing else {}
@@ -93,25 +93,25 @@ class PositionSettings:
             return _vectors(transcript)
         try:
             found = READERS[self.source](transcript, **self.options)
-        except ConfigurationError as error:  # the settings were checked: it is the conversation that has no offer
+        except ConfigurationError as error:  # the settings are valid: the conversation has no offer
             raise Unreadable(str(error)) from None
         if self.missing != "standing":
             return found
-        return {name: Positions(p.turns, _kept(p.values), p.axes) for name, p in found.items()}
+        return {name: Positions(p.turns, _forward_filled(p.values), p.axes) for name, p in found.items()}
 
 
 class Unreadable(Exception):
-    """A conversation has no positions; the message says why. No mistake of anybody's, so no ConfigurationError."""
+    """A conversation has no positions; the message has the reason. No user error, so no ConfigurationError."""
 
 
 def is_vectors(transcript: Transcript) -> bool:
-    """Whether there are messages, and all of them are vectors."""
-    said = [message.content for message in transcript.messages if message.kind == MESSAGE]
-    return bool(said) and not any(isinstance(content, str) for content in said)
+    """Return whether there are messages and all of them are vectors."""
+    contents = [message.content for message in transcript.messages if message.kind == MESSAGE]
+    return bool(contents) and not any(isinstance(content, str) for content in contents)
 
 
-def _kept(values: Array) -> Array:
-    """Gaps, NaN, filled with the value last stated; a gap at the beginning stays."""
+def _forward_filled(values: Array) -> Array:
+    """Fill gaps, NaN, with the last stated value; a gap at the beginning stays."""
     filled = values.copy()
     for t in range(1, len(filled)):
         filled[t] = np.where(np.isnan(filled[t]), filled[t - 1], filled[t])
@@ -119,15 +119,15 @@ def _kept(values: Array) -> Array:
 
 
 def _vectors(transcript: Transcript) -> dict[str, Positions]:
-    said = [message for message in transcript.messages if message.kind == MESSAGE]
-    texts = [message for message in said if isinstance(message.content, str)]
+    messages = [message for message in transcript.messages if message.kind == MESSAGE]
+    texts = [message for message in messages if isinstance(message.content, str)]
     if texts:
-        raise Unreadable(f"{len(texts)} of {len(said)} messages are text; expected vectors")
-    sizes = sorted({len(message.content) for message in said})
+        raise Unreadable(f"{len(texts)} of {len(messages)} messages are text; expected vectors")
+    sizes = sorted({len(message.content) for message in messages})
     if len(sizes) > 1:
         raise Unreadable(f"vectors of {' and '.join(map(str, sizes))} numbers; expected one length")
     found: dict[str, tuple[list[int], list[Any]]] = {name: ([], []) for name in transcript.agents}
-    for message in said:
+    for message in messages:
         turns, rows = found.setdefault(message.sender, ([], []))
         turns.append(message.turn)
         rows.append(message.content)

@@ -1,6 +1,6 @@
-"""Positions of agents that talk in words: from numbers in their answers, or from offers that were parsed already.
+"""Read the positions of agents from text: from numbers in their messages, or from parsed offers.
 
-The arrays of shape (T, d) that come out are what `trajectory_fit.py` and `assessment.py` take.
+The resulting arrays, shape (T, d), are the input of `trajectory_fit.py` and `assessment.py`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _CODE = re.compile(r"(?<![A-Z])([A-Z])(\d+)(?!\.?\d)")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Positions:
-    """Where one agent stood at each of its own T messages.
+    """The position of one agent at each of its own T messages.
 
-    turns: their numbers, shape (T,). values: shape (T, d), float64; a row, or with offers a part of it, is NaN where
-    the message took no position. axes: what each of the d columns is.
+    turns: their numbers, shape (T,). values: shape (T, d), float64; a row, or with offers a part of it, is NaN if the
+    message states no position. axes: the names of the d columns.
     """
 
     turns: tuple[int, ...]
@@ -45,16 +45,18 @@ class Positions:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The turns without a whole position."""
+        """The turns without a complete position."""
         return tuple(turn for turn, row in zip(self.turns, self.values, strict=True) if np.isnan(row).any())
 
     def stated(self) -> Array:
-        """Only the turns with a whole position, shape (T - missing, d). What lies between two of them may be more than
-        one round, which inference from the trajectory does not know of."""
+        """Return only the turns with a complete position, shape (T - missing, d).
+
+        Two of them may be more than one round apart; inference from the trajectory assumes one round.
+        """
         return self.values[~np.isnan(self.values).any(axis=1)]
 
     def standing(self) -> Array:
-        """Each gap filled with the value last stated, from the first whole position on: silence keeps a position."""
+        """Return the positions from the first complete one on, with gaps filled with the last stated value."""
         values = self.values.copy()
         for t in range(1, len(values)):
             values[t] = np.where(np.isnan(values[t]), values[t - 1], values[t])
@@ -63,14 +65,14 @@ class Positions:
 
 
 def numbers(text: str, pattern: str | re.Pattern[str] | None = None) -> list[float]:
-    """The finite numbers in a text, in order.
+    """Return the finite numbers in a text, in order.
 
-    Read as one number: 1,234.5 (thousands in threes, so "1,234" is no pair), .5, 1e-3, -3 and −3 (a sign stands free:
-    "10-20" are 10 and 20, "a - 3" is 3). Currency signs are passed over; 1.5k, $1.5M, 2bn, 3B and "3 million" are
-    multiplied out (5m is 5); 12% is 12: units, per cent among them, are the caller's. Digits in words (A1, GPT-4) are
-    none. Years, dates, 2nd and the numerals of lists ("1. First") are numbers like all others: where they occur, say
-    with `pattern` which are meant, such as r"price of (\\S+)"; each match gives the first number in its first group,
-    or, without groups, in itself.
+    One number each: 1,234.5 (thousands separators, so "1,234" is not a pair), .5, 1e-3, -3 and −3. A sign must stand
+    free: "10-20" is 10 and 20, "a - 3" is 3. Currency signs are ignored. Suffixes multiply: 1.5k, $1.5M, 2bn, 3B and
+    "3 million" (but 5m is 5). Units, including per cent, are left to the caller: 12% is 12. Digits in words (A1, GPT-4)
+    do not count. Years, dates, 2nd and list numbers ("1. First") count like all others. To select the intended ones,
+    pass `pattern`, such as r"price of (\\S+)": each match gives the first number in its first group, or in the match
+    if there are no groups.
     """
     if pattern is None:
         found = NUMBER.finditer(text)
@@ -92,12 +94,11 @@ def positions_from_numbers(
     which: Literal["first", "last", "all"] = "last",
     pattern: str | re.Pattern[str] | None = None,
 ) -> dict[str, Positions]:
-    """Each agent's positions, by name, from the numbers in its messages (those of kind "message").
+    """Return each agent's positions by name, from the numbers in its messages (those of kind "message").
 
-    which: "first" or "last": the first or last `dim` numbers of a message, in their order; "all": a message takes a
-        position only if it has exactly `dim` numbers. pattern: which numbers count; see `numbers`.
-    Messages with too few numbers are NaN. A vector is its own position, if it has shape (dim,). Raises
-    ConfigurationError.
+    which: "first" or "last": the first or last `dim` numbers of a message, in their order; "all": a message states a
+        position only if it has exactly `dim` numbers. pattern: selects numbers; see `numbers`.
+    Messages with too few numbers are NaN. A vector of shape (dim,) is its own position. Raises ConfigurationError.
     """
     if dim < 1:
         raise ConfigurationError(f"dim: {dim}; expected at least 1")
@@ -117,7 +118,7 @@ def positions_from_numbers(
 
 
 class Offer(NamedTuple):
-    """One offer: who made it in which turn, and its choice for each issue that it names."""
+    """One offer: its turn, its speaker, and its choice for each issue that it names."""
 
     turn: int
     speaker: str
@@ -125,11 +126,11 @@ class Offer(NamedTuple):
 
 
 def read_offer(deal: object) -> dict[str, Choice]:
-    """Issue -> choice of a parsed offer; empty for what is none.
+    """Return issue -> choice of a parsed offer; empty if `deal` is not an offer.
 
-    deal: a mapping of issues to choices (text or numbers; others are left out), or codes, a letter for the issue and a
-    number for the choice: "A1, B2", ["A1", "B2"]. Codes are found in whatever stands around them ("and E3.",
-    "C2 (2:1)"); an issue that is given two choices ("C2 or C3") or one that there cannot be ("D2.5") is left open.
+    deal: a mapping of issues to choices (text or numbers; others are ignored), or codes of a letter for the issue and a
+    number for the choice: "A1, B2", ["A1", "B2"]. Text around the codes is ignored ("and E3.", "C2 (2:1)"). An issue
+    with two choices ("C2 or C3") or an invalid one ("D2.5") is left open.
     """
     if isinstance(deal, Mapping):
         return {str(k): v for k, v in deal.items() if isinstance(v, str | int | float) and v == v}
@@ -142,20 +143,22 @@ def read_offer(deal: object) -> dict[str, Choice]:
 
 
 def offers(transcript: Transcript, key: str = "deal") -> list[Offer]:
-    """The offers of a conversation in order; `key` is where a turn carries its own, whole or not, in its metadata."""
+    """Return the offers of a conversation in order, complete or not, from the metadata of its turns under `key`."""
     read = ((m, read_offer(m.metadata.get(key))) for m in transcript.messages if m.kind == MESSAGE)
     return [Offer(m.turn, m.sender, choices) for m, choices in read if choices]
 
 
 def issues_of(made: Sequence[Offer]) -> tuple[str, ...]:
-    """The issues at stake: those that more than half of the offers name, in order; others are slips of the pen."""
+    """Return the issues at stake: those that more than half of the offers name, in order; others are errors."""
     named = [issue for offer in made for issue in offer.choices]
     return tuple(sorted(issue for issue in set(named) if named.count(issue) > len(made) / 2))
 
 
 def offer_distance(a: Mapping[str, Choice], b: Mapping[str, Choice], issues: Sequence[str]) -> float:
-    """The share of the issues on which two offers differ (Hamming distance), 0 to 1; NaN without an issue that both
-    name. Issues that one of them leaves open do not count."""
+    """Return the share of issues on which two offers differ (Hamming distance), 0 to 1.
+
+    Issues that one of them leaves open do not count; NaN if no issue is left.
+    """
     both = [issue for issue in issues if issue in a and issue in b]
     return sum(a[issue] != b[issue] for issue in both) / len(both) if both else math.nan
 
@@ -166,14 +169,14 @@ def positions_from_offers(
     choices: Mapping[str, Sequence[Choice]] | None = None,
     key: str = "deal",
 ) -> dict[str, Positions]:
-    """Each agent's positions, by name, from the offers in its turns; NaN where a turn leaves an issue open.
+    """Return each agent's positions by name, from the offers in its turns; NaN if a turn leaves an issue open.
 
-    encoding: "one_hot": an axis for each choice of each issue, 1 where it is offered: two offers lie sqrt(2 k) apart
-        that differ on k issues. "ordinal": an axis for each issue, the place of the choice in its list, from 0: for
-        choices that have an order.
-    choices: of each issue, in order; where None, those that occur in the conversation, sorted, for `issues_of`. A
-        choice that is not listed leaves its issue open.
-    Raises ConfigurationError where no choices are given and no turn has an offer.
+    encoding: "one_hot": an axis for each choice of each issue, 1 if it is offered: two offers that differ on k issues
+        are sqrt(2 k) apart. "ordinal": an axis for each issue, the index of the choice in its list, from 0, for ordered
+        choices.
+    choices: of each issue, in order; None for those that occur in the conversation, sorted, for `issues_of`. A choice
+        that is not listed leaves its issue open.
+    Raises ConfigurationError if no choices are given and no turn has an offer.
     """
     if encoding not in ("one_hot", "ordinal"):
         raise ConfigurationError("encoding: " + unknown("encoding", encoding, ("one_hot", "ordinal")))
@@ -203,14 +206,14 @@ def positions_from_offers(
 
 
 def _sorted(found: Iterable[Choice]) -> list[Choice]:
-    """Numbers by size, then texts."""
+    """Sort numbers by size, then texts."""
     return sorted(found, key=lambda c: (isinstance(c, str), c if not isinstance(c, str) else 0, str(c)))
 
 
 def _by_agent(
     transcript: Transcript, position: Callable[[Message], Sequence[float]], axes: tuple[str, ...]
 ) -> dict[str, Positions]:
-    """`position` of every message, by agent; a row of NaN where it gives nothing."""
+    """Return `position` of every message by agent; a row of NaN if it is empty."""
     found: dict[str, tuple[list[int], list[Sequence[float]]]] = {name: ([], []) for name in transcript.agents}
     for message in (m for m in transcript.messages if m.kind == MESSAGE):
         turns, rows = found.setdefault(message.sender, ([], []))

@@ -58,40 +58,32 @@ def fit(
     score: str = "",
     seed: int = 0,
 ) -> Calibration:
-    """Return the lowest threshold that keeps the false-alarm rate; the module's docstring states the rules.
+    """Return the lowest threshold that keeps the false-alarm rate, by the rules in the module's docstring.
 
-    normal_runs: runs without loops, of the source to be watched: transcripts (scored by the loop detector, with the
-        embedder if one is given), or scores per turn, shape (turns,) or (turns, kinds). Turns beyond the horizon are
-        cut off; the result counts the runs that end before it.
+    normal_runs: runs without loops of the source to be watched: transcripts, scored by the loop detector with
+        `embedder`, or scores per turn, shape (turns,) or (turns, kinds). Turns beyond the horizon are cut off.
     false_alarm_rate: largest share of normal runs that ever raise an alarm, between 0 and 1. horizon: in turns.
     confidence: e.g. 0.95 for a rate that holds for this threshold with 95 % confidence; needs more runs (59 at 0.05).
     clusters: the cluster of each run, for a rate that holds for a run of a new cluster.
-    top: the largest possible score; the detector's own for transcripts, unbounded for arrays.
-    score: name of the score, stored in the result; the detector's own for transcripts.
+    top, score: the largest possible score, unbounded by default, and its name; the detector's own for transcripts.
     seed: of the folds of `achieved`, and of the draw of one run per cluster.
 
-    Raises ConfigurationError: too few runs (n >= 1 / rate - 1 are needed, and as many clusters; more with a
-    confidence); a threshold that no score can exceed; scores that are not finite or above `top`; settings out of range.
+    Raises ConfigurationError for too few runs or clusters (n >= 1 / rate - 1 are needed; more with a confidence), a
+    threshold that no score can exceed, scores that are not finite or above `top`, and settings out of range.
     """
     _check_settings(false_alarm_rate, horizon, confidence)
     runs = list(normal_runs)
-    lowest = -math.inf
-    if any(isinstance(run, Transcript) for run in runs):
-        lowest = MIN_THRESHOLD
-        if top is None:
-            top, score = MAX_SCORE, _score_name(embedder)
+    transcripts = any(isinstance(run, Transcript) for run in runs)
+    if top is None:
+        top, score = (MAX_SCORE, _score_name(embedder)) if transcripts else (math.inf, score)
     highest, shorter = _highest(runs, horizon, embedder)
-    top = math.inf if top is None else top
     number = _cluster_numbers(clusters, len(highest))
     _check_runs(highest, top, number, clusters is not None, false_alarm_rate, confidence)
     draw = np.random.default_rng(seed)
-    threshold = max(lowest, _threshold(highest, number, false_alarm_rate, confidence, draw))
-    if threshold >= top:
-        raise ConfigurationError(
-            f"normal_runs: the threshold would be {threshold:g}, the top of the score's range, so that no score could"
-            f" raise an alarm ({(highest >= top).sum()} of {len(highest)} runs reach it); expected runs without loops."
-            " Remove the looping runs, or allow a higher rate"
-        )
+    threshold = _threshold(highest, number, false_alarm_rate, confidence, draw)
+    if transcripts:
+        threshold = max(MIN_THRESHOLD, threshold)
+    _check_threshold(threshold, highest, top)
     return Calibration(
         threshold=threshold,
         rate=false_alarm_rate,
@@ -137,6 +129,15 @@ def _check_runs(
     if (lacking := _lacking(count, rate, confidence)) is not None:
         unit = "clusters" if clustered else "runs"
         raise ConfigurationError(f"normal_runs: {count} {unit}; {lacking}. Give more, or allow a higher rate")
+
+
+def _check_threshold(threshold: float, highest: Scores, top: float) -> None:
+    if threshold >= top:
+        raise ConfigurationError(
+            f"normal_runs: the threshold would be {threshold:g}, the top of the score's range, so that no score could"
+            f" raise an alarm ({(highest >= top).sum()} of {len(highest)} runs reach it); expected runs without loops."
+            " Remove the looping runs, or allow a higher rate"
+        )
 
 
 def _highest(runs: Iterable[Transcript | ArrayLike], horizon: int, embedder: Embedder | None) -> tuple[Scores, int]:

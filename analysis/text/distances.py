@@ -1,8 +1,8 @@
-"""The four published distances between two texts (arXiv 2512.06256): cosine, Jaccard, BLEU and coherence difference.
+"""The four distances between two texts of arXiv 2512.06256: cosine, Jaccard, BLEU and coherence difference.
 
-In all of them 0 is equality. Two blank texts have no distance (NaN): silence is never a similarity by itself. A blank
-text and one that says something are as far apart as can be (1). The publication names the four but not every detail;
-what is chosen here is stated with each function.
+A distance of 0 is equality. Two blank texts have no distance (NaN), because silence is not similarity. A blank text and
+a non-blank one have the largest distance (1). The publication does not state every detail; each function documents its
+choice.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DISTANCES = ("cosine", "jaccard", "bleu", "coherence")
-"""The names of the four distances, in the order in which they are shown."""
+"""The names of the four distances, in display order."""
 
 TOKEN = re.compile(r"\w+|[^\w\s]+")
 """A token: a run of letters, digits and underscores, or a run of punctuation (NLTK's wordpunct rule; needs no data)."""
 
 MAX_SENTENCES = 30
-"""Only so many sentences of a text count for its coherence; the embedding of a text sees no more of it (256 tokens)."""
+"""Limit on the sentences that count for coherence; the embedding of a text covers no more of it (256 tokens)."""
 
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’»)\]]*\s+|(?<=[。！？])|\s*\n\s*")
 
 
 class Text:
-    """A text with its tokens and words, which several distances need."""
+    """A text with its tokens and words, shared by several distances."""
 
     __slots__ = ("grams", "text", "tokens", "words")
 
@@ -42,11 +42,11 @@ class Text:
         self.tokens = TOKEN.findall(text)
         folded = text.casefold()
         self.words = frozenset(_WORD.findall(folded)) or frozenset(TOKEN.findall(folded))
-        """The set of words, case folded, without punctuation; of a text without words, its punctuation."""
+        """The set of words, case folded, without punctuation; the punctuation of a text without words."""
         self.grams: list[Counter[Any]] | None = None
 
     def counts(self) -> list[Counter[Any]]:
-        """How often each n-gram of the tokens occurs, n = 1 to 4."""
+        """Return the counts of the n-grams of the tokens, n = 1 to 4."""
         if self.grams is None:
             at = self.tokens
             self.grams = [
@@ -59,23 +59,23 @@ class Text:
 
 
 def sentences(text: str) -> list[str]:
-    """The first `MAX_SENTENCES` sentences of a text.
+    """Return the first `MAX_SENTENCES` sentences of a text.
 
     A sentence ends after . ! ? … (and closing quotes) before white space, after 。！？, and at a line's end. There is
-    no list of abbreviations, so "Mr. Holmes" is cut in two: the same in every text, and no data to download.
+    no list of abbreviations, so "Mr. Holmes" is split in two: consistently in every text, and without any download.
     """
     return [s for s in _SENTENCE_END.split(text) if s.strip()][:MAX_SENTENCES]
 
 
 def jaccard_distance(a: Text | str, b: Text | str) -> float:
-    """1 - |A ∩ B| / |A ∪ B| of the two sets of words, in [0, 1], symmetric; NaN for two blank texts."""
+    """Return 1 - |A ∩ B| / |A ∪ B| of the two sets of words, in [0, 1], symmetric; NaN for two blank texts."""
     first, second = _text(a).words, _text(b).words
     union = len(first | second)
     return 1 - len(first & second) / union if union else np.nan
 
 
 def bleu_distance(reference: Text | str, hypothesis: Text | str) -> float:
-    """1 - BLEU-4 of `hypothesis` against `reference`, the earlier text, in [0, 1]; NaN for two blank texts.
+    """Return 1 - BLEU-4 of `hypothesis` against `reference`, the earlier text, in [0, 1]; NaN for two blank texts.
 
     NLTK's sentence BLEU with smoothing method 1 on tokens, with n-grams counted here: NLTK's own counting is five times
     slower. Not symmetric (brevity penalty). Equal token sequences have distance 0 by definition: smoothed BLEU gives
@@ -89,8 +89,8 @@ def bleu_distance(reference: Text | str, hypothesis: Text | str) -> float:
     brevity_penalty, fraction, smoothed = _nltk()
     length = len(second.tokens)
     precisions = []
-    for n, (known, said) in enumerate(zip(first.counts(), second.counts(), strict=True)):
-        shared = sum(min(times, known[gram]) for gram, times in said.items() if gram in known)
+    for n, (known, grams) in enumerate(zip(first.counts(), second.counts(), strict=True)):
+        shared = sum(min(times, known[gram]) for gram, times in grams.items() if gram in known)
         if not n and not shared:
             return 1.0
         precisions.append(fraction(shared, max(1, length - n), _normalize=False))
@@ -101,7 +101,7 @@ def bleu_distance(reference: Text | str, hypothesis: Text | str) -> float:
 
 @functools.cache
 def _nltk() -> tuple[Any, Any, Any]:
-    """NLTK's brevity penalty, fraction, and smoothing method 1."""
+    """Return NLTK's brevity penalty, fraction, and smoothing method 1."""
     from nltk.translate import bleu_score
 
     return bleu_score.brevity_penalty, bleu_score.Fraction, bleu_score.SmoothingFunction().method1
@@ -112,10 +112,10 @@ def _text(text: Text | str) -> Text:
 
 
 def cosine_distance(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
-    """1 - cosine of unit vectors, in [0, 2], symmetric.
+    """Return 1 - cosine of unit vectors, in [0, 2], symmetric.
 
-    a, b: shape (d,) or (n, d); unit rows, or zero rows for blank texts. Gives shape () or (n,), float64: 1 where one of
-    the two is zero, NaN where both are.
+    a, b: shape (d,) or (n, d); unit rows, or zero rows for blank texts. The result has shape () or (n,),
+    float64: 1 if one of the two is zero, NaN if both are.
     """
     product = np.einsum("...i,...i->...", a, b, dtype=np.float64)
     distance = np.clip(1 - product, 0.0, 2.0)
@@ -124,7 +124,7 @@ def cosine_distance(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def coherence(sentence_vectors: NDArray[Any]) -> float:
-    """Mean cosine of adjacent sentences, in [-1, 1]; NaN for fewer than two.
+    """Return the mean cosine of adjacent sentences, in [-1, 1]; NaN for fewer than two.
 
     sentence_vectors: shape (n, d), unit rows, in the order of the text.
     """
@@ -135,5 +135,5 @@ def coherence(sentence_vectors: NDArray[Any]) -> float:
 
 
 def coherence_difference(a: float, b: float) -> float:
-    """|coherence(a) - coherence(b)|, in [0, 2], symmetric; NaN where a text has a single sentence."""
+    """Return |coherence(a) - coherence(b)|, in [0, 2], symmetric; NaN if a text has a single sentence."""
     return abs(a - b)

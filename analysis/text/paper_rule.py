@@ -1,9 +1,9 @@
-"""The loop rule of arXiv 2512.06256 as a preset: outputs of a round close to each other for several rounds.
+"""The loop rule of arXiv 2512.06256: the outputs of a round are close to each other for several rounds.
 
-The publication thresholds the four distances between the two outputs of a round, three or more rounds in a row, with
-values set by hand that are not public. **The thresholds here are ours.** They were put between what unrelated English
-prose gives and what near-copies give (MiniLM embeddings; stretches of 40 words of a novel, neighbours compared with
-each other; a near-copy is a stretch with a fifth of its words replaced at random):
+The publication applies thresholds to the four distances between the two outputs of a round, for at least three rounds
+in a row. Its thresholds were set by hand and are not public. **The thresholds here are ours.** They lie between the
+distances of unrelated English prose and those of near-copies (MiniLM embeddings; adjacent passages of 40 words of a
+novel; a near-copy is a passage with a fifth of its words replaced at random):
 
     distance     neighbours: least, 1 %, median   near-copies: median, 99 %, largest   threshold
     cosine       0.25, 0.39, 0.66                 0.19, 0.47, 0.62                     0.30
@@ -11,10 +11,10 @@ each other; a near-copy is a stretch with a fifth of its words replaced at rando
     BLEU         0.74, 0.92, 0.99                 0.40, 0.51, 0.53                     0.60
     coherence    0.00, 0.00, 0.07                 0.04, 0.21, 0.29                     0.15
 
-They were not tuned on labelled loops. How the four are combined is not public either. Here a round is below when every
-one of cosine, Jaccard and BLEU that is defined lies below its threshold: embeddings alone call two texts on one topic
-near, word counts alone call two short replies near. The coherence difference hardly tells copies from neighbours, so it
-only supports: the finding says whether it agrees.
+They were not tuned on labelled loops. The combination of the four is not public either. Here a round is below if each
+defined distance among cosine, Jaccard and BLEU is below its threshold: embeddings alone find two texts on one topic
+close, word counts alone find two short replies close. The coherence difference hardly separates copies from neighbours,
+so it does not decide: the finding reports whether it agrees.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _LARGEST = {"cosine": 2.0, "jaccard": 1.0, "bleu": 1.0, "coherence": 2.0}
 
 @dataclass(frozen=True, slots=True)
 class PaperRuleMatch:
-    """Where the paper's rule fired first.
+    """The first match of the paper's rule.
 
-    onset_round, onset_turn: the first of the rounds in a row (counted from 1), and the turn with which it begins.
-    rounds: how many rounds it lasted.
-    distances: mean of each deciding distance over those rounds; one without embeddings names no cosine.
-    supported: whether the coherence difference stayed below its threshold too, where it is defined; None where nowhere.
+    onset_round, onset_turn: the first of the rounds in a row (counted from 1), and its first turn.
+    rounds: number of rounds in a row.
+    distances: mean of each deciding distance over those rounds; without embeddings there is no cosine.
+    supported: whether the coherence difference stayed below its threshold too; None if it is undefined.
     """
 
     onset_round: int
@@ -60,9 +60,9 @@ class PaperRuleMatch:
 
 
 class PaperLoopRule:
-    """Below threshold for `rounds` rounds or more in a row.
+    """The rule: below the thresholds for at least `rounds` rounds in a row.
 
-    Raises ConfigurationError for a threshold that no pair of texts can be below, or that all are below.
+    Raises ConfigurationError for a threshold that no pair of texts, or every pair, is below.
     """
 
     def __init__(
@@ -77,18 +77,17 @@ class PaperLoopRule:
         for name, threshold in self.thresholds.items():
             if not 0 < threshold <= _LARGEST[name]:
                 raise ConfigurationError(
-                    f"{name}: {threshold}; expected a threshold above 0 and at most {_LARGEST[name]:g}:"
-                    " the distance must be able to lie below it, and to lie above"
+                    f"{name}: {threshold}; expected a threshold above 0 and at most {_LARGEST[name]:g}"
                 )
         if rounds < 1:
             raise ConfigurationError(f"rounds: {rounds}; expected at least 1")
         self.rounds = rounds
 
     def find(self, series: Mapping[str, NDArray[np.float64]], turns: Sequence[int]) -> PaperRuleMatch | None:
-        """The first stretch of `rounds` rounds below threshold, or None.
+        """Return the first `rounds` or more rounds in a row below the thresholds, or None.
 
-        series: name of a distance -> its value in each round, shape (n_rounds,), NaN where undefined.
-        turns: the number of the turn with which each round begins, length n_rounds.
+        series: name of a distance -> its value in each round, shape (n_rounds,), NaN if undefined.
+        turns: the number of the first turn of each round, length n_rounds.
         """
         below = np.ones(len(turns), dtype=bool)
         defined = np.zeros(len(turns), dtype=bool)
@@ -130,18 +129,18 @@ class PaperRuleAnalyzer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides what it finds; JSON."""
+        """The settings that determine the findings; JSON."""
         found: dict[str, Any] = {**self.rule.thresholds, "rounds": self.rule.rounds}
         return found if self._embedder is None else found | {"embedder": self._embedder.identity}
 
     def texts(self, transcript: Transcript) -> list[str]:
-        """What will be asked of the embedder."""
+        """Return the texts that will be embedded."""
         return text.texts(transcript) if text.is_text(transcript) else []
 
     def findings(self, transcript: Transcript) -> list[Finding]:
-        """One finding. Its evidence has `series`, the distances of each round, and `drift` of each turn.
+        """Return one finding. Its evidence has `series`, the distances of each round, and `drift` of each turn.
 
-        score: how many rounds in a row were below the thresholds; threshold: how many are needed.
+        score: the number of rounds in a row below the thresholds. threshold: the required number.
         """
         own: dict[str, Any] = {
             "conversation_id": transcript.id,
@@ -152,7 +151,7 @@ class PaperRuleAnalyzer:
             "threshold": float(self.rule.rounds),
         }
         if not text.is_text(transcript):
-            return [Finding(**own, status=NOT_APPLICABLE, reason="the distances are for texts; it has vectors")]
+            return [Finding(**own, status=NOT_APPLICABLE, reason="the distances need text; the messages are vectors")]
         measured = text.distances(transcript, self._embedder)
         evidence: dict[str, Any] = {
             "series": {name: _rounded(v) for name, v in measured.rounds.items() if not np.isnan(v).all()},

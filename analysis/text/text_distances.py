@@ -1,4 +1,4 @@
-"""Distances in conversations of texts: per round and per turn, and the drift from the opening."""
+"""Distances in text conversations: within each round, and of each turn from the opening."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 class Distances:
     """The distances of arXiv 2512.06256 in one conversation of n messages.
 
-    rounds: name -> its value between the outputs of a round, shape (n_rounds,): with two agents of the two outputs,
-        with more the mean over neighbours within the round. NaN in a round with a single message.
+    rounds: name -> distance within each round, shape (n_rounds,): between the two outputs, or the mean over adjacent
+        outputs for more agents. NaN in a round with a single message.
     drift: cosine distance from the opening, shape (n,).
-    All float64, NaN if undefined; without an embedder cosine, coherence and drift are NaN throughout.
+    All arrays are float64, NaN if undefined. Without an embedder, cosine, coherence and drift are NaN.
     """
 
     rounds: Series
@@ -43,20 +43,20 @@ class Distances:
 
 
 def is_text(transcript: Transcript) -> bool:
-    """Whether every message is text (an empty conversation is)."""
+    """Return whether every message is text; true for an empty conversation."""
     return all(isinstance(message.content, str) for message in transcript.messages)
 
 
 def texts(transcript: Transcript) -> list[str]:
-    """Every text of a conversation that needs an embedding; whoever embeds them before finds them in the cache."""
-    said = _said(transcript)
-    return [_opening(transcript), *said, *(s for text in said for s in _adjacent(text))]
+    """Return every text that `distances` embeds, so that a caller can embed them in advance into the cache."""
+    messages = _messages(transcript)
+    return [_opening(transcript), *messages, *(s for text in messages for s in _adjacent(text))]
 
 
 def distances(transcript: Transcript, embedder: Embedder | None = None) -> Distances:
-    """All distances of a conversation of texts."""
-    said = [Text(str(message.content)) for message in transcript.messages]
-    vectors = None if embedder is None else embedder.encode([each.text for each in said])
+    """Compute all distances of a text conversation."""
+    messages = [Text(str(message.content)) for message in transcript.messages]
+    vectors = None if embedder is None else embedder.encode([each.text for each in messages])
     sizes = [len(members) for members in transcript.rounds()]
     series = {name: np.full(len(sizes), np.nan) for name in DISTANCES}
     start = 0
@@ -65,17 +65,17 @@ def distances(transcript: Transcript, embedder: Embedder | None = None) -> Dista
         start += size
         if not pairs:
             continue
-        series["jaccard"][place] = _mean([jaccard_distance(said[i], said[j]) for i, j in pairs])
-        series["bleu"][place] = _mean([bleu_distance(said[i], said[j]) for i, j in pairs])
+        series["jaccard"][place] = _mean([jaccard_distance(messages[i], messages[j]) for i, j in pairs])
+        series["bleu"][place] = _mean([bleu_distance(messages[i], messages[j]) for i, j in pairs])
         if embedder is not None and vectors is not None:
             series["cosine"][place] = _mean([float(cosine_distance(vectors[i], vectors[j])) for i, j in pairs])
-            own = {i: _coherence(said[i].text, embedder) for pair in pairs for i in pair}
+            own = {i: _coherence(messages[i].text, embedder) for pair in pairs for i in pair}
             series["coherence"][place] = _mean([coherence_difference(own[i], own[j]) for i, j in pairs])
-    return Distances(series, _drift(_opening(transcript), [each.text for each in said], embedder))
+    return Distances(series, _drift(_opening(transcript), [each.text for each in messages], embedder))
 
 
 def _mean(values: list[float]) -> float:
-    """Of those that are defined; NaN if none is."""
+    """Return the mean of the defined values; NaN if there are none."""
     defined = [value for value in values if value == value]
     return sum(defined) / len(defined) if defined else np.nan
 
@@ -85,15 +85,15 @@ def _coherence(text: str, embedder: Embedder) -> float:
     return coherence(embedder.encode(adjacent)) if adjacent else np.nan
 
 
-def _drift(opening: str, said: list[str], embedder: Embedder | None) -> NDArray[np.float64]:
-    """Cosine distance of each text from the opening, shape (n,); NaN without an opening."""
-    if embedder is None or not said or not opening.strip():
-        return np.full(len(said), np.nan)
-    vectors = embedder.encode([opening, *said])
+def _drift(opening: str, messages: list[str], embedder: Embedder | None) -> NDArray[np.float64]:
+    """Return the cosine distance of each text from the opening, shape (n,); NaN without an opening."""
+    if embedder is None or not messages or not opening.strip():
+        return np.full(len(messages), np.nan)
+    vectors = embedder.encode([opening, *messages])
     return cosine_distance(np.broadcast_to(vectors[0], vectors[1:].shape), vectors[1:])
 
 
-def _said(transcript: Transcript) -> list[str]:
+def _messages(transcript: Transcript) -> list[str]:
     return [str(message.content) for message in transcript.messages]
 
 
@@ -102,6 +102,6 @@ def _opening(transcript: Transcript) -> str:
 
 
 def _adjacent(text: str) -> list[str]:
-    """The sentences of a text, where it has at least two: a single one has no coherence."""
+    """Return the sentences of a text if there are at least two; a single one has no coherence."""
     found = sentences(text)
     return found if len(found) > 1 else []

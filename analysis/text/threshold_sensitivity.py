@@ -1,12 +1,12 @@
-"""How much the published loop rule depends on its thresholds, which arXiv 2512.06256 set by hand and left open.
+"""Sensitivity of the loop rule of arXiv 2512.06256 to its thresholds, which were set by hand and not published.
 
-The rule says loop where a distance stays below its threshold for k rounds in a row. For one talk and one distance that
-happens exactly for the thresholds above
+The rule reports a loop if a distance stays below its threshold for k rounds in a row. For one conversation and one
+distance this holds exactly for the thresholds above
 
-    critical(talk) = min over stretches of k rounds of (max distance within the stretch),
+    critical(conversation) = min over windows of k rounds of (max distance within the window),
 
-so one number a talk holds its answer for every threshold, and a whole sweep costs no more than one of them. With all
-distances together, thresholds scaled by one factor, distances are divided by their thresholds first.
+so one number per conversation gives the result for every threshold, and a sweep costs no more than one threshold. For
+all distances together, with thresholds scaled by one factor, distances are first divided by their thresholds.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ALL = "all"
 
 
 def critical(series: Series, which: str, thresholds: Mapping[str, float], rounds: int = 3) -> float:
-    """The threshold above which the rule says loop in this talk; infinite where it never does.
+    """Return the threshold above which the rule reports a loop in this conversation; infinite if it never does.
 
-    series: name of a distance -> its value in each round, shape (n_rounds,), NaN where undefined (a round where nothing
-        is defined is never below).
-    which: a distance, or ALL: then in units of `thresholds`, so that 1 stands for these very values.
+    series: name of a distance -> its value in each round, shape (n_rounds,), NaN if undefined (a round
+        without a defined distance is never below).
+    which: a distance, or ALL, in units of `thresholds`: 1 stands for exactly these values.
     rounds: how many in a row. Raises ConfigurationError for fewer than 1, or an unknown name.
     """
     if rounds < 1:
@@ -56,12 +56,12 @@ def critical(series: Series, which: str, thresholds: Mapping[str, float], rounds
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The rule at every threshold that makes a difference, against labels.
+    """The accuracy of the rule at every threshold that makes a difference.
 
     which: a distance, or ALL. thresholds: shape (m,), ascending; false_alarm_rate, recall, precision: at each, shape
-    (m,), float64 (precision 1 where nothing alarms). area: under the ROC curve: the chance that a looping talk has a
-    smaller critical threshold than one that does not loop, ties half. average_precision: area under precision against
-    recall. best_threshold, best_f1: the best in hindsight, an upper bound that no one can count on.
+    (m,), float64 (precision 1 without alarms). area: under the ROC curve: the probability that a looping conversation
+    has a smaller critical threshold than one without a loop; ties count half. average_precision: area under precision
+    against recall. best_threshold, best_f1: the best in hindsight, an optimistic upper bound.
     """
 
     which: str
@@ -76,16 +76,15 @@ class Curve:
 
 
 def curve(which: str, criticals: Sequence[float], looped: Sequence[bool]) -> Curve:
-    """ROC and precision-recall of one rule. criticals: of each talk, shape (n,); looped: its label.
+    """Return ROC and precision-recall of one rule. criticals: of each conversation, shape (n,). looped: its label.
 
-    Raises ConfigurationError where labels and talks differ in number, or all labels are equal: no curve without both
-    kinds.
+    Raises ConfigurationError if labels and conversations differ in number, or if all labels are equal.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     at, truth = np.asarray(criticals, np.float64), np.asarray(looped, bool)
     if at.shape != truth.shape:
-        raise ConfigurationError(f"labels: {len(truth)} for {len(at)} talks; expected one each")
+        raise ConfigurationError(f"labels: {len(truth)} for {len(at)} conversations; expected one each")
     if truth.all() or not truth.any():
         raise ConfigurationError(f"labels: all {len(truth)} are {bool(len(truth) and truth[0])}; expected both kinds")
     finite = np.unique(at[np.isfinite(at)])
@@ -111,17 +110,20 @@ def curve(which: str, criticals: Sequence[float], looped: Sequence[bool]) -> Cur
 
 
 def sweep(
-    talks: Sequence[Series], looped: Sequence[bool] | None, grid: Mapping[str, Sequence[float]], rounds: Sequence[int]
+    conversations: Sequence[Series],
+    looped: Sequence[bool] | None,
+    grid: Mapping[str, Sequence[float]],
+    rounds: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
-    """The rule on a grid of all its settings: every combination of thresholds, every number of rounds.
+    """Yield the results of the rule for every combination of thresholds and numbers of rounds.
 
-    grid: cosine, jaccard, bleu -> thresholds to try. Gives a row each: the setting, `alarms` (talks said to loop), and
-    with labels hits, false_alarms, missed, precision, recall and f1 (None where undefined).
+    grid: cosine, jaccard, bleu -> thresholds to try. Each row has the setting, `alarms` (conversations
+    with an alarm), and with labels hits, false_alarms, missed, precision, recall and f1 (None where undefined).
     """
     for k in rounds:
         for setting in product(*(grid[name] for name in DECIDING)):
             thresholds = dict(zip(DECIDING, setting, strict=True))
-            alarm = np.array([critical(series, ALL, thresholds, k) < 1 for series in talks], bool)
+            alarm = np.array([critical(series, ALL, thresholds, k) < 1 for series in conversations], bool)
             row: dict[str, Any] = {**thresholds, "rounds": k, "alarms": int(alarm.sum())}
             if looped is not None:
                 truth = np.asarray(looped, bool)

@@ -1,4 +1,4 @@
-"""The way of a conversation through embedding space, drawn in the plane (t-SNE, as in arXiv 2512.06256)."""
+"""The path of a conversation through embedding space, projected to the plane (t-SNE, as in arXiv 2512.06256)."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_POINTS = 2_000
-"""t-SNE places at most so many points: a few seconds on one core (2 500 points of 384 dimensions: 6 s)."""
+"""Limit on the points that t-SNE places: a few seconds on one core (2 500 points of 384 dimensions: 6 s)."""
 
 _FEWEST = 5
-"""Fewer points have no neighbourhoods worth the name; their first two principal components are drawn instead."""
+"""Fewer points have no meaningful neighbourhoods; their first two principal components are drawn instead."""
 
 
 def even_sample(n: int, maximum: int = MAX_POINTS) -> NDArray[np.intp]:
-    """Indices of at most `maximum` of n things, evenly spread, first and last among them, ascending."""
+    """Return at most `maximum` ascending, evenly spread indices of n items, including the first and the last."""
     if n <= maximum:
         return np.arange(n)
     return np.linspace(0, n - 1, maximum).round().astype(np.intp)
 
 
 def tsne(vectors: NDArray[Any], maximum: int = MAX_POINTS) -> NDArray[np.float64]:
-    """A point in the plane for each vector, equal on every repeat.
+    """Return a point in the plane for each vector, identical on every call.
 
-    vectors: shape (n, d). Gives shape (n, 2), float64. Of more than `maximum` vectors an even sample is placed, and the
-    points of the others are NaN. The perplexity is 30, or a third of the other points where these are few; fewer than
-    five points get their principal components, equal vectors one point.
+    vectors: shape (n, d). The result has shape (n, 2), float64. Of more than `maximum` vectors an even sample is
+    placed; the points of the others are NaN. The perplexity is 30, or a third of the other points if there are few.
+    Fewer than five points get their principal components; equal vectors get one point.
     """
     vectors = np.asarray(vectors, dtype=np.float64)
     if len(vectors) > maximum:
