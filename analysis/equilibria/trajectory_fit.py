@@ -2,7 +2,8 @@
 
 The model is x_{t+1} = A x_t + b + noise, where x is the state after the agent's own turn, once per round. It is exact
 for gradient steps on quadratic objectives with noise in any turn, because the turns of a round make one affine map. It
-is an approximation for other agents. `bootstrap.py` has the tests; docs/inference.md measures their coverage.
+is an approximation for other agents. `bootstrap.py` has the tests; docs/method/equilibrium_inference.md measures
+their coverage.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The threshold of the loop detector: the shipped ones, a user's own, and how a fitted one is stored.
 
-`calibration.py` fits thresholds. docs/calibration.md describes the shipped ones.
+`calibration.py` fits thresholds. docs/method/calibration.md describes the shipped ones.
 """
 
 from __future__ import annotations
@@ -139,13 +139,13 @@ def _threshold_in_file(path: str, embedder: str | None) -> float:
     if not Path(path).is_file():
         raise ConfigurationError(
             f"--threshold: {path!r}; expected a number between 0 and {MAX_SCORE:g}, or the file of a calibration"
-            " (docs/calibration.md)"
+            " (docs/guides/calibrate.md)"
         )
     calibration, score = Calibration.load(path), score_name(embedder)
     if calibration.score and calibration.score != score:
         raise ConfigurationError(
             f"--threshold: a calibration of the score {calibration.score!r}; expected {score!r}. Pass the --embedder"
-            " that it was fitted with, or fit it again (docs/calibration.md)"
+            " that it was fitted with, or fit it again (docs/guides/calibrate.md)"
         )
     return calibration.threshold
 

@@ -1,6 +1,6 @@
 """The score of one turn: from -1, something new, to 1, nothing but repetition.
 
-`docs/loops.md` gives the source of each constant below.
+`docs/method/loop_detector.md` gives the source of each constant below.
 """
 
 from __future__ import annotations
