@@ -2,7 +2,8 @@
 
 benchmarks/conversations.jsonl has 104 labelled conversations, 42 of them with a loop. `scripts/fit_loops.py` fits the
 threshold on other conversations. Some constants were chosen while this file was being measured, though. So these bounds
-guard against regressions; they do not estimate accuracy. docs/method/loop_detector.md reports that for real conversations.
+guard against regressions; they do not estimate accuracy. docs/method/loop_detector.md reports it for real
+conversations.
 """
 
 from __future__ import annotations
