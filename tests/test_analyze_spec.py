@@ -166,7 +166,7 @@ def _prompt(settings: dict[str, Any]) -> dict[str, Any]:
         ({"objectives": {"anna": 80}}, "analyze.objectives: unknown agent 'anna'. Did you mean 'ann'?"),
         ({"objectives": {"ann": 80, "bob": [1, 2]}}, "analyze.objectives: lengths ann: 1, bob: 2"),
         ({"objectives": {"ann": "high"}}, "analyze.objectives.ann: 'high'; expected a"),
-        ({"margin": 0}, "analyze.margin: 0; expected greater than 0"),
+        ({"margin": 0}, "analyze.margin: 0; expected more than 0"),
         ({"positions": {"from": "words"}}, "analyze.positions.from: unknown source 'words'"),
         ({"positions": {"from": "numbers", "whch": "last"}}, "analyze.positions.whch: unknown key 'whch'"),
         (3, "analyze: 3; expected"),

@@ -228,7 +228,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     calibration.save(tmp_path / "mine.json")
     assert Calibration.load(tmp_path / "mine.json") == calibration
     (tmp_path / "other.json").write_text('{"threshold": 3}')
-    with pytest.raises(ConfigurationError, match=r"expected the output of Calibration\.to_dict gives"):
+    with pytest.raises(ConfigurationError, match=r"expected the output of Calibration\.to_dict"):
         Calibration.load(tmp_path / "other.json")
     with pytest.raises(ConfigurationError, match=r"expected a file that Calibration\.save wrote"):
         Calibration.load(tmp_path / "none.json")

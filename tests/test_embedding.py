@@ -150,7 +150,7 @@ ASK = "import sys; from a2a_ray.analysis.text.embedding import load_embedder as 
             {},
             "ConfigurationError: embedder 'someone/model' is not in the local cache, and http://127.0.0.1:9 cannot",
         ),
-        ("someone/model", {"HF_HUB_OFFLINE": "1"}, "is not in the local cache, and the hub is disabled"),
+        ("someone/model", {"HF_HUB_OFFLINE": "1"}, "is not in the local cache, and the hub is switched off"),
         ("model@0123", {}, "ConfigurationError: embedder 'model@0123' is not in the local cache"),
         ("a--b/c", {}, "ConfigurationError: embedder 'a--b/c': Cannot have"),
     ],

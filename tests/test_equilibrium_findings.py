@@ -340,7 +340,7 @@ def test_no_objectives() -> None:
         found = one(EquilibriumAnalyzer(settings), hagglers())
         assert (found.kind, found.status, found.threshold) == ("", "none", None)
         assert found.reason == "no objectives known for 'ann', 'bob'"
-    assert "no agent speaks" in one(EquilibriumAnalyzer(), Transcript("empty", ())).reason
+    assert "the conversation has no messages" in one(EquilibriumAnalyzer(), Transcript("empty", ())).reason
 
 
 def test_one_objective_is_missing() -> None:
