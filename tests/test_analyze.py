@@ -284,7 +284,7 @@ def test_all_commands_report_the_same_loops(
     assert call(capsys, "report", run.path, "-o", page).status == 0
     text = page.read_text(encoding="utf-8")
     assert line in text
-    assert "2 of 4 conversations looped" in text
+    assert "The loop detector found loops in 2 of 4 conversations." in text
     assert f'"alarm":{{"x":{alarm / 2:g},"turn":{alarm},'.replace(".0,", ",") in text.replace(".0,", ",")
     assert re.search(r"│ +2 │ +20\d\d", call(capsys, "ls", "--storage", Path(run.path).parent).out)
     table = call(capsys, "analyze", run.path).out
