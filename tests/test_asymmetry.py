@@ -24,7 +24,7 @@ inner = st.integers(1, 3)
 
 
 def victim(seed: int, d: int, rank: int) -> tuple[Array, Array, float, float]:
-    """S_W, D and the steps of W and U."""
+    """Return S_W, D and the steps of W and U."""
     rng = np.random.default_rng(seed)
     return random_covariance(rng, d, rank), rng.normal(size=d), rng.uniform(0.1, 1.9), rng.uniform(0.1, 3)
 
@@ -111,7 +111,7 @@ def test_rank_one_of_one_inner_step_is_the_known_geometry() -> None:
 
 @given(linear_teams(agents=(2, 2)))
 def test_the_condition_is_about_the_settled_residuals(agents: LinearAgents) -> None:
-    """Of an ordinary pair neither wins; the condition's two numbers bound the residuals."""
+    """Neither agent of an ordinary pair wins; the condition's two numbers bound the residuals."""
     settled = alternating(agents)
     assume(settled.spectral_radius <= 0.999)
     gap = np.linalg.norm(agents.objectives[1] - agents.objectives[0])
@@ -183,13 +183,13 @@ def test_seen_directions_are_enough_for_an_attacker_who_does_not_know_w() -> Non
         ({"inner_steps_w": 0}, "inner_steps_w: 0"),
     ],
 )
-def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:
+def test_invalid_input_is_reported(change: dict[str, Any], message: str) -> None:
     good: dict[str, Any] = {"covariance_w": np.eye(2), "gap": [1, 0], "step_w": 0.5, "step_u": 0.5}
     with pytest.raises(ConfigurationError, match=message):
         adversary(**(good | change))
 
 
-def test_bad_pairs_are_named() -> None:
+def test_invalid_pairs_are_reported() -> None:
     with pytest.raises(ConfigurationError, match="agents: 3; expected 2"):
         asymmetric_condition(linear_agents([np.eye(1)] * 3, np.ones((3, 1)), 0.5))
     with pytest.raises(ConfigurationError, match="both have the same objective"):

@@ -25,7 +25,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def covariance(rng: np.random.Generator, d: int, rank: int | None = None) -> Array:
-    """Random, with largest eigenvalue 1 and the rank given."""
+    """Return a random covariance with largest eigenvalue 1 and the rank given."""
     rank = d if rank is None else rank
     q = np.linalg.qr(rng.normal(size=(d, d)))[0][:, :rank]
     eigenvalues = np.append(rng.uniform(0.05, 1, size=rank - 1), 1.0)
@@ -44,7 +44,7 @@ def scalar_pair(step_w: float, step_u: float, d: int = 1) -> RoundEquilibrium:
 
 
 def simulate(pair: dict[str, Any], rounds: int) -> tuple[Array, Array]:
-    """The states after W's and after U's turn, by nothing but gradient steps."""
+    """Return the states after W's and after U's turn, by plain gradient steps."""
     x = after_w = np.zeros(len(pair["objective_w"]))
     for _ in range(rounds):
         for _ in range(pair.get("inner_steps_w", 1)):

@@ -74,7 +74,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 @pytest.mark.slow
-def test_the_last_line_is_what_was_promised(study: Study) -> None:
+def test_the_last_line_has_the_documented_keys(study: Study) -> None:
     status, out, err = study.done
     assert status == 0, err
     result = study.done.json
@@ -130,7 +130,7 @@ def test_one_experiment_without_trained_weights(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--dim", "1"), "--d: 1; expected a whole number from 2"),
+        (("--dim", "1"), "--dim: 1; expected a whole number from 2"),
         (("--dim", "51"), "to 50"),
         (("--pairs", "0"), "--pairs: 0; expected a whole number of at least 1"),
         (("--seed", "-1"), "--seed: -1"),
@@ -144,7 +144,7 @@ def test_one_experiment_without_trained_weights(capsys: pytest.CaptureFixture[st
         (("-o", "file"), "file: "),
     ],
 )
-def test_bad_values_are_one_sentence(
+def test_invalid_values_are_reported_in_one_sentence(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -218,7 +218,7 @@ def test_plateau(tmp_path: Path) -> None:
     assert [p.name for p in found.section.panels] == ["plateau-w", "plateau-u", "counterexample"]
 
 
-def test_too_few_rounds_are_told() -> None:
+def test_too_few_rounds_are_reported() -> None:
     hasty = Settings(dim=3, pairs=2, rounds=5)
     assert plateau_by_angle.run(hasty).outcome.startswith("The conversations have not converged (up to 0.")
     assert "more than 5 rounds" in defences.run(hasty).outcome
@@ -330,7 +330,7 @@ def test_adversary() -> None:
     assert found.values["ranks"][-1]["rounds_to_arrive"] == 1
 
 
-def test_who_leaves_again_has_not_arrived() -> None:
+def test_an_agent_that_leaves_its_objective_has_not_reached_it() -> None:
     assert adversary.arrival(np.array([[1.0], [0.001], [1.0], [0.001], [0.001]])) == 4
     assert adversary.arrival(np.array([[0.001], [0.001]])) == 1
     assert adversary.arrival(np.array([[0.001], [1.0]])) is None

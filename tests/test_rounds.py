@@ -23,7 +23,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def turn(agents: LinearAgents, i: int, x: Array) -> Array:
-    """Nothing but gradient steps."""
+    """Return the states of plain gradient steps."""
     for _ in range(agents.inner_steps[i]):
         x = x - agents.step_sizes[i] * agents.covariances[i] @ (x - agents.objectives[i])
     return x
@@ -39,7 +39,7 @@ def scale(agents: LinearAgents) -> float:
 
 
 @given(linear_teams(), st.data())
-def test_any_fixed_order_settles_where_it_says(agents: LinearAgents, data: st.DataObject) -> None:
+def test_any_fixed_order_settles_at_its_closed_form(agents: LinearAgents, data: st.DataObject) -> None:
     n = len(agents)
     order = data.draw(st.none() | st.lists(st.integers(0, n - 1), min_size=1, max_size=8))
     found = alternating(agents, order)
@@ -202,7 +202,7 @@ def lsa_agents(n: int, d: int = 6) -> list[LSAAgent]:
 
 @pytest.mark.parametrize("n", [2, 3, 4])
 @pytest.mark.parametrize("protocol", ["order", "mean", "ring"])
-def test_real_conversations_settle_there(n: int, protocol: str) -> None:
+def test_real_conversations_settle_at_the_closed_form(n: int, protocol: str) -> None:
     team = lsa_agents(n)
     agents = agents_of(team)
     order = [0, 1, *range(n), 0]
@@ -243,7 +243,7 @@ GOOD: dict[str, Any] = {"covariances": [EYE, EYE], "objectives": [[0, 0], [1, 1]
         ({"inner_steps": [1, 1, 1]}, r"inner_steps: 3 numbers; expected one, or one for each of the 2 agents"),
     ],
 )
-def test_bad_agents_are_named(change: dict[str, Any], message: str) -> None:
+def test_invalid_agents_are_reported(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         linear_agents(**(GOOD | change))
 
@@ -258,12 +258,12 @@ def test_bad_agents_are_named(change: dict[str, Any], message: str) -> None:
         ({"start": [1, np.nan]}, r"start\[1\]: nan"),
     ],
 )
-def test_bad_talks_are_named(settings: dict[str, Any], message: str) -> None:
+def test_invalid_conversations_are_reported(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         alternating(linear_agents(**GOOD), **settings)
 
 
-def test_other_bad_input() -> None:
+def test_other_invalid_input_is_reported() -> None:
     with pytest.raises(ConfigurationError, match="combine: 'median'"):
         simultaneous(linear_agents(**GOOD), "median")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="agents: none given"):

@@ -64,8 +64,8 @@ def test_a_ring_of_answers_has_the_same_covariances(agents: LinearAgents) -> Non
     np.testing.assert_allclose(found.covariances, said, rtol=0, atol=1e-10 * np.abs(said).max())
 
 
-def test_simulated_talks_have_these_covariances() -> None:
-    """20 000 talks of three agents, noise within four standard errors; also the covariance with a round later."""
+def test_simulated_conversations_have_these_covariances() -> None:
+    """Compare 20 000 conversations of three agents with the theory; also the covariance with a round later."""
     rng = np.random.default_rng(11)
     d, n, talks = 3, 3, 20_000
     agents = linear_agents(
@@ -98,18 +98,18 @@ def test_two_agents_by_hand() -> None:
     np.testing.assert_allclose(found.lag_one.ravel(), [0.4 * after_w, 0.4 * after_u])
 
 
-def test_where_nobody_pulls_there_may_be_no_noise() -> None:
+def test_noise_in_a_common_null_space_is_reported() -> None:
     agents = linear_agents([np.diag([1.0, 0]), np.diag([0.5, 0])], [[0.0, 0], [1, 1]], 0.5)
     found = stationary(agents, np.diag([1.0, 0]), start=[5, 6])
     assert found.equilibrium.depends_on_start
     np.testing.assert_allclose(found.covariances[:, 1], 0, atol=1e-20)
     assert found.covariances[0, 0, 0] > 0
-    with pytest.raises(ConfigurationError, match="noise: it reaches the common null space, of 1 dimensions"):
+    with pytest.raises(ConfigurationError, match="noise: not 0 in the common null space of all speakers .1 dimensions"):
         stationary(agents, 0.1, start=[5, 6])
     np.testing.assert_array_equal(stationary(agents, 0, start=[5, 6]).covariances, np.zeros((2, 2, 2)))
 
 
-def test_bad_input_is_named() -> None:
+def test_invalid_input_is_reported() -> None:
     agents = linear_agents([np.eye(2)] * 2, np.zeros((2, 2)), 0.5)
     with pytest.raises(ConfigurationError, match=r"noise: shape \(3, 2, 2\); expected \(2, 2, 2\)"):
         stationary(agents, np.zeros((3, 2, 2)))

@@ -65,7 +65,7 @@ def test_the_maps_of_the_three_cases(agents: LinearAgents, damping: float) -> No
 
 
 @given(pairs)
-def test_d_plus_one_probes_tell_the_turn(agents: LinearAgents) -> None:
+def test_d_plus_one_probes_determine_the_turn(agents: LinearAgents) -> None:
     centre = np.random.default_rng(1).normal(size=agents.dim)
     calls: list[Array] = []
 
@@ -146,7 +146,7 @@ class ProbingHelper(TurnProtocol):
 
 
 @pytest.mark.parametrize(("k_w", "k_u", "damping"), [(1, 1, 1.0), (3, 2, 1.0), (1, 1, 0.5)])
-def test_an_ignorant_helper_brings_a_real_agent_to_its_objective(k_w: int, k_u: int, damping: float) -> None:
+def test_an_uninformed_helper_brings_a_real_agent_to_its_objective(k_w: int, k_u: int, damping: float) -> None:
     d = 5
     target = np.random.default_rng(0).normal(size=d)
     w = LSAAgent("w", target.tolist(), geometry={"condition": 5, "seed": 1}, step_size=0.3, inner_steps=k_w)
@@ -184,6 +184,6 @@ def test_an_ignorant_helper_brings_a_real_agent_to_its_objective(k_w: int, k_u: 
         (lambda: probing_objective(np.ones((1, 2)), [], np.eye(3)), r"x: shape \(2,\); expected \(3,\)"),
     ],
 )
-def test_bad_input_is_named(call: Any, message: str) -> None:
+def test_invalid_input_is_reported(call: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         call()

@@ -58,11 +58,17 @@ class ClusterOptions(SimulationOptions, total=False):
 @overload
 def run_pair_population(
     population: PairPopulation, rounds: int, *, reduce: None = None, **options: Unpack[ClusterOptions]
-) -> States: ...
+) -> States:
+    """Return the kept states of all pairs."""
+
+
 @overload
 def run_pair_population(
     population: PairPopulation, rounds: int, *, reduce: Reduce, **options: Unpack[ClusterOptions]
-) -> dict[str, Tensor]: ...
+) -> dict[str, Tensor]:
+    """Return the reduced states of all pairs."""
+
+
 def run_pair_population(
     population: PairPopulation,
     rounds: int,

@@ -24,13 +24,20 @@ class Stepping(Protocol):
     """The attributes that `agents_of` reads; an `LSAAgent` and a `core.linear_task.LinearTask` have them."""
 
     @property
-    def covariance(self) -> Array: ...
+    def covariance(self) -> Array:
+        """Return S, (d, d)."""
+
     @property
-    def objective(self) -> Array: ...
+    def objective(self) -> Array:
+        """Return w, (d,)."""
+
     @property
-    def step_size(self) -> float: ...
+    def step_size(self) -> float:
+        """Return eta."""
+
     @property
-    def inner_steps(self) -> int: ...
+    def inner_steps(self) -> int:
+        """Return k, the gradient steps of a turn."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

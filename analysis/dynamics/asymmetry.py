@@ -1,4 +1,4 @@
-"""Asymmetric convergence: the condition under which one of two agents reaches its objective alone, and its prompt.
+"""Asymmetric convergence: the condition under which only one of two agents reaches its objective, and its prompt.
 
 W and U alternate, D = u* - w*, P and M = I - P the pull and the contraction of a turn. U settles at its own objective,
 e_U = 0, and W does not, e_W = M_W D, if and only if M_U P_W D = 0 and M_W D is not 0: U undoes W's whole pull in one
@@ -24,12 +24,12 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class AsymmetricCondition:
-    """What decides whether the winner U settles at its objective and the other, W, does not.
+    """The condition under which the winner U settles at its objective and W does not.
 
-    remaining: |M_U P_W D| / |P_W D|, the share of W's pull that is left after U's turn (0 where P_W D = 0).
-    missed: |M_W D| / |D|, W's residual relative to the gap where U wins. holds: whether remaining is at most the
-    tolerance and missed above it. depends_on_start: whether the covariances have a common null space: the condition
-    then speaks of the other directions, since in those both keep the start.
+    remaining: |M_U P_W D| / |P_W D|, the share of W's pull left after U's turn (0 if P_W D = 0).
+    missed: |M_W D| / |D|, W's residual relative to the gap if U wins. holds: whether remaining is at most the
+    tolerance and missed above it. depends_on_start: whether the covariances have a common null space. In it the state
+    keeps its start, so the condition covers the other directions only.
     """
 
     remaining: float
@@ -41,7 +41,8 @@ class AsymmetricCondition:
 def asymmetric_condition(agents: LinearAgents, winner: int = 1, tolerance: float = 1e-9) -> AsymmetricCondition:
     """Return whether `winner`, 0 or 1, of two alternating agents settles at its objective, and the other does not.
 
-    It does not matter who speaks first. Raises ConfigurationError unless two agents have different objectives.
+    The result does not depend on who speaks first. Raises ConfigurationError unless there are two agents
+    with different objectives.
     """
     if len(agents) != 2:
         raise ConfigurationError(f"agents: {len(agents)}; expected 2")
@@ -61,11 +62,11 @@ def asymmetric_condition(agents: LinearAgents, winner: int = 1, tolerance: float
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adversary:
-    """U's prompt and where it settles; float64. Targets are examples @ u*.
+    """U's prompt and the settled residuals; float64. Targets are examples @ u*.
 
     examples: X, (r, d), r at most the rank allowed. covariance: S_U = X^T X / r, (d, d).
-    residual_u, residual_w: (d,), e_U and e_W, each read after its own turn. Where W's and U's covariances have a common
-    null space they hold in the other directions: there the state keeps its start.
+    residual_u, residual_w: (d,), e_U and e_W, each read after its own turn. If the covariances of W and U have a
+    common null space, the state keeps its start in it, and the residuals hold in the other directions.
     exact: whether e_U = 0, for which the bound must allow a step of 1.
     """
 
@@ -87,21 +88,20 @@ def adversary(
     rank: int = 1,
     bound: float = 1.0,
 ) -> Adversary:
-    """Return the prompt with which U comes as near to its objective as a stated limit allows, knowing W.
+    """Return the prompt that brings U as near to its objective as a limit on its step allows, if U knows W.
 
     covariance_w: S_W, (d, d). gap: D = u* - w*, (d,). step_w, step_u: eta of both; W's must contract.
-    rank: of S_U at most. One is enough: S_U = v v^T / eta_U, v = P_W D / |P_W D|. A singular S_W keeps its null-space
-        part of the start: more rank goes to the directions in which W pulls the state least, null space first, so that
-        1 + (dimension of the null space of S_W) reaches u* from any start.
-    bound: on eta_U lambda_max(S_U). From 1 on U wins, e_U = 0. Below it that is impossible, and the prompt is the one
-        with the least |e_U| that any S_U of any rank can have under the bound; it is of rank one too.
+    rank: of S_U at most. One is enough: S_U = v v^T / eta_U, v = P_W D / |P_W D|. With a singular S_W the state keeps
+        the null-space part of the start. More rank therefore covers the directions in which W pulls least, null space
+        first: rank 1 + (dimension of the null space of S_W) reaches u* from any start.
+    bound: on eta_U lambda_max(S_U). At 1 or more U wins, e_U = 0. Below 1 it cannot: the prompt then has the least
+        |e_U| that any S_U of any rank can have under the bound. It is of rank one too.
 
-    Our derivation of the latter: a symmetric B with 0 <= B <= beta I that takes g to h exists if and only if
+    Our derivation for a bound below 1: a symmetric B with 0 <= B <= beta I that takes g to h exists if and only if
     |h|^2 <= beta g.h, and then B = h h^T / g.h does. With g = M_W e - P_W D and h = g - e the least |e| is a problem of
     one convex quadratic constraint: in the eigenbasis of P_W one root of a scalar equation gives the global optimum.
 
-    Raises ConfigurationError for arguments that do not fit, for a step of W that does not contract, and where P_W D =
-    0.
+    Raises ConfigurationError for invalid arguments, for a step of W that does not contract, and if P_W D = 0.
     """
     s_w = check_covariance(covariance_w, "covariance_w")
     d = len(s_w)
@@ -114,7 +114,9 @@ def adversary(
         raise ConfigurationError(f"bound: {bound:.6g}; expected at least {NULL:g}")
     pull_w = pull(s_w, eta_w, inner_w)
     if np.linalg.norm(pull_w @ difference) <= NULL * np.linalg.norm(pull_w) * np.linalg.norm(difference):
-        raise ConfigurationError("gap: S_W D = 0, W does not pull along the gap, so there is nothing for U to undo")
+        raise ConfigurationError(
+            "gap: S_W D = 0; expected a gap along which W pulls: without a pull there is nothing for U to undo"
+        )
     eigenvalues, vectors = np.linalg.eigh(pull_w)
     share = 1 - (1 - step) ** inner_u
     e_u = vectors @ _least_residual(eigenvalues, vectors.T @ difference, share)
@@ -126,10 +128,10 @@ def adversary(
 
 
 def projecting_examples(span: Any, step_size: float, step: float = 1.0) -> Array:
-    """Examples X, (r, d), with eta X^T X / r = step times the projector on the span of the rows; r is its rank.
+    """Return examples X, (r, d), with eta X^T X / r = step times the projector on the span of the rows; r is its rank.
 
-    span: (m, d), any directions, such as updates that were seen: with step 1 one turn reaches the objective within it.
-    step: eta lambda_max, above 0. Raises ConfigurationError, also where all rows are 0.
+    span: (m, d), any directions, such as observed updates. With step 1 one turn reaches the objective within the span.
+    step: eta lambda_max, above 0. Raises ConfigurationError, also if all rows are 0.
     """
     rows = check_array(span, "span", ("m", "d"))
     share = float(check_positive(step, "step")) / float(check_positive(step_size, "step_size"))
@@ -142,9 +144,9 @@ def projecting_examples(span: Any, step_size: float, step: float = 1.0) -> Array
 
 
 def _least_residual(pulls: Array, gap: Array, bound: float) -> Array:
-    """The e of least norm with e.P(e + D) + c |P(e + D)|^2 <= 0, c = 1 / bound - 1; in the eigenbasis of P, all (d,).
+    """Return the e of least norm with e.P(e + D) + c |P(e + D)|^2 <= 0, c = 1 / bound - 1.
 
-    With multiplier m, e = -m (p / 2 + c p^2) D / (1 + m (p + c p^2)); the sum below is the constraint at that e,
+    All arrays are (d,), in the eigenbasis of P. With multiplier m, e = -m (p / 2 + c p^2) D / (1 + m (p + c p^2)); the sum below is the constraint at that e,
     written without cancellation: it is positive at m = 0 and negative at m = 2 c.
     """
     c = 1 / bound - 1
@@ -161,7 +163,7 @@ def _least_residual(pulls: Array, gap: Array, bound: float) -> Array:
 
 
 def _chosen(first: Array, other: Array, more: Iterable[Array], rank: int) -> Array:
-    """Orthonormal rows, at most `rank`: `first`, then of `more` what is orthogonal to it and to `other`."""
+    """Return at most `rank` orthonormal rows: `first`, then the parts of `more` orthogonal to it and to `other`."""
     first = first / np.linalg.norm(first)
     beside = other - first * (first @ other)
     size = np.linalg.norm(beside)

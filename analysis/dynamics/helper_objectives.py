@@ -1,8 +1,9 @@
-"""A helper U that sets its objective anew at each of its turns, so that the other agent, W, reaches its own.
+"""A helper U that chooses its objective at each turn so that the other agent, W, reaches its own.
 
-They alternate, W then U. Knowing W, U's objective at the iterate x is `core.prompts.helper_objective`: Newton's step of
-W, made by U. Not knowing W, U learns it first: W's turn is x -> x - P_W (x - w*), so that d + 1 iterates shown to W,
-the probes, tell P_W = eta_W S_W and w*. S_W alone cannot be told from eta_W, and is not needed. Our own derivation.
+W and U alternate. If U knows W, its objective at the iterate x is `core.linear_task.helper_objective`: U makes Newton's
+step for W. Otherwise U estimates W's turn x -> x - P_W (x - w*) first: the replies to d + 1 iterates, the probes,
+determine P_W = eta_W S_W and w*. The replies do not separate S_W from eta_W, and U needs only the product. Our own
+derivation.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 
 def helper_error_map(pull_w: Any, pull_u: Any, damping: float = 1.0) -> Array:
-    """The map, (d, d), of the error x - w* in one round of W and a helper U that knows W, read after U's turn.
+    """Return the map, (d, d), of the error x - w* in one round of W and a helper U that knows W, after U's turn.
 
     It is (I - alpha R_U R_W) M_W, R_U and R_W the projectors on the ranges of the pulls, alpha the damping:
         exact, alpha = 1, both invertible: 0, W's objective in one round;
         damped, both invertible: (1 - alpha) M_W;
-        pseudo-inverse, a singular S_U: (I - alpha R_U) M_W; a turn can then raise W's loss, and w* is still reached
-            where W's own turns contract.
-    A helper with an estimate of w* that is off by z, and of P_W with range projector R, has (I - alpha R_U R) M_W and
-    adds alpha R_U R z. With a singular S_W nothing moves within its null space, where W's loss is flat.
+        pseudo-inverse, a singular S_U: (I - alpha R_U) M_W; a turn can then raise W's loss, but W still reaches
+            w* if its own turns contract.
+    A helper whose estimate of w* is off by z, and whose estimate of P_W has range projector R, has the map
+    (I - alpha R_U R) M_W and adds alpha R_U R z. With a singular S_W the state keeps its part in the null space of
+    S_W, where W's loss is flat.
 
-    pull_w, pull_u: I - (I - eta S)^k, (d, d), see `core.prompts.pull`. damping: alpha, above 0. Raises
+    pull_w, pull_u: I - (I - eta S)^k, (d, d), see `core.linear_task.pull`. damping: alpha, above 0. Raises
     ConfigurationError.
     """
     p_w = check_covariance(pull_w, "pull_w")
@@ -42,10 +44,10 @@ def helper_error_map(pull_w: Any, pull_u: Any, damping: float = 1.0) -> Array:
 
 
 def objective_to_reach(x: Any, target: Any, pull_u: Any) -> Array:
-    """The turn-wise objective, (d,), with which one turn of U takes the iterate x to `target`, both (d,).
+    """Return the objective, (d,), with which one turn of U takes the iterate x to `target`, both (d,).
 
-    u = x + P_U^+ (target - x): with a singular P_U the turn ends at the point of x + range(P_U) that is nearest to the
-    target. pull_u: (d, d). Raises ConfigurationError.
+    u = x + P_U^+ (target - x). With a singular P_U the turn ends at the point of x + range(P_U) nearest to the target.
+    pull_u: (d, d). Raises ConfigurationError.
     """
     p_u = check_covariance(pull_u, "pull_u")
     here = check_array(x, "x", (len(p_u),))
@@ -55,25 +57,28 @@ def objective_to_reach(x: Any, target: Any, pull_u: Any) -> Array:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TurnEstimate:
-    """What a turn x -> x - P (x - w) was found to be; float64.
+    """The estimate of a turn x -> x - P (x - w); float64.
 
-    pull: P, (d, d), symmetric. objective: w, (d,); where P is singular, the one nearest to the probes' mean.
+    pull: P, (d, d), symmetric. objective: w, (d,); if P is singular, the solution nearest to the mean of the probes.
     """
 
     pull: Array
     objective: Array
 
     def helper_objective(self, x: Any, pull_u: Any, damping: float = 1.0) -> Array:
-        """The helper's objective at the iterate x, (d,): x - damping P_U^+ R (x - w), R the range projector of P."""
+        """Return the helper's objective at the iterate x, (d,): x - damping P_U^+ R (x - w).
+
+        R is the range projector of P. Raises ConfigurationError.
+        """
         p_u = check_covariance(pull_u, "pull_u", self.pull.shape)
         here = check_array(x, "x", self.objective.shape)
         return np.asarray(here - damping * (helper_gain(self.pull, p_u) @ (here - self.objective)))
 
 
 def probe_points(centre: Any, scale: float | None = None) -> Array:
-    """d + 1 iterates to show, (d + 1, d): the centre, (d,), then a step of size `scale` from it along each axis.
+    """Return d + 1 probes, (d + 1, d): the centre, (d,), then a step of size `scale` from it along each axis.
 
-    scale: by default the largest entry of the centre, or 1 where that is 0. Raises ConfigurationError.
+    scale: by default the largest absolute entry of the centre, or 1 if that is 0. Raises ConfigurationError.
     """
     middle = check_array(centre, "centre", ("d",))
     size = float(np.abs(middle).max()) or 1.0 if scale is None else float(check_positive(scale, "scale"))
@@ -81,11 +86,11 @@ def probe_points(centre: Any, scale: float | None = None) -> Array:
 
 
 def estimate_turn(points: Any, replies: Any) -> TurnEstimate:
-    """W's turn from what it was shown and what it answered, both (m, d), m >= d + 1, by least squares.
+    """Estimate W's turn by least squares from its inputs `points` and its replies, both (m, d), m >= d + 1.
 
-    Exact, to rounding, for an affine turn without noise. Only the symmetric part of P is kept: a gradient step has no
-    other. Raises ConfigurationError, also where the points do not span all d dimensions (a helper with a singular S_U
-    cannot show such points).
+    Exact, to rounding, for an affine turn without noise. The result keeps only the symmetric part of P, since a
+    gradient step has no other. Raises ConfigurationError, also if the points do not span all d dimensions (a helper
+    with a singular S_U cannot produce spanning points).
     """
     shown = check_array(points, "points", ("m", "d"))
     moves = shown - check_array(replies, "replies", shown.shape)

@@ -41,11 +41,17 @@ class SimulationOptions(TypedDict, total=False):
 @overload
 def simulate_pairs(
     population: PairPopulation, rounds: int, *, reduce: None = None, **options: Unpack[SimulationOptions]
-) -> States: ...
+) -> States:
+    """Return the kept states of all pairs."""
+
+
 @overload
 def simulate_pairs(
     population: PairPopulation, rounds: int, *, reduce: Reduce, **options: Unpack[SimulationOptions]
-) -> dict[str, Tensor]: ...
+) -> dict[str, Tensor]:
+    """Return the reduced states of all pairs."""
+
+
 def simulate_pairs(
     population: PairPopulation, rounds: int, *, reduce: Reduce | None = None, **options: Unpack[SimulationOptions]
 ) -> States | dict[str, Tensor]:

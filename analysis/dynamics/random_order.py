@@ -1,13 +1,13 @@
-"""Where agents settle whose order is drawn at random: the mean of the state, and its spread.
+"""The long-run mean and covariance of the state if the order of turns is random.
 
-The state after a random turn or round, x' = A x + b with (A, b) drawn anew each time, has a mean that follows
-x -> E[A] x + E[b], and in the long run, around the mean m, the covariance that solves
+A random turn or round maps the state to x' = A x + b, with (A, b) drawn independently each time. The mean follows
+x -> E[A] x + E[b]. In the long run the covariance around the mean m solves
 
     C = E[A C A^T] + E[z z^T] + (noise),        z = A m + b - m.
 
-There is one where rho(E[A kron A]) < 1; rho(E[A]) < 1 alone is not enough: the mean can settle while the variance grows
-without bound. Our own derivation; for such equations see Costa, Fragoso, Marques, Discrete-Time Markov Jump Linear
-Systems (2005), ch. 3.
+The covariance exists if rho(E[A kron A]) < 1. rho(E[A]) < 1 alone is not enough: the mean can converge while the
+variance grows without bound. Our own derivation; for such equations see Costa, Fragoso, Marques,
+Discrete-Time Markov Jump Linear Systems (2005), ch. 3.
 """
 
 from __future__ import annotations
@@ -26,47 +26,42 @@ from a2a_ray.core.linear_task import NULL
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Turn: TypeAlias = Callable[[int, Array, float], Array]
-"""What agent i's turn makes of a moment that is weighted with a probability: (i, moment, probability) -> moment."""
+"""Apply agent i's turn to a moment weighted by a probability: (i, moment, probability) -> moment."""
 Law: TypeAlias = Callable[[Turn, Array], tuple[Array, Sequence[Array]]]
 """(turn, moment) -> the expected moment at the end, and after each agent's own turn."""
 
 MOST_AGENTS = 10
-"""For permutations: the expectation over all of them runs over the 2^N sets of those who have spoken."""
+"""The limit for permutations: the exact expectation visits all 2^N sets of agents that have spoken."""
 MOST_DIMENSIONS = 50
-"""The equation of the spread has d (d + 1) / 2 unknowns, and is solved with a dense matrix."""
+"""The covariance equation has d (d + 1) / 2 unknowns and is solved with a dense matrix."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RandomEquilibrium(RoundEquilibrium):
-    """The settled moments of N agents in random order; all arrays float64.
+    """The long-run moments of N agents in random order; all arrays float64.
 
     states: (N, d), the mean of the state read after each agent's own turn; `residuals` are the means of their errors,
     and `speakers` is 0 to N - 1. round_end: (d,), the mean of the state after a turn (i.i.d. speakers) or at the end of
-    a round (permutations); `covariance`, (d, d), is the covariance of that state, and `covariances`, (N, d, d), are
-    those read after each agent's own turn. All their entries are infinite where the spread grows without bound.
-    spectral_radius: of E[A], the factor per round for the mean, whose `half_life` follows; second_moment_radius: of
-    E[A kron A], the one for the spread. A round is N turns also where speakers are i.i.d.
+    a round (permutations). `covariance`, (d, d), is the covariance of that state; `covariances`, (N, d, d), are those
+    read after each agent's own turn. All their entries are infinite if the variance grows without bound.
+    spectral_radius: of E[A], the factor per round for the mean; `half_life` follows from it. second_moment_radius: of
+    E[A kron A], the factor per round for the covariance. With i.i.d. speakers a round is N turns.
     """
 
     covariance: Array
     covariances: Array
     second_moment_radius: float
 
-    @property
-    def spread_is_finite(self) -> bool:
-        """Whether the state has a covariance in the long run."""
-        return bool(np.isfinite(self.covariance).all())
-
 
 def random_speaker(
     agents: LinearAgents, probabilities: Any = None, noise: Any = 0.0, start: Any = None
 ) -> RandomEquilibrium:
-    """The speaker of every turn is drawn anew, independently: agent i with probability p_i.
+    """Return the equilibrium if each turn's speaker is drawn independently: agent i with probability p_i.
 
-    probabilities: (N,), each above 0, summing to 1; all equal by default. noise: of mean zero, added in every turn: its
-    covariance per agent, (N, d, d), one (d, d) for all, or a variance for each axis. start: (d,), see `alternating`.
-    Raises ConfigurationError for arguments that do not fit, for more than MOST_DIMENSIONS, where the mean does not
-    settle (the message names the bound 2 / lambda_max), and where the limit depends on a start that is not given.
+    probabilities: (N,), each above 0, summing to 1; all equal by default. noise: the
+    covariance of zero-mean noise added in every turn: (N, d, d), one (d, d) for all, or a variance for each axis.
+    start: (d,), see `alternating`. Raises ConfigurationError for invalid arguments, for more than MOST_DIMENSIONS, if
+    the mean does not converge (the message gives the bound 2 / lambda_max), and if the limit needs a start.
     """
     n = len(agents)
     p = np.full(n, 1 / n) if probabilities is None else check_probabilities(probabilities, "probabilities", n)
@@ -83,10 +78,10 @@ def random_speaker(
 
 
 def random_permutation(agents: LinearAgents, noise: Any = 0.0, start: Any = None) -> RandomEquilibrium:
-    """Every round each agent speaks once, in an order drawn anew, all N! orders alike.
+    """Return the equilibrium if each round has its own random order in which every agent speaks once.
 
-    Exact, by a recursion over the sets of those who have spoken. noise, start and what is raised: as for
-    `random_speaker`; also ConfigurationError for more than MOST_AGENTS.
+    All N! orders are equally likely. The result is exact, by a recursion over the sets of agents that have spoken.
+    noise, start, Raises: as for `random_speaker`; also ConfigurationError for more than MOST_AGENTS.
     """
     n = len(agents)
     if n > MOST_AGENTS:
@@ -97,7 +92,7 @@ def random_permutation(agents: LinearAgents, noise: Any = 0.0, start: Any = None
     def law(turn: Turn, moment: Array) -> tuple[Array, list[Array]]:
         after = [np.zeros_like(moment) for _ in range(n)]
         spoken = {0: moment}
-        probability = 1.0  # of each set of those who have spoken
+        probability = 1.0  # of each set of agents that have spoken
         for left in range(n, 0, -1):
             longer: dict[int, Array] = {}
             for group, value in spoken.items():
@@ -115,12 +110,10 @@ def random_permutation(agents: LinearAgents, noise: Any = 0.0, start: Any = None
 
 
 def _settled(agents: LinearAgents, law: Law, noise: Any, start: Any, repeats: int) -> RandomEquilibrium:
-    """The moments under a law of order of which a round is `repeats` draws."""
+    """Return the moments under a law of the order; a round is `repeats` draws."""
     n, d = len(agents), agents.dim
     if d > MOST_DIMENSIONS:
-        raise ConfigurationError(
-            f"agents: {d} dimensions; expected at most {MOST_DIMENSIONS} where the order is random"
-        )
+        raise ConfigurationError(f"agents: {d} dimensions; expected at most {MOST_DIMENSIONS} for a random order")
     noises, opening = check_noise(noise, "noise", n, d), check_start(start, d)
     centre = agents.objectives[0]
     local, speakers = agents.centred(centre), tuple(range(n))
@@ -145,15 +138,15 @@ def _settled(agents: LinearAgents, law: Law, noise: Any, start: Any, repeats: in
 
 
 def _first_moment(agents: LinearAgents) -> Turn:
-    """Of [I - A, b], (d, d + 1): it keeps the digits that A itself would lose where steps are small."""
+    """Return the turn of [I - A, b], (d, d + 1): with small steps, A itself would lose digits."""
     targets = [np.column_stack([np.eye(agents.dim), wanted]) for wanted in agents.objectives]
     return lambda i, moment, probability: moment + agents.pulls[i] @ (probability * targets[i] - moment)
 
 
 def _spread(agents: LinearAgents, law: Law, noises: Array, moved: Array, kept: Array) -> tuple[Array, Array, float]:
-    """Covariance (d, d), covariances after each agent's turn (N, d, d), and the radius of E[A kron A].
+    """Return the covariance (d, d), those after each agent's turn (N, d, d), and the radius of E[A kron A].
 
-    agents: with the origin at the mean. All is computed in the directions that are moved.
+    agents: with the origin at the mean. The computation is restricted to the directions in `moved`.
     """
     n, d = len(agents), agents.dim
     r = moved.shape[1]
@@ -184,9 +177,9 @@ def _spread(agents: LinearAgents, law: Law, noises: Array, moved: Array, kept: A
 
 
 def _second_moment_map(contractions: Array, law: Law) -> tuple[float, Array]:
-    """The spectral radius of C -> E[A C A^T] and I minus its matrix, on the upper triangles of symmetric matrices.
+    """Return the spectral radius of C -> E[A C A^T] and I minus its matrix, on upper triangles of symmetric matrices.
 
-    The map sends positive semi-definite matrices to such, so that its radius is that of E[A kron A].
+    The map preserves positive semi-definite matrices, so its radius is that of E[A kron A].
     """
     r = contractions.shape[1]
     rows, columns = np.triu_indices(r)

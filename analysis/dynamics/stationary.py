@@ -1,4 +1,4 @@
-"""The stationary covariance of a noisy conversation in a fixed order, read after each turn."""
+"""The stationary covariance of a noisy conversation in a fixed order, after each turn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stationary:
 
     equilibrium: the means, `equilibrium.states`, (T, d). covariances: (T, d, d), of the state read after each turn.
     lag_one: (T, d, d), the covariance of the state a round later with the state now, both read after the same turn.
-    The distribution is Gaussian where the noise is.
+    The distribution is Gaussian if the noise is.
     """
 
     equilibrium: RoundEquilibrium
@@ -31,16 +31,17 @@ class Stationary:
 
 
 def stationary(agents: LinearAgents, noise: Any, order: Order = None, start: Any = None) -> Stationary:
-    """Each turn of agent i gives x - P_i (x - w_i) + e, e of mean zero and covariance Q_i, independent of all else.
+    """Return the stationary distribution if each turn of agent i adds independent noise e to x - P_i (x - w_i).
 
-    Read after turn t, the state has the covariance that solves the discrete Lyapunov equation C = A C A^T + Q, A the
-    map of the round that ends with turn t, Q what the noise of that round adds up to: for W then U, after U's turn,
-    M_U Q_W M_U^T + Q_U. `lag_one` is A C. (Hamilton, Time Series Analysis, 1994, section 10.2, for such processes.)
+    e has mean zero and covariance Q_i. After turn t the covariance of the state solves the discrete Lyapunov equation
+    C = A C A^T + Q. A is the map of the round that ends with turn t, Q the noise that this round accumulates: for W
+    then U, after U's turn, M_U Q_W M_U^T + Q_U. `lag_one` is A C. For such processes see
+    Hamilton, Time Series Analysis (1994), section 10.2.
 
-    noise: Q_i, (N, d, d), one (d, d) for all, or a variance for each axis. order, start: as for `alternating`. Answers
-    given at once without combining (protocol `simultaneous`) are chains of this kind too: their covariances are these.
-    Raises ConfigurationError as `alternating` does, and for noise within the common null space of all who speak: nobody
-    pulls there, so that the variance grows for ever.
+    noise: Q_i, (N, d, d), one (d, d) for all, or a variance for each axis. order, start: as for `alternating`. The
+    protocol `simultaneous` without combining runs such chains side by side, with the same covariances.
+    Raises ConfigurationError as `alternating` does, and for noise within the common null space of all speakers: no
+    agent pulls there, so the variance grows without bound.
     """
     from scipy.linalg import solve_discrete_lyapunov
 
@@ -51,8 +52,8 @@ def stationary(agents: LinearAgents, noise: Any, order: Order = None, start: Any
     moved, kept = directions(agents.pulls[used])
     if np.abs(kept.T @ noises[used] @ kept).max(initial=0) > NULL * np.abs(noises).max():
         raise ConfigurationError(
-            f"noise: it reaches the common null space, of {kept.shape[1]} dimensions, of all who speak, where nobody"
-            " pulls and the variance grows for ever; expected noise without a part there"
+            f"noise: not 0 in the common null space of all speakers ({kept.shape[1]} dimensions), where no agent pulls"
+            " and the variance grows without bound; expected noise without a part there"
         )
     contractions = agents.contractions
     added = np.zeros_like(noises[0])

@@ -45,6 +45,7 @@ class Redrawn(Guard):
         self.scales, self.rng = np.sqrt(len(eigenvalues) * eigenvalues), np.random.default_rng(seed)
 
     def step(self, state: Array) -> Array:
+        """Return W's answer with newly drawn examples."""
         b, d = state.shape
         rotations = np.linalg.qr(self.rng.normal(size=(b, d, d)))[0]
         examples = self.scales[:, None] * rotations.transpose(0, 2, 1)
@@ -59,6 +60,7 @@ class Bounded(Guard):
         self.bound = bound
 
     def accept(self, state: Array) -> Array:
+        """Return the state after U's step, shortened to the bound."""
         step = state - self.answers[-1]
         share = self.bound / np.maximum(norms(step), self.bound)
         return self.answers[-1] + share[:, None] * step
@@ -77,12 +79,14 @@ class Probing(Guard):
         self.reply = np.zeros_like(side.objectives)
 
     def accept(self, state: Array) -> Array:
+        """Return U's state, or W's own last answer if W is alone."""
         if len(self.answers) % PROBE_EVERY == 0:
             self.alone |= movement(self.reply, state, *self.answers[-2:]) < ALARM
         self.reply = state
         return np.where(self.alone[:, None], self.answers[-1], state)
 
     def step(self, state: Array) -> Array:
+        """Return W's answer, with half the step size at every tenth turn."""
         probes = (len(self.answers) + 1) % PROBE_EVERY == 0
         return (self.probe if probes else self.side).turn(state)
 

@@ -1,4 +1,4 @@
-"""What an experiment gives back, and how its figures are drawn."""
+"""The result of an experiment, and the style of its figures."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ COLOURS = ("cell-1", "cell-2", "cell-3", "cell-4", "cell-5", "cell-6", "agent-2"
 class ExperimentResult:
     """One experiment.
 
-    section: of the report. outcome: one sentence that follows from the numbers. values: everything measured and
-    predicted, as JSON. summary: what it adds to the last line of `--json`.
+    section: of the report. outcome: one sentence computed from the numbers. values: all measured and
+    predicted values, as JSON. summary: the keys it adds to the last line of `--json`.
     """
 
     section: Section
@@ -29,26 +29,26 @@ class ExperimentResult:
 
 
 def line(x: Iterable[float], y: Iterable[float], name: str, color: str, dash: str = "solid") -> Trace:
-    """What was predicted; measured points are `dots`."""
+    """Return a curve of predicted values; `dots` draws measured ones."""
     return line_trace(list(x), list(y), name, color, dash)
 
 
 def dots(x: Iterable[Any], y: Iterable[float], name: str, color: str, symbol: str = "circle", size: int = 7) -> Trace:
-    """What was measured."""
+    """Return points of measured values."""
     marker = {"color": color, "size": size, "symbol": symbol}
     return {"type": "scatter", "mode": "markers", "name": name, "x": list(x), "y": numbers(y), "marker": marker}
 
 
 def colour(place: int) -> str:
-    """The colour of the curve at `place`, of eight."""
+    """Return the CSS colour of the curve at `place`; colours repeat after eight."""
     return f"var(--{colour_name(place)})"
 
 
 def colour_name(place: int) -> str:
-    """The same, as a section's legend names it."""
+    """Return the name of that colour in a section's legend."""
     return COLOURS[place % len(COLOURS)]
 
 
-def several(count: int, what: str) -> str:
-    """ "1 pair", "2 pairs"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def several(count: int, noun: str) -> str:
+    """Return the count and the noun, with an s for the plural: "1 pair", "2 pairs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -20,11 +20,11 @@ from a2a_ray.reproduce.misaligned.study_settings import Settings
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.floating[Any]]]"
 Turn: TypeAlias = Callable[[Array], Array]
-"""Takes what b agents are shown, shape (b, d), to what they answer, shape (b, d)."""
+"""Map the inputs of b agents, (b, d), to their answers, (b, d)."""
 Weights: TypeAlias = Literal["analytic", "trained"]
 
 SHOWN_ANGLE = 90.0
-"""Degrees between the objectives wherever an experiment looks at one angle: the gap is then the square root of two."""
+"""The angle in degrees between the objectives in experiments with one angle; the gap is the square root of two."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Side:
         return len(self.objectives)
 
     def turn(self, iterates: Array) -> Array:
-        """The answers, shape (b, d), to what they are shown, shape (b, d): one pass of the layer over each prompt."""
+        """Return the answers, (b, d), to these iterates, (b, d): one pass of the layer over each prompt."""
         return descend(self._layer, self._tokens, iterates, 1)
 
     def part(self, first: int, last: int) -> Side:
-        """Pairs first to last - 1."""
+        """Return the pairs first to last - 1."""
         rows = slice(first, last)
         return replace(
             self,
@@ -59,12 +59,12 @@ class Side:
 
     @property
     def pulls(self) -> Array:
-        """P = eta S, shape (b, d, d)."""
+        """Return P = eta S, shape (b, d, d)."""
         return self.step_size * self.covariances
 
     @property
     def contractions(self) -> Array:
-        """M = I - eta S, shape (b, d, d)."""
+        """Return M = I - eta S, shape (b, d, d)."""
         return np.eye(self.objectives.shape[1]) - self.pulls
 
     @cached_property
@@ -81,9 +81,9 @@ class Side:
 
 
 def prompted(prompts: Sequence[Array], objectives: Array, step_size: float) -> Side:
-    """Agents by the examples of their prompts, b arrays of shape (n, d), n as it is; objectives: (b, d).
+    """Return agents with these prompts: b arrays of examples, (n, d), where n may differ; objectives: (b, d).
 
-    Rows of zeros make all prompts as long as the longest: scaled for their number, they leave the covariance as it is.
+    Zero rows pad all prompts to the same length; the examples are rescaled so that the covariances stay the same.
     """
     longest = max(len(x) for x in prompts)
     examples = np.zeros((len(prompts), longest, objectives.shape[1]))
@@ -94,9 +94,9 @@ def prompted(prompts: Sequence[Array], objectives: Array, step_size: float) -> S
 
 
 def population(settings: Settings, angle: float = SHOWN_ANGLE, twin: bool = False, **source: Any) -> PairPopulation:
-    """Pairs at an angle, or their twins, whose objectives are rotated by 90 degrees in their plane.
+    """Return pairs at an angle, or their twins: the objectives rotated by 90 degrees in their plane.
 
-    source: further settings of DrawnPairs, in place of ours.
+    source: settings of DrawnPairs that replace the study's.
     """
     turned = 90.0 if twin else 0.0
     drawn: dict[str, Any] = {"pairs": settings.pairs, "seed": settings.seed} | source
@@ -107,13 +107,13 @@ def population(settings: Settings, angle: float = SHOWN_ANGLE, twin: bool = Fals
 
 
 def pair_agents(drawn: PairPopulation, i: int, **more: Any) -> tuple[LSAAgent, LSAAgent]:
-    """W and U of pair i as agents for a conversation; more: further settings of LSAAgent for both."""
+    """Return W and U of pair i as agents for a conversation; more: further settings of LSAAgent for both."""
     w, u = drawn.settings(i)
     return LSAAgent("w", **{**w, **more}), LSAAgent("u", **{**u, **more})
 
 
 def sides(drawn: PairPopulation) -> tuple[Side, Side]:
-    """W and U of all pairs, each with d examples along the axes of its covariance."""
+    """Return W and U of all pairs, each with d examples along the axes of its covariance."""
     taken = drawn.source.take(0, drawn.pairs)
     w = _side(taken.covariance_w, taken.objective_w, drawn.step_w)
     return w, _side(taken.covariance_u, taken.objective_u, drawn.step_u)
@@ -127,7 +127,7 @@ def _side(covariances: Array, objectives: Array, step_size: float) -> Side:
 
 @dataclass(frozen=True)
 class Settled:
-    """Where b pairs settle by the closed form: residuals of W and of U, (b, d), and spectral radii, (b,)."""
+    """The closed form of b pairs: settled residuals of W and of U, (b, d), and spectral radii, (b,)."""
 
     residual_w: Array
     residual_u: Array
@@ -135,12 +135,12 @@ class Settled:
 
     @property
     def radius(self) -> float:
-        """The largest."""
+        """Return the largest spectral radius."""
         return float(self.radii.max())
 
 
 def predicted(w: Side, u: Side) -> Settled:
-    """The closed form of two alternating agents for each pair."""
+    """Return the closed form of two alternating agents for each pair."""
     steps = (w.step_size, u.step_size)
     found = [
         alternating(linear_agents([s_w, s_u], objectives, steps), allow_divergence=True)
@@ -151,7 +151,7 @@ def predicted(w: Side, u: Side) -> Settled:
 
 
 def settle(w: Turn, u: Turn, start: Array, rounds: int) -> tuple[Array, Array]:
-    """The last of `alternate`'s states, both of shape (b, d)."""
+    """Return the last states of `alternate`, both of shape (b, d)."""
     after_w = after_u = start
     for _ in range(rounds):
         after_w = w(after_u)
@@ -160,7 +160,7 @@ def settle(w: Turn, u: Turn, start: Array, rounds: int) -> tuple[Array, Array]:
 
 
 def alternate(w: Turn, u: Turn, start: Array, rounds: int) -> tuple[Array, Array]:
-    """States after W's and after U's turns, both of shape (rounds, b, d); start: (b, d)."""
+    """Return the states after W's and after U's turns, both of shape (rounds, b, d); start: (b, d)."""
     state, after_w, after_u = start, [], []
     for _ in range(rounds):
         after_w.append(state := w(state))
@@ -169,20 +169,20 @@ def alternate(w: Turn, u: Turn, start: Array, rounds: int) -> tuple[Array, Array
 
 
 def apply(matrices: Array, vectors: Array) -> Array:
-    """(b, d, d) by (b, d)."""
+    """Multiply matrices, (b, d, d), by vectors, (b, d)."""
     return np.asarray(np.einsum("bij,bj->bi", matrices, vectors))
 
 
 def norms(vectors: Array) -> Array:
-    """2-norms along the last axis."""
+    """Return the 2-norms along the last axis."""
     return np.asarray(np.linalg.norm(vectors, axis=-1))
 
 
 def root_mean_square(distances: Array, axis: int = -1) -> Array:
-    """Over the pairs."""
+    """Return the root mean square over the pairs."""
     return np.asarray(np.sqrt((distances**2).mean(axis=axis)))
 
 
 def gaps(w: Side, u: Side) -> Array:
-    """|u* - w*| of each pair, shape (b,)."""
+    """Return |u* - w*| of each pair, shape (b,)."""
     return norms(u.objectives - w.objectives)

@@ -31,7 +31,7 @@ from a2a_ray.reproduce.misaligned.study_settings import Settings
 
 CONVERSATIONS, LEFT = 10_000, 1e-6
 NOISE_W, NOISE_U = 0.1, 0.05
-"""Standard deviations of what is added to each coordinate of an answer; objectives have length 1."""
+"""Standard deviations of the noise in each coordinate of an answer; objectives have length 1."""
 VERDICT_PAIRS, VERDICT_NOISE = 5, 0.02
 TIME_CONSTANTS, FEWEST, MOST = 25, 100, 2000
 """A trajectory has this many times 1 / (1 - spectral radius) rounds, within bounds."""
@@ -111,7 +111,7 @@ def _noisy(settings: Settings, source: GivenPairs, noise_w: float, noise_u: floa
 class NoisyConversation:
     """A noisy conversation of w and u: positions after own turns, (rounds, d); objectives and settled means, (d,).
 
-    line: (d,), the gap at SHOWN_ANGLE, along which the verdict is made.
+    line: (d,), the gap at SHOWN_ANGLE, along which the verdict is computed.
     """
 
     positions: dict[str, Array]
@@ -170,8 +170,8 @@ def _section(
 ) -> Section:
     judged = values["verdicts"]
     text = (
-        f"Spread: one pair at {SHOWN_ANGLE:g} degrees whose answers are off by Gaussian noise (standard deviation"
-        f" {NOISE_W:g} a coordinate for W, {NOISE_U:g} for U), {CONVERSATIONS:,} conversations."
+        f"Spread: one pair at {SHOWN_ANGLE:g} degrees whose answers have Gaussian noise (standard deviation"
+        f" {NOISE_W:g} per coordinate for W, {NOISE_U:g} for U), {CONVERSATIONS:,} conversations."
         f" Then, with noise of {VERDICT_NOISE:g}, verdicts from one trajectory and the objectives only:"
         f" {several(judged['pairs'], 'pair')} each with the same objective, with objectives at"
         f" {SHOWN_ANGLE:g} degrees, and with the rank-one adversary for U. Reached means: along the line"
@@ -181,7 +181,7 @@ def _section(
         "Spread: standard deviation of the settled state along the principal axes of the predicted covariance (a"
         " discrete Lyapunov equation), read after each agent's turn; each turn shrinks the other's noise and adds its"
         " own. The other two: one conversation each, its states along the line between the objectives (0 is W's, 1 is"
-        " U's); dotted, where the closed form puts them. An honest pair ends between the two; the adversary stays at"
+        " U's); dotted lines are the closed form. An honest pair ends between the two; the adversary stays at"
         " its objective and moves W away from its own."
     )
     legend = [("W", "agent-1"), ("U", "agent-2"), ("● measured", ""), ("line: predicted", "")]
@@ -215,14 +215,14 @@ def _tables(
                 "read after",
                 "measured",
                 "predicted",
-                "covariance off by, relative",
-                "entries off by, standard errors at most",
+                "relative error of the covariance",
+                "largest error of an entry, standard errors",
             ],
             spreads,
         ),
         Table(
             "Verdicts from one trajectory",
-            ["pair", "rounds", "true", "right verdict", "given", "first one, in words"],
+            ["pair", "rounds", "true", "right verdict", "given", "reason of the first"],
             rows,
         ),
     ]

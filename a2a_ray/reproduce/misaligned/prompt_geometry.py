@@ -30,7 +30,7 @@ CONDITIONS = (1.0, 2.0, 5.0, 10.0, 20.0)
 KINDS = ("own eigenvectors", "shared eigenvectors", "disjoint support")
 LEFT = 1e-12
 PARTS = (-2.0, -1.0, 0.0, 1.0, 2.0)
-"""Openings: how far along the direction that neither agent's examples reach."""
+"""Openings: distances along the direction that neither agent has examples of."""
 
 
 def run(settings: Settings) -> ExperimentResult:
@@ -54,7 +54,7 @@ def _drawn(settings: Settings, kind: str, condition: float) -> PairPopulation:
 
 
 def _cell(settings: Settings, kind: str, condition: float) -> dict[str, Any]:
-    """Root mean square plateaus, shares of the gap, and the slowest pair's half-life."""
+    """Return the root mean square plateaus, shares of the gap, and the slowest pair's half-life."""
     drawn = _drawn(settings, kind, condition)
     w, u = sides(drawn)
     settled, gap = predicted(w, u), gaps(w, u)[:, None]
@@ -74,7 +74,7 @@ def _root_mean_square(residuals: Array) -> list[float]:
 
 
 def _null_space(settings: Settings) -> list[dict[str, float]]:
-    """One pair whose examples leave out one direction, the same for both: real conversations from several openings."""
+    """Run one pair whose examples share a missing direction: real conversations from several openings."""
     values = np.append(0.0, np.geomspace(1 / settings.condition, 1, settings.dim - 1) if settings.dim > 2 else 1.0)
     drawn = population(settings, pairs=1, eigenvalues=values, eigenvectors="pair")
     w, u = (LSAAgent(name, **how) for name, how in zip("wu", drawn.settings(0), strict=True))
@@ -85,8 +85,8 @@ def _null_space(settings: Settings) -> list[dict[str, float]]:
         opening = part * direction
         theory = alternating(agents_of([w, u]), start=opening)
         rounds = settings.rounds_for(theory.spectral_radius, LEFT)
-        said = Conversation([w, u], opening=opening, max_rounds=rounds).run().messages[-2]
-        measured = np.asarray(said.content) - w.objective
+        message = Conversation([w, u], opening=opening, max_rounds=rounds).run().messages[-2]
+        measured = np.asarray(message.content) - w.objective
         rows.append(
             {
                 "start": part,
@@ -105,7 +105,7 @@ def _result_sentence(cells: dict[str, list[dict[str, Any]]], null: list[dict[str
     return (
         f"All geometries settle within {worst:.1e} of the gap of the closed form; with disjoint support the condition"
         f" number changes W's plateau by {max(disjoint) - min(disjoint):.1e} and only slows it down; with a common"
-        f" null space where W rests depends on the start (it differs by {apart:.2f} of the gap between openings)."
+        f" null space W's settled state depends on the start (by {apart:.2f} of the gap between openings)."
     )
 
 
@@ -118,10 +118,10 @@ def _section(settings: Settings, cells: dict[str, list[dict[str, Any]]], null: l
         " the same direction, from five openings."
     )
     caption = (
-        "Plateau of W: with disjoint support the agents do not compete, and the state converges to one objective in"
-        " one half of the directions and at the other in the other half. Half-life: rounds in which the slowest pair"
-        " halves its distance to rest. Common null space: no turn moves the state along a direction that neither prompt"
-        " has examples of, so the opening decides where the conversation ends."
+        "Plateau of W: with disjoint support the agents do not compete, and the state converges to W's objective"
+        " in W's half of the directions and to U's in the other half. Half-life: rounds in which the slowest pair"
+        " halves its distance to the equilibrium. Common null space: no turn moves the state along a"
+        " direction that neither prompt has examples of, so the opening decides where the conversation ends."
     )
     legend = [(kind, colour_name(i)) for i, kind in enumerate(KINDS)] + [("● measured", ""), ("line: predicted", "")]
     panels = [
@@ -156,7 +156,7 @@ def _section(settings: Settings, cells: dict[str, list[dict[str, Any]]], null: l
     starts = [[row["start"], row["measured"], row["predicted"], row["error"]] for row in null]
     tables = [
         Table("Root mean square distance from the own objective, share of the gap", columns, rows),
-        Table("Common null space: W at rest", ["opening along it", "measured", "predicted", "error"], starts),
+        Table("Common null space: settled state of W", ["opening along it", "measured", "predicted", "error"], starts),
     ]
     return Section("Geometry of the prompts", text, panels, legend, caption, tables)
 

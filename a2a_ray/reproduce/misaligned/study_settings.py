@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from a2a_ray.core.errors import ConfigurationError
 
 MOST_DIMENSIONS = 50
-"""The theory of random orders goes so far (analysis/dynamics/random_order.py)."""
+"""The limit of the theory of random orders (analysis/dynamics/random_order.py)."""
 MOST_ROUNDS = 10_000
-"""Rounds of one conversation; more would take memory and minutes and show nothing new."""
+"""Rounds of one conversation; more take memory and minutes without a new result."""
 SETTLED = 1e-13
 """The default share of the start that is left when a conversation ends."""
 
@@ -19,7 +19,7 @@ SETTLED = 1e-13
 class Settings:
     """Settings of the study.
 
-    dim: d. pairs: how many. rounds: None for as many as their rates ask for. condition: of both geometries, whose
+    dim: d. pairs: how many. rounds: None to compute them from the rates. condition: of both geometries, whose
     largest eigenvalue is 1. step_size: eta of both agents, below 2. Raises ConfigurationError.
     """
 
@@ -33,7 +33,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not 2 <= self.dim <= MOST_DIMENSIONS:
             raise ConfigurationError(
-                f"--d: {self.dim}; expected a whole number from 2 (an angle needs a plane) to {MOST_DIMENSIONS}"
+                f"--dim: {self.dim}; expected a whole number from 2 (an angle needs a plane) to {MOST_DIMENSIONS}"
             )
         for name, value, least in (("--pairs", self.pairs, 1), ("--seed", self.seed, 0)):
             if value < least:

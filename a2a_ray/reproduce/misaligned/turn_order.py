@@ -25,13 +25,13 @@ from a2a_ray.reproduce.misaligned.study_settings import Settings
 PAIRS = 10
 LEFT = 1e-12
 CONVERSATIONS, RANDOM_LEFT, SMALLEST = 4000, 1e-6, 1e-12
-"""Conversations of each pair in random order, until this share of the start is left in mean and spread; below the last
-no standard error counts, since rounding is larger."""
+"""Conversations of each pair in random order; the share of the start left at the end, in mean and spread; and the least
+standard error, since rounding is larger below it."""
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A fixed order: its protocol, what theory says, and inner steps of W."""
+    """A fixed order: its protocol, its closed form, and the inner steps of W."""
 
     protocol: Callable[[], TurnProtocol]
     theory: Callable[[LinearAgents], RoundEquilibrium]
@@ -55,7 +55,7 @@ RANDOM: dict[str, Callable[[LinearAgents], RandomEquilibrium]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One order, the mean over pairs; the agents are W and U. Shares of the gap.
+    """The results of one order, as means over the pairs of W and U. Distances are shares of the gap.
 
     measured, predicted: distance of each agent's (mean) state from its objective. error: largest distance of a
     (mean) state from the predicted one. half_life: of the slowest pair, in rounds of two turns. spread: root mean
@@ -89,8 +89,8 @@ def _fixed(name: str, how: Fixed, settings: Settings, pairs: list[tuple[LSAAgent
         w.inner_steps = how.inner_steps
         theory = how.theory(agents_of([w, u]))
         rounds = settings.rounds_for(theory.spectral_radius, LEFT)
-        said = Conversation([w, u], how.protocol(), np.zeros(settings.dim), max_rounds=rounds).run().messages
-        last = {m.sender: np.asarray(m.content) for m in said}
+        messages = Conversation([w, u], how.protocol(), np.zeros(settings.dim), max_rounds=rounds).run().messages
+        last = {m.sender: np.asarray(m.content) for m in messages}
         gap = np.linalg.norm(u.objective - w.objective)
         measured.append(np.stack([last[a.name] - a.objective for a in (w, u)]) / gap)
         expected.append(theory.residuals / gap)
@@ -145,7 +145,7 @@ def _conversations(agents: tuple[LSAAgent, LSAAgent], speakers: NDArray[np.int64
 
 
 def _mean(residuals: Array) -> list[float]:
-    """Over pairs, of the distances: (pairs, W and U, d)."""
+    """Return the mean distance of W and of U over the pairs; residuals: (pairs, 2, d)."""
     return [float(x) for x in norms(residuals).mean(axis=0)]
 
 
@@ -153,23 +153,23 @@ def _result_sentence(rows: list[Row]) -> str:
     fixed, random = [r for r in rows if r.spread is None], [r for r in rows if r.spread is not None]
     low, high = (f([r.measured[0] for r in fixed]) for f in (min, max))
     sentence = (
-        f"With every fixed order the agents rest within {max(r.error for r in fixed):.1e} of the gap of where theory"
-        f" puts them; the order alone moves W's plateau between {low:.2f} and {high:.2f} of the gap"
+        f"In every fixed order the agents settle within {max(r.error for r in fixed):.1e} of the gap of the closed"
+        f" form; the order alone moves W's plateau between {low:.2f} and {high:.2f} of the gap"
     )
     most = max(r.standard_errors or 0.0 for r in random)
-    return f"{sentence}, and the means of random orders are within {most:.1f} standard errors of theory."
+    return f"{sentence}, and the means of random orders are within {most:.1f} standard errors of the closed form."
 
 
 def _section(settings: Settings, rows: list[Row], pairs: int) -> Section:
     text = (
-        f"{several(pairs, 'pair')} at 90 degrees, in fixed orders by real conversations of the agents, in random orders"
-        f" by {CONVERSATIONS:,} conversations each, summarised by mean and spread."
+        f"{several(pairs, 'pair')} at 90 degrees. Fixed orders run real conversations of the agents. Random orders"
+        f" simulate {CONVERSATIONS:,} conversations for each pair and report mean and spread."
     )
     caption = (
-        "Where the agents rest, each read after its own turn, as a share of the distance between their objectives. Who"
-        " begins does not matter, nor whether two chains run side by side: the equilibrium is the same. More steps a"
-        " turn pull it towards whoever takes them. A random speaker has, on average, the state of averaged turns;"
-        " nothing comes to rest then: points are means, bars the spread of the state."
+        "Each agent's settled distance from its objective after its own turn, as a share of the distance between the"
+        " objectives. The equilibrium is the same for either first speaker and for two chains side by side. An agent"
+        " that takes more steps in a turn pulls it towards its objective. With a random speaker the mean state is that"
+        " of averaged turns; the state itself keeps moving: points are means, bars its spread."
     )
     columns = ["order", "W measured", "W predicted", "U measured", "U predicted", "largest error", "half-life (rounds)"]
     table = Table(

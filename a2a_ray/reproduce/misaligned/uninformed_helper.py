@@ -36,15 +36,15 @@ TOLERANCE = 1e-9
 DAMPINGS = (0.75, 0.5, 0.25)
 MOST_ROUNDS, AFTER = 1000, 3
 WITHOUT = 60
-"""Rounds of the conversation without a helper, which never arrives."""
+"""Rounds of the conversation without a helper, in which W never reaches its objective."""
 FLOOR = 1e-16
 NONE, EXACT, SINGULAR, ESTIMATED = "no helper", "exact", "exact, one direction missing", "estimated by probes"
 
 
 class Probes(Alternating):
-    """W and U in turn; U's objective at each turn follows from what both have said, and from its own prompt.
+    """W and U alternate; U's objective at each turn follows from the messages and from its own prompt.
 
-    In its first d + 1 turns U shows W probes, and from then on it helps by what it has learnt of W's turn from them.
+    U sends probes in its first d + 1 turns, then helps with the estimate of W's turn from the replies.
     """
 
     def __init__(self, pull_u: Array) -> None:
@@ -52,11 +52,12 @@ class Probes(Alternating):
         self._pull = pull_u
 
     def context(self, transcript: Transcript, speaker: str) -> TurnContext:
-        shown = super().context(transcript, speaker)
+        """Return the context of a turn; for U with the objective of that turn."""
+        context = super().context(transcript, speaker)
         if speaker == transcript.agents[0]:
-            return shown
-        said = np.stack([np.asarray(m.content) for m in transcript.messages])
-        return TurnContext(*shown[:3], {"objective": probing_objective(said[::2], said[1::2], self._pull)})
+            return context
+        states = np.stack([np.asarray(m.content) for m in transcript.messages])
+        return TurnContext(*context[:3], {"objective": probing_objective(states[::2], states[1::2], self._pull)})
 
 
 def run(settings: Settings) -> ExperimentResult:
@@ -78,7 +79,7 @@ def run(settings: Settings) -> ExperimentResult:
 
 
 def reached(errors: Array) -> int | None:
-    """The first round from which the error stays within the tolerance; None where it does not."""
+    """Return the first round from which the error stays within the tolerance, or None."""
     away = np.flatnonzero(~(errors <= TOLERANCE))
     first = int(away[-1]) + 2 if len(away) else 1
     return first if first <= len(errors) else None
@@ -101,10 +102,10 @@ def _conversation(settings: Settings, name: str, i: int) -> tuple[Array, Array]:
     gap = float(np.linalg.norm(u.objective - w.objective))
     expected = _predicted(name, pull_w, pull_u, damping, w.objective) / gap
     rounds = settings.rounds or len(expected)
-    said = Conversation(
+    transcript = Conversation(
         [w, u], _protocol(name, drawn, i, pull_u, damping), np.zeros(settings.dim), max_rounds=rounds
     ).run()
-    states = np.stack([np.asarray(m.content) for m in said.messages[1::2]])
+    states = np.stack([np.asarray(m.content) for m in transcript.messages[1::2]])
     return norms(states - w.objective) / gap, expected[:rounds]
 
 
@@ -118,7 +119,7 @@ def _protocol(name: str, drawn: PairPopulation, i: int, pull_u: Array, damping: 
 
 
 def _predicted(name: str, pull_w: Array, pull_u: Array, damping: float, objective: Array) -> Array:
-    """W's error by the round's map, from zeros until it is within the tolerance; NaN where none is given."""
+    """Return W's error by the map of a round, from zeros until it is within the tolerance; NaN without a prediction."""
     if name == NONE:
         return np.full(WITHOUT, math.nan)
     if name == ESTIMATED:  # d + 1 rounds of probes, then Newton's step
@@ -132,7 +133,7 @@ def _predicted(name: str, pull_w: Array, pull_u: Array, damping: float, objectiv
 
 
 def _most(rounds: list[int | None]) -> int | None:
-    """The most of all pairs; None where one never gets there."""
+    """Return the most rounds of all pairs, or None if one never reaches the objective."""
     return None if None in rounds else max(r for r in rounds if r is not None)
 
 
@@ -143,8 +144,8 @@ def _result_sentence(values: dict[str, Any]) -> str:
 
     return (
         f"W's objective is reached (within {TOLERANCE:g} of the gap) {within(EXACT)} with the exact helper,"
-        f" {within(_damped(0.5))} with half of its step, {within(ESTIMATED)} by a helper that first has to find out"
-        f" what W does, and {within(NONE)} without a helper."
+        f" {within(_damped(0.5))} with half of its step, {within(ESTIMATED)} by a helper that first estimates"
+        f" W's turn, and {within(NONE)} without a helper."
     )
 
 
@@ -153,14 +154,14 @@ def _section(
 ) -> Section:
     pairs = several(len(values["rounds_measured"][EXACT]), "pair")
     text = (
-        f"{pairs} at {SHOWN_ANGLE:g} degrees, real conversations. U gives up its own objective: at each turn it sets"
-        " one with which its own gradient step takes the state where Newton's step of W would (exact), part of the way"
-        " (damped), or as near as its examples allow (one direction missing). All these know W. The last one does not:"
-        f" it shows W {settings.dim + 1} states first, one a turn, and estimates from the replies how W pulls."
+        f"{pairs} at {SHOWN_ANGLE:g} degrees, real conversations. U gives up its own objective. At each turn it chooses"
+        " one so that its gradient step makes Newton's step for W: in full (exact), in part (damped), or as far as its"
+        " examples allow (one direction missing). These helpers know W. The last one does not: it first sends"
+        f" {settings.dim + 1} probes, one a turn, and estimates W's pull from the replies."
     )
     caption = (
         "W's error after U's turn, as a share of the gap, first pair. Without a helper it stays on the plateau. The"
-        " exact helper removes it in one round, as Newton's method does on a quadratic; what is left is rounding."
+        " exact helper removes it in one round, as Newton's method does on a quadratic; the rest is rounding."
     )
     legend = [(name, colour_name(i)) for i, name in enumerate(conversations)] + [
         ("● measured", ""),
