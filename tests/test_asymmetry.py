@@ -169,7 +169,7 @@ def test_seen_directions_are_enough_for_an_attacker_who_does_not_know_w() -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gap": [0, 0]}, "gap: S_W D = 0, .* nothing for U to undo"),
+        ({"gap": [0, 0]}, "gap: S_W D = 0; .* nothing for U to undo"),
         ({"gap": [0, 1], "covariance_w": np.diag([1.0, 0])}, "gap: S_W D = 0"),
         ({"gap": [1, 0, 0]}, r"gap: shape \(3,\); expected \(2,\)"),
         ({"covariance_w": [[1, 2], [0, 1]]}, "covariance_w: not symmetric"),

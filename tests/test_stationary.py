@@ -104,7 +104,9 @@ def test_noise_in_a_common_null_space_is_reported() -> None:
     assert found.equilibrium.depends_on_start
     np.testing.assert_allclose(found.covariances[:, 1], 0, atol=1e-20)
     assert found.covariances[0, 0, 0] > 0
-    with pytest.raises(ConfigurationError, match="noise: not 0 in the common null space of all speakers .1 dimensions"):
+    with pytest.raises(
+        ConfigurationError, match=r"noise: not 0 in the common null space of all speakers \(1 dimensions\)"
+    ):
         stationary(agents, 0.1, start=[5, 6])
     np.testing.assert_array_equal(stationary(agents, 0, start=[5, 6]).covariances, np.zeros((2, 2, 2)))
 

@@ -146,8 +146,8 @@ def projecting_examples(span: Any, step_size: float, step: float = 1.0) -> Array
 def _least_residual(pulls: Array, gap: Array, bound: float) -> Array:
     """Return the e of least norm with e.P(e + D) + c |P(e + D)|^2 <= 0, c = 1 / bound - 1.
 
-    All arrays are (d,), in the eigenbasis of P. With multiplier m, e = -m (p / 2 + c p^2) D / (1 + m (p + c p^2)); the sum below is the constraint at that e,
-    written without cancellation: it is positive at m = 0 and negative at m = 2 c.
+    All arrays are (d,), in the eigenbasis of P. With multiplier m, e = -m (p / 2 + c p^2) D / (1 + m (p + c p^2)). The
+    sum below is the constraint at that e, written without cancellation: it is positive at m = 0, negative at m = 2 c.
     """
     c = 1 / bound - 1
     if c == 0:
