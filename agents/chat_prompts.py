@@ -1,4 +1,4 @@
-"""Between a conversation and a language model: what it is shown (a running text, or a chat) and what it said."""
+"""Make the prompt of a language model from a conversation, for a chat model or a base model, and decode its answer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from a2a_ray.core.errors import AgentError
 from a2a_ray.core.message import Message
 
-MERGED = "\n\n"  # between messages of one role, which many chat templates want as one
+MERGED = "\n\n"  # between merged messages: many chat templates require alternating roles
 
 
 def require_text(messages: Sequence[Message], where: str) -> None:
@@ -21,10 +21,10 @@ def require_text(messages: Sequence[Message], where: str) -> None:
 
 
 def running_text(texts: Sequence[str], separator: str) -> str:
-    """The texts as one, oldest first.
+    """Return the texts joined, oldest first.
 
-    `separator` stands only where a text ends in punctuation and the next begins without white space. A text that was
-    cut inside a word is continued as it is: what a base model wrote goes on as it would have.
+    `separator` is added only if a text ends in punctuation and the next begins without white space. A text that ends
+    inside a word is continued directly, as the base model itself would continue it.
     """
     whole = ""
     for text in texts:
@@ -36,10 +36,10 @@ def running_text(texts: Sequence[str], separator: str) -> str:
 
 
 def chat(messages: Sequence[Message], name: str, instructions: str | None) -> list[dict[str, str]]:
-    """The messages, oldest first, as roles: what `name` said is the assistant's, all else the user's.
+    """Return the messages as chat roles, oldest first: those of `name` are the assistant's, all others the user's.
 
-    Neighbours of one role are merged; a talk that would begin with the assistant begins with an empty user message, for
-    most templates want it so. `instructions` are the system message.
+    Adjacent messages of one role are merged. If the assistant would come first, an empty user message precedes it,
+    because most templates require one. `instructions` become the system message.
     """
     turns: list[dict[str, str]] = []
     for message in messages:
@@ -56,10 +56,10 @@ def chat(messages: Sequence[Message], name: str, instructions: str | None) -> li
 
 
 def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
-    """The chat in the tokeniser's own template, up to where the assistant speaks.
+    """Return the chat in the tokenizer's template, up to the start of the assistant's answer.
 
-    Where a template refuses it, as those that know no system role do, the instructions lead the first user message.
-    Raises AgentError where it refuses that too.
+    If the template refuses the system role, the instructions become the start of the first user message. Raises
+    AgentError if it refuses that too.
     """
     from jinja2 import TemplateError
 
@@ -75,10 +75,10 @@ def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
 
 
 def decoded(tokenizer: Any, rows: Sequence[list[int]]) -> list[str]:
-    """The text of each row as it stands in a running text.
+    """Return the text of each row with its leading space, as it reads inside a longer text.
 
-    A tokeniser of the SentencePiece kind drops one leading space of whatever it decodes; an "a" put before the row, and
-    taken off again, keeps it.
+    A SentencePiece tokenizer drops one leading space when it decodes. Decoding the row behind an "a", which is then
+    removed, keeps the space.
     """
     anchor = tokenizer("a", add_special_tokens=False).input_ids
     first = tokenizer.decode(anchor, skip_special_tokens=True, clean_up_tokenization_spaces=False)

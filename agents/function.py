@@ -1,4 +1,4 @@
-"""Any callable as an agent."""
+"""Make an agent of any callable."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ TAKES = ("content", "message", "history")
 
 
 class FunctionAgent(BaseAgent):
-    """Answers with what a function returns: plain, `async`, a bound method, or any object that can be called.
+    """Answer with the return value of a callable: a function, `async` or not, a bound method, or a callable object.
 
-    function: the callable, or where it is: "my_package.my_module:my_function".
-    takes: what it is called with. "content": the newest content, text or an array of shape (d,). "history": the list of
-        all contents that are shown, oldest first, the newest last. "message": the Message.
-    bid: a callable of the same kind that says how much the agent wants the turn, a finite number.
+    function: the callable, or its path "my_package.my_module:my_function".
+    takes: its argument. "content": the newest content, text or an array of shape (d,). "history": the list of all
+        contents in the context, oldest first. "message": the Message.
+    bid: a callable with the same argument that returns the agent's bid for the turn, a finite number.
 
-    The function returns text, a 1-D array (or list) of floats, or a whole Message; anything else fails the
-    conversation with InvalidResponseError. It should keep nothing between calls and draw its randomness from
-    `message.seed`. It runs inside the conversation worker: one that blocks for long should be `async`, or have
-    `placement: actor`.
+    The function returns text, a 1-D array (or list) of floats, or a Message; anything else fails the conversation with
+    InvalidResponseError. It should keep no state between calls and draw its randomness from `message.seed`. It runs in
+    the conversation worker: use `async` or `placement: actor` for a function that blocks for long.
     """
 
     def __init__(
@@ -47,8 +46,8 @@ class FunctionAgent(BaseAgent):
             self.step = self._step  # type: ignore[method-assign]  # in an actor, messages do not wait for each other
 
     def step(self, message: Message) -> Message | Awaitable[Message]:
-        """The function's answer; awaitable where the function is asynchronous."""
-        value = self._function(self._argument(message))  # even a plain function may give something awaitable
+        """Return the function's answer; an awaitable if the function is asynchronous."""
+        value = self._function(self._argument(message))  # even a plain function may return an awaitable
         if type(value) is not str and inspect.isawaitable(value):
             return self._later(value, message)
         return self._answer(value, message)
@@ -74,7 +73,7 @@ class FunctionAgent(BaseAgent):
             return message.reply(str(value), self.name)
         if isinstance(value, list | tuple) or hasattr(value, "dtype"):
             return message.reply(value, self.name)  # the conversation makes it an array
-        answer: Message = value  # a Message; all else the conversation refuses, by agent and turn
+        answer: Message = value  # a Message; the conversation rejects anything else
         return answer
 
 

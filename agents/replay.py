@@ -1,4 +1,4 @@
-"""Recorded answers once more: a conversation without a model call."""
+"""Replay recorded answers: a conversation without model calls."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ _Records: TypeAlias = "dict[tuple[bool, int], Message]"
 
 
 class ReplayAgent(BaseAgent):
-    """Gives recorded answers again, found by the number of the turn; an agent keeps nothing between turns.
+    """Return recorded answers by the number of the turn; keeps no state between turns.
 
     Exactly one of:
 
-    turns: what to say, {number of the turn: content}, or a list of the contents of turns 1, 2, 3, ... (null, or what
-        somebody else says, where the turn is not this agent's). Content is text or a list of floats (float64). The
-        same in every conversation.
-    file: JSONL in the exchange format; `id` there is the id of the conversation here, `speaker` the agent's name. It
-        must be readable on every node. Bids and combinations are not in such a file, so it fits protocols without
-        them; for those that have them, and for exact dtypes, use `from_transcript`.
+    turns: {number of the turn: content}, or a list of the contents of turns 1, 2, 3, ... (null, or any content, at
+        another agent's turn). Content is text or a list of floats (float64). The same in every conversation.
+    file: JSONL in the exchange format; its `id` is the id of the conversation, its `speaker` the agent's name. It must
+        be readable on every node. It stores no bids or combinations; use `from_transcript` for protocols that have
+        them, and for exact dtypes.
 
-    A turn without a record raises AgentError. Kind and metadata come with the content; usage does not: nothing is
-    spent.
+    A turn without a record raises AgentError. Answers have the kind and metadata of the record, but no usage, because
+    nothing is spent.
     """
 
     def __init__(
@@ -49,15 +48,15 @@ class ReplayAgent(BaseAgent):
         self._by_conversation: dict[str, _Records] | None = None
         if turns is not None:
             numbered = turns.items() if isinstance(turns, dict) else enumerate(turns, 1)
-            said = [Message("", turn, name, _content(c, turn)) for turn, c in numbered if c is not None]
-            self._everywhere = _records(said, name)
+            records = [Message("", turn, name, _content(c, turn)) for turn, c in numbered if c is not None]
+            self._everywhere = _records(records, name)
 
     @classmethod
     def from_transcript(cls, transcript: Transcript) -> list[ReplayAgent]:
-        """An agent for each agent of a transcript, in its order: messages, bids, arrays and kinds as they were.
+        """Return an agent for each agent of a transcript, in order, with its messages, bids, arrays and kinds.
 
-        `Conversation(ReplayAgent.from_transcript(t), same protocol, t.opening.content)` holds it again; what the
-        protocol itself put on record (combinations) it computes anew.
+        `Conversation(ReplayAgent.from_transcript(t), same protocol, t.opening.content)` repeats the conversation; the
+        protocol computes its combinations again.
         """
         agents = [cls(name, turns={}) for name in transcript.agents]
         for agent in agents:
@@ -65,16 +64,16 @@ class ReplayAgent(BaseAgent):
         return agents
 
     def check(self) -> None:
-        """Raises ConfigurationError where the file cannot be read, or this agent says nothing in it."""
+        """Raise ConfigurationError if the file cannot be read or has no turn of this agent."""
         self._recorded()
 
     def step(self, message: Message) -> Message:
-        """The recorded answer at this turn. Raises AgentError where there is none."""
+        """Return the recorded answer of this turn. Raises AgentError if none is recorded."""
         record = self._find(message, "answer")
         return message.reply(record.content, self.name, EMPTY, record.metadata, record.kind)
 
     def bid(self, message: Message) -> float:
-        """The recorded bid at this turn. Raises AgentError where there is none."""
+        """Return the recorded bid for this turn. Raises AgentError if none is recorded."""
         return float(str(self._find(message, BID).content))
 
     def _find(self, message: Message, what: str) -> Message:
@@ -92,7 +91,7 @@ class ReplayAgent(BaseAgent):
         return record
 
     def _recorded(self) -> dict[str, _Records] | None:
-        """Conversation -> records of the file, read once; None without a file."""
+        """Return conversation -> records of the file, read once; None without a file."""
         if self.file is None or self._by_conversation is not None:
             return self._by_conversation
         transcripts, problems = read_jsonl(self.file)
@@ -109,9 +108,9 @@ class ReplayAgent(BaseAgent):
 
 
 def _records(records: Iterable[Message], name: str) -> _Records:
-    """What an agent said, by turn, and bid, by seq: there can be several bids for a turn."""
-    mine = (m for m in records if m.sender == name and (m.kind == BID or m.turn is not None))
-    return {(m.kind == BID, m.seq if m.kind == BID else m.turn): m for m in mine}
+    """Return an agent's messages by turn and its bids by seq, because a turn can have several bids."""
+    own = (m for m in records if m.sender == name and (m.kind == BID or m.turn is not None))
+    return {(m.kind == BID, m.seq if m.kind == BID else m.turn): m for m in own}
 
 
 def _content(value: Any, turn: int) -> Content:
@@ -126,6 +125,6 @@ def _content(value: Any, turn: int) -> Content:
 
 
 def _few(values: Iterable[Any] | None) -> str:
-    """The values in a sentence: the first eight."""
+    """Return the first eight values as a phrase."""
     shown = [str(v) for v in values or ()]
     return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "") or "none"

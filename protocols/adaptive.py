@@ -1,4 +1,4 @@
-"""The turn goes to whoever wants it, or should have it, most."""
+"""Give the next turn to the agent with the highest score."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from a2a_ray.protocols.history_window import Context, window, with_nudges
 
 
 class Adaptive(TurnProtocol):
-    """The next turn goes to the highest score; equal scores go to whoever has waited longest, then to the first agent.
+    """Give the next turn to the highest score. Ties go to the agent that has waited longest, then to the first agent.
 
-    by: where scores come from:
-        "bid": every agent is asked `bid(message)`, and its bid is recorded (an LSA agent bids its own residual);
-        "score": `score(transcript, agent_name) -> float`, given as a function or as "module:attr";
-        "observer": the `scores` of the newest verdict that has some; 0 where it names an agent not.
-    context: what each is shown, also when it is asked for its bid.
+    by: the source of the scores:
+        "bid": each agent's `bid(message)`; bids are stored (an LSA agent bids its own residual);
+        "score": `score(transcript, agent_name) -> float`, a function or "module:attr";
+        "observer": the `scores` of the newest verdict that has scores; 0 for agents that it omits.
+    context: the context of a turn and of a bid.
     repeat: whether the same agent may speak twice in a row.
-    nudge: {text, sender}: what all are shown when an observer asks for a nudge.
+    nudge: {text, sender}: the message to all agents if an observer requests a nudge.
     """
 
     def __init__(
@@ -38,9 +38,7 @@ class Adaptive(TurnProtocol):
         if by not in ("bid", "score", "observer"):
             raise ConfigurationError(f"by: {by!r}; expected bid, score or observer")
         if (by == "score") != (score is not None):
-            raise ConfigurationError(
-                f"by: {by!r} and score: {score!r}; 'score' is needed with by: score, and only there"
-            )
+            raise ConfigurationError(f"by: {by!r} and score: {score!r}; expected 'score' with by: score, and only then")
         self._by = by
         self._score = load(score, "score") if isinstance(score, str) else score
         if score is not None and not callable(self._score):
@@ -50,6 +48,10 @@ class Adaptive(TurnProtocol):
         self._repeat = repeat
 
     def speakers(self, transcript: Transcript) -> Next:
+        """Return the agent with the highest score, or a request for the bids that are missing.
+
+        Raises ConfigurationError for a NaN or infinite score.
+        """
         messages = transcript.messages
         candidates = transcript.agents
         if not self._repeat and messages and len(candidates) > 1:
@@ -70,10 +72,12 @@ class Adaptive(TurnProtocol):
         return max(candidates, key=lambda a: (scores.get(a, 0.0), -last_turn.get(a, 0)))
 
     def context(self, transcript: Transcript, speaker: str) -> TurnContext:
-        said = transcript.messages
-        view = self._window(transcript.opening, said)
-        # Most records are messages: then there is nothing to look for, and turns stay cheap.
-        return view if len(said) == len(transcript.turns) else with_nudges(view, said, transcript, speaker)
+        """Return the messages in the history window, with the nudges that belong to them."""
+        messages = transcript.messages
+        context = self._window(transcript.opening, messages)
+        if len(messages) == len(transcript.turns):  # no nudges: skip the search, which keeps turns cheap
+            return context
+        return with_nudges(context, messages, transcript, speaker)
 
 
 def _bids_since_message(transcript: Transcript) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A helper that sets its own objective anew at every turn, so that the other agent reaches its."""
+"""Let one agent help the other reach its objective: the helper gets a new objective at every turn."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ NO_MATTER = ("kind", "name", "placement", "dtype")
 
 
 class NewtonHelper(TurnProtocol):
-    """Two agents alternate, each shown the last output: the first is the helped, W, the second its helper, U.
+    """Alternate two agents with the last output as context: the helped agent W, then its helper U.
 
-    U's turns carry options {"objective": u}, u = x + (eta_U S_U)^+ S_W^+ (-damping grad L_W(x)) at the iterate x that U
-    is shown: Newton's step on W's loss. With invertible covariances the difference from W's objective is mapped, per
-    round, by (1 - damping) (I - eta_W S_W): damping 1 is there after one round. Where S_U is singular, with range
-    projector P, the map is (I - damping P) (I - eta_W S_W).
+    U's turns carry options {"objective": u}, with u = x + (eta_U S_U)^+ S_W^+ (-damping grad L_W(x)) at the iterate x
+    of the request: Newton's step on W's loss. With invertible covariances, each round multiplies the difference from
+    W's objective by (1 - damping) (I - eta_W S_W); damping 1 reaches the objective in one round. If S_U is singular,
+    with range projector P, the factor is (I - damping P) (I - eta_W S_W).
 
-    helped, helper: what the protocol knows of the two: the same settings as the two LSA agents have (objective, dim,
-        examples or geometry, step_size, inner_steps); kind, name, placement and dtype may stand there too and do not
-        matter. The helper's own objective plays no part and can be left out, and so can its `dim`.
+    helped, helper: the settings of the two LSA agents (objective, dim, examples or geometry, step_size, inner_steps).
+        The keys kind, name, placement and dtype are ignored. The helper's objective and `dim` are optional and unused.
     damping: above 0 and below 2; 1 is Newton's step.
     """
 
@@ -43,10 +42,12 @@ class NewtonHelper(TurnProtocol):
         self._damping = damping
 
     def check(self, agents: Sequence[str]) -> None:
+        """Raise ConfigurationError unless there are two agents."""
         if len(agents) != 2:
             raise ConfigurationError(f"protocol helper: {len(agents)} agents; expected 2: the helped, then its helper")
 
     def speakers(self, transcript: Transcript) -> str:
+        """Return the helped agent and its helper in turn. Raises ConfigurationError unless there are two agents."""
         if len(transcript.agents) != 2:
             raise ConfigurationError(
                 f"protocol helper: {len(transcript.agents)} agents; expected 2: the helped, then its helper"
@@ -54,13 +55,14 @@ class NewtonHelper(TurnProtocol):
         return transcript.agents[len(transcript.messages) % 2]
 
     def context(self, transcript: Transcript, speaker: str) -> TurnContext:
+        """Return the last output; for the helper with its objective for this turn in the options."""
         last = transcript.last
         if speaker == transcript.agents[0]:
             return TurnContext(last.sender, last.content)
         return TurnContext(last.sender, last.content, (), {"objective": self.objective_at(last.content)})
 
     def objective_at(self, x: Any) -> np.ndarray[Any, Any]:
-        """The helper's objective where it is shown the iterate x, both of shape (d,). Raises ConfigurationError."""
+        """Return the helper's objective at the iterate x, both of shape (d,). Raises ConfigurationError."""
         import numpy as np
 
         wanted = self._helped.objective

@@ -1,4 +1,4 @@
-"""All agents answer at once, each from the same state."""
+"""Let all agents answer at once, from the same state."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from a2a_ray.protocols.history_window import Context, window, with_nudges
 
 
 class Simultaneous(TurnProtocol):
-    """Every round all agents speak at once; what they said may be combined into one recorded message.
+    """Let all agents speak at once in every round; optionally combine their messages into one.
 
-    combine: "mean" (vectors: the average is what all are shown next), "join" (texts: all of them, each with its
-    speaker's name), or None: each agent is shown what the agent before it (in a ring) said in the round before, so two
-    agents run two interleaved chains.
-    context: as for `alternating`; with a combination it is taken over the combined messages, without over the chain.
-    nudge: {text, sender}: what all are shown when an observer asks for a nudge.
+    combine:
+        "mean": the average of the vectors is the next content for all agents;
+        "join": all texts, each with its speaker's name, are the next content for all agents;
+        None: each agent receives the last message of the agent before it in a ring. Two agents run two interleaved
+        chains.
+    context: as for `alternating`, over the combined messages, or without `combine` over the agent's chain.
+    nudge: {text, sender}: the message to all agents if an observer requests a nudge.
     """
 
     def __init__(
@@ -36,22 +38,24 @@ class Simultaneous(TurnProtocol):
         self.nudge_text = NudgeText.parse(nudge)
 
     def speakers(self, transcript: Transcript) -> Next:
-        size, said = len(transcript.agents), len(transcript.messages)
-        done = said % size
+        """Return the agents of the round that have not spoken, or the combination of a complete round."""
+        size, count = len(transcript.agents), len(transcript.messages)
+        done = count % size
         newest = next((m.kind for m in reversed(transcript.turns) if m.kind != NUDGE), "")
-        if done or not said or self._combine is None or newest == COMBINE:
-            return transcript.agents[done:]  # the rest of a round that was cut off, or a whole one
+        if done or not count or self._combine is None or newest == COMBINE:
+            return transcript.agents[done:]  # a whole round, or the rest of an interrupted one
         return ProtocolMessage("all", _combined(transcript.messages[-size:], self._combine))
 
     def context(self, transcript: Transcript, speaker: str) -> TurnContext:
+        """Return the combined messages, or the agent's chain, in the history window, with their nudges."""
         size = len(transcript.agents)
         earlier = len(transcript.messages) // size
         if self._combine is not None:
-            said = [m for m in transcript.turns if m.kind == COMBINE]
+            messages = [m for m in transcript.turns if m.kind == COMBINE]
         else:
             place = transcript.agents.index(speaker)
-            said = [transcript.messages[r * size + (place - (earlier - r)) % size] for r in range(earlier)]
-        return with_nudges(self._window(transcript.opening, said), said, transcript, speaker)
+            messages = [transcript.messages[r * size + (place - (earlier - r)) % size] for r in range(earlier)]
+        return with_nudges(self._window(transcript.opening, messages), messages, transcript, speaker)
 
 
 def _combined(messages: list[Message], how: str) -> Any:

@@ -263,7 +263,7 @@ def test_context_too_small_fails_its_row_alone(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"temperature": -1}, "temperature: -1; expected a number of at least 0"),
+        ({"temperature": -1}, "temperature: -1; expected at least 0"),
         ({"top_p": 0.0}, "top_p: 0.0; expected"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0; expected"),
         ({"temprature": 1}, "Did you mean 'temperature'"),

@@ -10,7 +10,9 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,27 @@ def test_imports_point_downwards_only() -> None:
             if other_level > level or (other_level == level and other_room != room):
                 wrong.append(f"{path.relative_to(ROOT)}:{line} ({room}) imports {name} ({other_room})")
     assert not wrong
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports for types only and imports within functions count too: they tie files together for a reader."""
+    paths = {module_of(path): path for path in sources(CODE) if path.name != "__init__.py"}
+    graph = {
+        module: {found for name, _ in imports(path) if (found := name if name in paths else name.rpartition(".")[0])}
+        for module, path in paths.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_modules_and_public_classes_have_names_of_their_own() -> None:
+    modules = Counter(path.stem for path in sources(CODE) if path.stem != "__init__")
+    classes = Counter(
+        node.name
+        for path in sources(CODE)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not [name for names in (modules, classes) for name, count in names.items() if count > 1]
 
 
 def test_one_place_imports_ray() -> None:
