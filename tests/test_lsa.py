@@ -235,7 +235,7 @@ def test_the_registry_builds_it_and_checks_its_settings() -> None:
 def test_what_it_cannot_read_is_told_with_shapes(content: Any) -> None:
     agent = random_agent(0, 3, 5)
     for ask in (agent.step, agent.bid):
-        with pytest.raises(AgentError, match=r"agent 'w' was shown .*\(3,\)"):
+        with pytest.raises(AgentError, match=r"agent 'w' received .*\(3,\)"):
             ask(asked(content))
     with pytest.raises(AgentError, match=r"agent 'w' at turn 1: options: objective: 2 numbers; expected 3"):
         agent.step(asked(np.zeros(3), objective=[1.0, 2.0]))

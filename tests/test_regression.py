@@ -269,7 +269,7 @@ def test_one_bad_question_of_a_batch_stays_alone(server: RoundingServer) -> None
     options: list[dict[str, Any]] = [{}, {}, {}, {"objective": [1.0]}]
     asked = [Message("c", i, "bob", c, options=o) for i, (c, o) in enumerate(zip(contents, options, strict=True))]
     text, good, shape, objective = asyncio.run(agent.step_batch(asked))
-    assert "agent 'ann' at turn 0 was shown text 'Hello.'; expected a vector of shape (2,)" in str(text)
+    assert "agent 'ann' at turn 0 received text 'Hello.'; expected a vector of shape (2,)" in str(text)
     assert isinstance(good, Message)
     assert "array of shape (3,)" in str(shape)
     assert "turn 3: options: objective: 1 numbers; expected 2" in str(objective)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Array: TypeAlias = "np.ndarray[Any, np.dtype[np.floating[Any]]]"
 
 NULL = 1e-12
-"""Eigenvalues below this fraction of the largest count as zero where a covariance is inverted."""
+"""Eigenvalues below this fraction of the largest count as zero when a covariance is inverted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +35,7 @@ class LinearTask:
 
     @property
     def pull(self) -> Array:
-        """How much of the way to the objective one turn goes: I - (I - eta S)^k for k inner steps, shape (d, d)."""
+        """Return the fraction of the way to the objective that one turn covers: I - (I - eta S)^k, shape (d, d)."""
         return pull(self.covariance, self.step_size, self.inner_steps)
 
 
@@ -47,9 +47,9 @@ def make_task(
     step_size: float = 0.1,
     inner_steps: int = 1,
 ) -> LinearTask:
-    """The prompt of an LSA agent's settings (they are described there). Raises ConfigurationError.
+    """Return the task of an LSA agent's settings, which `LSAAgent` documents. Raises ConfigurationError.
 
-    Without an objective it is the origin, for whoever needs only the geometry.
+    The default objective is the origin, for callers that need only the geometry.
     """
     import numpy as np
 
@@ -81,11 +81,11 @@ def make_task(
 
 
 def read_objective(value: Any, dim: int) -> Array:
-    """An objective, shape (dim,) float64: a list of numbers, or {angle: degrees, norm: 1.0, seed: 0}. Raises
-    ConfigurationError.
+    """Return an objective, shape (dim,) float64, of a list or an angle.
 
-    An angle stands for norm (cos(angle) e1 + sin(angle) e2), with e1 and e2 orthonormal and drawn from the seed: equal
-    seeds give one plane, so that two objectives of norm r at an angle theta are 2 r sin(theta / 2) apart.
+    Raises ConfigurationError. {angle: degrees, norm: 1.0, seed: 0} means norm (cos(angle) e1 + sin(angle) e2).
+    e1 and e2 are orthonormal and drawn from the seed: equal seeds give one plane, so that two objectives
+    of norm r at an angle theta are 2 r sin(theta / 2) apart.
     """
     import numpy as np
 
@@ -106,7 +106,7 @@ def read_objective(value: Any, dim: int) -> Array:
 
 
 def pull(covariance: Array, step_size: float, inner_steps: int = 1) -> Array:
-    """I - (I - eta S)^k, shape (d, d): without cancellation where eta S is small."""
+    """Return I - (I - eta S)^k, shape (d, d), without cancellation for small eta S."""
     import numpy as np
 
     one = step_size * covariance
@@ -116,14 +116,14 @@ def pull(covariance: Array, step_size: float, inner_steps: int = 1) -> Array:
 
 
 def helper_gain(covariance_w: Array, pull_u: Array) -> Array:
-    """G = pull_U^+ S_W^+ S_W, shape (d, d): the helper's objective is x - damping G (x - w*)."""
+    """Return G = pull_U^+ S_W^+ S_W, shape (d, d): the helper's objective is x - damping G (x - w*)."""
     return _pseudo_inverse(pull_u) @ _pseudo_inverse(covariance_w) @ covariance_w
 
 
 def helper_objective(
     x: Array, covariance_w: Array, objective_w: Array, covariance_u: Array, step_u: float, damping: float = 1.0
 ) -> Array:
-    """The objective, shape (d,), with which a helper U takes the iterate x, shape (d,), towards W's objective.
+    """Return the objective with which a helper U moves the iterate x towards W's objective; both have shape (d,).
 
     u = x + (eta_U S_U)^+ S_W^+ (-damping grad L_W(x)), grad L_W(x) = S_W (x - w*): Newton's step of W, made by U. With
     invertible covariances U's turn then gives x - damping (x - w*). Pseudo-inverses cut at `NULL`.
@@ -139,12 +139,14 @@ def _pseudo_inverse(symmetric: Array) -> Array:
 
 
 def _agreed(sizes: Mapping[str, int]) -> int:
-    """The one dimension that all settings speak of."""
+    """Return the dimension on which all settings agree. Raises ConfigurationError."""
     if not sizes:
-        raise ConfigurationError("dim is missing; expected a whole number (an objective by angle does not tell it)")
+        raise ConfigurationError(
+            "dim is missing; expected a whole number (an objective by angle does not determine it)"
+        )
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        raise ConfigurationError(f"numbers of dimensions differ: {told}; they must agree")
+        found = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        raise ConfigurationError(f"numbers of dimensions differ: {found}; they must agree")
     d = next(iter(sizes.values()))
     if isinstance(d, bool) or d < 1:
         raise ConfigurationError(f"dim: {d}; expected at least 1")
@@ -152,7 +154,7 @@ def _agreed(sizes: Mapping[str, int]) -> int:
 
 
 def _examples(d: int, geometry: Mapping[str, Any], eigenvalues: Array | None) -> Array:
-    """X, shape (n, d), with X^T X / n = Q diag(eigenvalues) Q^T to rounding, Q a random rotation of the seed."""
+    """Return X, shape (n, d), with X^T X / n = Q diag(eigenvalues) Q^T to rounding, Q a random rotation of the seed."""
     import numpy as np
 
     if eigenvalues is None:
@@ -176,7 +178,7 @@ def _examples(d: int, geometry: Mapping[str, Any], eigenvalues: Array | None) ->
 
 
 def _orthonormal(gaussian: Array) -> Array:
-    """Uniformly drawn orthonormal columns: QR with positive diagonal (Mezzadri 2007, arXiv math-ph/0609050)."""
+    """Return uniformly drawn orthonormal columns: QR with positive diagonal (Mezzadri 2007, arXiv math-ph/0609050)."""
     import numpy as np
 
     q, r = np.linalg.qr(gaussian)
@@ -185,7 +187,7 @@ def _orthonormal(gaussian: Array) -> Array:
 
 @lru_cache(maxsize=256)
 def _plane(dim: int, seed: int) -> Array:
-    """Two orthonormal rows, shape (2, dim)."""
+    """Return two orthonormal rows, shape (2, dim)."""
     import numpy as np
 
     plane = np.ascontiguousarray(_orthonormal(np.random.default_rng((seed, 0)).normal(size=(dim, 2))).T)
@@ -205,7 +207,7 @@ def _check_step(step_size: float, largest: float) -> None:
 
 
 def _array(value: Any, where: str, axes: tuple[str, ...]) -> Array:
-    """A float64 copy with as many axes, none of them empty. Raises ConfigurationError."""
+    """Return a float64 copy with these axes, none of them empty. Raises ConfigurationError."""
     import numpy as np
 
     shape = f"({', '.join(axes)}{',' * (len(axes) == 1)})"

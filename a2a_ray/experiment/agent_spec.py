@@ -1,4 +1,4 @@
-"""What a specification says of an agent, and of a budget."""
+"""The sections of a specification for agents, budgets and the analysis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from a2a_ray.core.registry import agents as agent_kinds
 
 
 class SpecSection(BaseModel):
-    """A part of a specification; every key of it must be known."""
+    """A section of a specification; unknown keys are errors."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -40,14 +40,14 @@ class SpecSection(BaseModel):
 
 
 class Price(SpecSection):
-    """Money per million tokens, in any one currency."""
+    """The price of a million tokens, in any currency."""
 
     input: float = Field(0.0, ge=0)
     output: float = Field(0.0, ge=0)
 
 
 class BudgetSpec(SpecSection):
-    """The most that a run may take: money (in the currency of the prices), tokens, requests, and seconds of a start."""
+    """The limits of a run: cost (in the currency of the prices), tokens, requests, and seconds of one start."""
 
     cost: float | None = Field(None, gt=0)
     tokens: int | None = Field(None, ge=1)
@@ -56,9 +56,9 @@ class BudgetSpec(SpecSection):
 
 
 class AnalyzeSpec(SpecSection):
-    """What the analysis of equilibria has to know: objectives by agent, margin, and where positions are read from.
+    """The settings of the equilibrium analysis: objectives by agent, margin, and the source of positions.
 
-    It changes nothing of what is said. See `equilibrium_analyzer.py` and `position_settings.py`.
+    They do not affect the conversations. See `equilibrium_analyzer.py` and `position_settings.py`.
     """
 
     objectives: dict[str, float | list[float]] = {}
@@ -66,8 +66,10 @@ class AnalyzeSpec(SpecSection):
     positions: str | dict[str, Any] | None = None
 
     def check(self, agents: Collection[str]) -> None:
-        """Raises ConfigurationError for unknown agents, objectives of differing length and positions that cannot be
-        read."""
+        """Check agents, objectives and positions.
+
+        Raises ConfigurationError for unknown agents, objectives of different lengths and invalid positions.
+        """
         from a2a_ray.analysis.equilibria.equilibrium_analyzer import EquilibriumAnalyzer
 
         for name in self.objectives:
@@ -80,7 +82,7 @@ class AnalyzeSpec(SpecSection):
 
 
 class Resources(SpecSection):
-    """What an agent in actors gets: how many processes, what each of them asks Ray for, and how it is called."""
+    """The resources of an agent in actors: number of processes, Ray resources of each, and batch size."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
     replicas: int = Field(1, ge=1)
@@ -95,13 +97,13 @@ class Resources(SpecSection):
         where = self.scheduling_strategy
         if isinstance(where, str) and where not in ("DEFAULT", "SPREAD"):
             raise ConfigurationError(
-                f"scheduling_strategy: {where!r}; expected DEFAULT, SPREAD, or from Python an object of Ray's"
+                f"scheduling_strategy: {where!r}; expected DEFAULT, SPREAD, or in Python a Ray strategy object"
             )
         return self
 
 
 class CallLimits(SpecSection):
-    """What an agent's calls are held to: the first four by all workers together, the others in each process."""
+    """The limits of an agent's calls: the first four apply to all workers together, the others to each process."""
 
     requests_per_minute: float | None = Field(None, ge=1)
     tokens_per_minute: float | None = Field(None, ge=1)
@@ -119,14 +121,14 @@ MOVED = {
     "endpoint": ("limits", "rate_limit_group"),
     "overruns": ("limits", "max_hung_steps"),
 }
-"""Where to write what is easily taken for a setting of the agent."""
+"""The right place of keys that are easily taken for settings of the agent."""
 
 
 class AgentSpec(BaseModel):
-    """One agent: its name, its kind, where it runs, what limits its calls; every other key is a setting of its kind.
+    """One agent: name, kind, placement, price, resources and limits; every other key is a setting of its kind.
 
-    price: {input, output}, money per million tokens. A kind whose constructor has a `price` gets it as well, and may
-    take something else under this name, which is then its setting alone.
+    price: {input, output} per million tokens. A kind whose constructor has a parameter `price` receives it too. Such a
+    kind may take another type under this name, which is then only its setting.
     """
 
     model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
@@ -150,12 +152,12 @@ class AgentSpec(BaseModel):
 
     @property
     def rate(self) -> Price | None:
-        """Its price, if it has one."""
+        """Return the agent's price, or None."""
         return self.price if isinstance(self.price, Price) else None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the agent's kind, its name and kind with them."""
+        """Return the settings of the agent's kind, with its name and kind."""
         out = {"kind": self.kind, "name": self.name, **(self.model_extra or {})}
         if self.price is not None and "price" in agent_kinds.keys(self.kind):
             out["price"] = self.price if self.rate is None else self.rate.model_dump()
@@ -166,7 +168,7 @@ class AgentSpec(BaseModel):
 
     @property
     def _own_limits(self) -> frozenset[str]:
-        """The limits that the agent keeps by itself."""
+        """Return the limits that the agent enforces itself."""
         try:
             return self.traits.own_limits
         except ConfigurationError:  # `build` reports it
@@ -174,23 +176,23 @@ class AgentSpec(BaseModel):
 
     @property
     def traits(self) -> AgentTraits:
-        """The optional features of its kind. Raises ConfigurationError for an unknown kind."""
+        """Return the optional features of its kind. Raises ConfigurationError for an unknown kind."""
         return agent_traits(agent_kinds.get(self.kind))
 
     @property
     def inner(self) -> AgentSpec:
-        """The language model that answers for the agent: the one that its `model_agent` describes, or itself."""
+        """Return the language model behind the agent: that of `model_agent`, or the agent itself."""
         inner = self.settings.get("model_agent")
         return AgentSpec(**{"name": self.name, **inner}) if isinstance(inner, dict) and "kind" in inner else self
 
     @property
     def paid(self) -> bool:
-        """Whether its calls are logged before they are made: it has a price, or its kind is one that costs money."""
+        """Return whether calls are logged before they are made: it has a price, or its kind costs money."""
         return any(s.rate is not None or s.traits.paid for s in (self, self.inner))
 
     @property
     def endpoint_key(self) -> str:
-        """Its group of `limits`: `rate_limit_group`, else a server's address and model, else its pool."""
+        """Return the rate limit group: `rate_limit_group`, else the server's address and model, else its pool."""
         inner = self.inner
         if group := self.limits.rate_limit_group or inner.limits.rate_limit_group:
             return group
@@ -199,30 +201,30 @@ class AgentSpec(BaseModel):
 
     @property
     def step_timeout(self) -> float | None:
-        """Seconds that a step may take; None where the agent keeps to its `timeout` by itself."""
+        """Return the limit of a step in seconds; None if the agent enforces its `timeout` itself."""
         return None if "timeout" in self._own_limits else self.limits.timeout
 
     @property
     def heavy(self) -> bool:
-        """Whether the agent works in an actor of its own; one that keeps memory always does."""
+        """Return whether the agent runs in its own actor; a stateful agent always does."""
         traits = self.traits
         return traits.stateful or (self.placement or traits.placement) == "actor"
 
     def build(self, where: str = "agent") -> Any:
-        """The agent itself, not yet set up. Raises ConfigurationError."""
+        """Return the agent, not yet set up. Raises ConfigurationError."""
         self._check_names(where)
         if inspect.isroutine(self.kind) and not agent_kinds.takes(self.kind, "name"):
             name = self.kind.__name__
             raise ConfigurationError(
-                f"{where}.kind: the function {name} takes no 'name'; expected a class, or a function that makes an"
-                f" agent. To let {name} answer, write kind: function, function: {name}"
+                f"{where}.kind: the function {name} takes no 'name'; expected a class, or a function that returns an"
+                f" agent. To use {name} for the answers, write kind: function, function: {name}"
             )
         agent = agent_kinds.build(self.settings, where)
         check_part("agent", agent, where)
         return agent
 
     def _check_names(self, where: str) -> None:
-        """Raises ConfigurationError for a key that belongs under `resources` or `limits`, or stands in both places."""
+        """Raise ConfigurationError for a key that belongs under `resources` or `limits`, or is given twice."""
         wrong = (self.model_extra or {}).keys() & {*MOVED, *self._own_limits}
         known = _keys(self.kind)
         for key in sorted(wrong) if known else ():
@@ -236,20 +238,22 @@ class AgentSpec(BaseModel):
                 )
 
     def turn_settings(self) -> dict[str, Any]:
-        """The settings that can go with each message, so that one loaded model serves all cells of a sweep."""
+        """Return the settings that messages can carry, so that one loaded model serves all cells of a sweep."""
         allowed = self.traits.turn_options
-        must = agent_kinds.keys(self.kind)  # what the agent cannot be made without stays with it
+        must = agent_kinds.keys(self.kind)  # required settings stay with the agent
         return {k: v for k, v in self.settings.items() if k in allowed and not must.get(k)}
 
     @property
     def pool_settings(self) -> dict[str, Any]:
-        """The settings that do not go with each message."""
+        """Return the settings that are not sent with each message."""
         turn = self.turn_settings()
         return {k: v for k, v in self.settings.items() if k not in turn}
 
     def key(self) -> str:
-        """Equal for specifications that one agent, or one pool of actors, can serve. For this process only: functions
-        go by identity, since two lambdas have one name."""
+        """Return a key that is equal for specifications that one agent, or one pool of actors, can serve.
+
+        It is valid in this process only: functions count by identity, because two lambdas have the same name.
+        """
         if not self.heavy:
             return json.dumps(self.settings, sort_keys=True, default=identity)
         where = [self.resources.model_dump(), self.limits.timeout, self.limits.max_hung_steps]
@@ -258,7 +262,7 @@ class AgentSpec(BaseModel):
 
 
 def _keys(kind: str | Callable[..., Any]) -> dict[str, bool]:
-    """The settings of a kind; none where there is no such kind, which is reported elsewhere."""
+    """Return the settings of a kind; none for an unknown kind, which is reported elsewhere."""
     try:
         return agent_kinds.keys(kind)
     except (ConfigurationError, TypeError, ValueError):
@@ -266,12 +270,12 @@ def _keys(kind: str | Callable[..., Any]) -> dict[str, bool]:
 
 
 def identity(value: Any) -> Any:
-    """JSON stand-in that tells functions of one name apart, within this process."""
+    """Return a JSON value that distinguishes functions of the same name, within this process."""
     return f"{plain(value)}#{id(value)}" if callable(value) else plain(value)
 
 
 def plain(value: Any) -> Any:
-    """JSON stand-in for what a specification in Python can hold besides JSON."""
+    """Return a JSON value for an object that a Python specification can contain besides JSON."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, Path):

@@ -20,7 +20,7 @@ from a2a_ray.experiment.agent_spec import AgentSpec, AnalyzeSpec, identity, plai
 GRADIENT = frozenset(
     {"lsa", "regression", "a2a_ray.agents.lsa.lsa_agent:LSAAgent", "a2a_ray.agents.lsa.regression:RegressionAgent"}
 )
-"""Kinds of agent that take gradient steps to an objective of their own, in a prompt made of their settings."""
+"""Kinds of agent that take gradient steps towards their own objective, on a task given by their settings."""
 MOST_CELLS = 4096
 _analyzers: dict[str, EquilibriumAnalyzer] = {}
 
@@ -45,9 +45,9 @@ class AnalyzedCell(Protocol):
 
 
 def equilibrium_analyzer(cell: AnalyzedCell) -> EquilibriumAnalyzer:
-    """The analyzer of a cell's conversations, one object for equal cells. No agent is made, so no model is loaded.
+    """Return the analyzer of a cell's conversations, one object for equal cells. Builds no agent and loads no model.
 
-    Objectives are those of `analyze: objectives`; LSA and regression agents have theirs in their own settings.
+    Objectives come from `analyze: objectives`, and for LSA and regression agents from their own settings.
     """
     parts = [[spec.model_dump() for spec in cell.agents], cell.protocol, cell.analyze and cell.analyze.model_dump()]
     key = json.dumps(parts, sort_keys=True, default=identity)
@@ -78,12 +78,12 @@ def _made(cell: AnalyzedCell) -> EquilibriumAnalyzer:
 
 
 def plain_kind(spec: AgentSpec) -> str:
-    """The kind by name, also of one that was given as a class."""
+    """Return the name of the kind, also if the kind is a class."""
     return spec.kind if isinstance(spec.kind, str) else str(plain(spec.kind))
 
 
 def prompt_of(spec: AgentSpec) -> LinearTask:
-    """What an LSA or regression agent is told, from its settings: its objective, covariance and step."""
+    """Return the linear task of an LSA or regression agent, from its settings."""
     known = set(inspect.signature(make_task).parameters)
     settings = {key: value for key, value in spec.settings.items() if key in known}
     return make_task(**check_settings(make_task, settings, f"agent {spec.name!r}", set()))
@@ -91,19 +91,19 @@ def prompt_of(spec: AgentSpec) -> LinearTask:
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """Where gradient agents settle under a shipped protocol, as a function of the transcript."""
+    """The predicted equilibrium of gradient agents under a built-in protocol, as a function of the transcript."""
 
     names: tuple[str, ...]
     prompts: tuple[LinearTask, ...]
     protocol: Mapping[str, Any]
 
     def __call__(self, transcript: Transcript) -> Prediction | None:
-        """Distances from the agents' own objectives; None where there is no closed form, or nothing settles."""
+        """Return the distances from the agents' objectives; None without a closed form or without convergence."""
         if transcript.agents != self.names:
             return None
         agents = agents_of(self.prompts)
         if self.protocol.get("kind") == "newton_helper":
-            # the objective that the helper sets in every turn brings the first agent to its own; there it stays too
+            # the helper brings the first agent to its objective, where both stay
             gap = float(((agents.objectives[1] - agents.objectives[0]) ** 2).sum() ** 0.5)
             return Prediction(dict(zip(self.names, (0.0, gap), strict=True)), helped=True)
         opening = transcript.opening.content

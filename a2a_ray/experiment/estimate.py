@@ -1,4 +1,4 @@
-"""What a run will take, before it is started: conversations, turns, calls, tokens, money."""
+"""Estimate a run before it starts: conversations, turns, calls, tokens, cost."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from a2a_ray.experiment.agent_spec import identity
 from a2a_ray.experiment.spec import AgentSpec, Experiment
 
 CHARACTERS_PER_TOKEN = 4
-"""Of English text; the usual rule of thumb."""
+"""For English text; the usual rule of thumb."""
 ASSUMED_ANSWER = 500
 """Tokens of an answer if neither the agent nor its settings set a limit."""
 
 
 class Estimate(NamedTuple):
-    """At most so much: every conversation runs to its limit and every answer is as long as it may be.
+    """Upper bounds: every conversation runs to its limit and every answer has its maximum length.
 
-    cost: in the currency of `price`; None where no agent has one. assumed: agents without a token limit.
+    cost: in the currency of `price`; None if no agent has a price. assumed: agents without a token limit.
     """
 
     conversations: int
@@ -31,8 +31,11 @@ class Estimate(NamedTuple):
 
 
 class _Cost(NamedTuple):
-    """What one step of an agent takes. output: tokens of an answer; 0 for agents that are no language models.
-    input: tokens that a request reads, None for what is shown. requests: of a step."""
+    """The cost of one step of an agent.
+
+    output: tokens of an answer; 0 for agents that are not language models. input: tokens of a request; None for those
+    of the context. requests: the number of requests in a step.
+    """
 
     output: int
     input: int | None
@@ -40,40 +43,40 @@ class _Cost(NamedTuple):
 
 
 def estimate(experiment: Experiment) -> Estimate:
-    """The estimate of an experiment. Calls are model calls and others alike, bids included."""
+    """Return the estimate of an experiment. Calls include bids and calls of agents that are not models."""
     calls = tokens_in = tokens_out = 0
     cost: float | None = None
     assumed: set[str] = set()
     known: dict[str, _Cost] = {}
     for cell in experiment.cells:
-        talks = len(cell.opening_contents) * cell.repeats
+        conversations_here = len(cell.opening_contents) * cell.repeats
         steps = [_cost(spec, known, assumed) for spec in cell.agents]
         opening = max((_length(o) for o in cell.opening_contents), default=0)
         by_bid = cell.protocol["kind"] == "adaptive" and cell.protocol.get("by", "bid") == "bid"
         bids = len(cell.agents) if by_bid else 0
-        calls += talks * cell.limit * (1 + bids)
+        calls += conversations_here * cell.limit * (1 + bids)
         longest = max(step.output for step in steps)
         for turn in range(cell.limit):
             spec, step = cell.agents[turn % len(cell.agents)], steps[turn % len(cell.agents)]
             if step.output == 0:
                 continue
-            asks = step.requests * talks
-            calls += asks - talks
-            shown = step.input
-            if shown is None:
-                shown = _shown(cell.protocol.get("context", "last"), turn, longest, opening)
-            shown += _instructions(spec.inner)
-            tokens_in += asks * shown
-            tokens_out += asks * step.output
+            requests = step.requests * conversations_here
+            calls += requests - conversations_here
+            context = step.input
+            if context is None:
+                context = _context(cell.protocol.get("context", "last"), turn, longest, opening)
+            context += _instructions(spec.inner)
+            tokens_in += requests * context
+            tokens_out += requests * step.output
             price = spec.rate or spec.inner.rate
             if price is not None:
-                cost = (cost or 0.0) + asks * (shown * price.input + step.output * price.output) / 1e6
+                cost = (cost or 0.0) + requests * (context * price.input + step.output * price.output) / 1e6
     conversations, turns = experiment.size()
     return Estimate(conversations, turns, calls, tokens_in, tokens_out, cost, sorted(assumed))
 
 
 def output_limit(spec: AgentSpec, agent: Any) -> int | None:
-    """The most tokens of one answer; None if neither agent nor settings set a limit, 0 if it is no language model."""
+    """Return the most tokens of one answer; None without a limit, 0 if the agent is not a language model."""
     limit = agent_traits(agent).max_output_tokens
     if limit is None:
         return None if spec.paid else 0
@@ -81,7 +84,7 @@ def output_limit(spec: AgentSpec, agent: Any) -> int | None:
 
 
 def _cost(spec: AgentSpec, known: dict[str, _Cost], assumed: set[str]) -> _Cost:
-    """What a step takes, asked of the agent itself; each agent of a sweep is made once."""
+    """Return the cost of a step as the agent reports it; each agent of a sweep is built once."""
     key = json.dumps([spec.settings, spec.paid], sort_keys=True, default=identity)
     if key not in known:
         agent = spec.build()
@@ -94,13 +97,13 @@ def _cost(spec: AgentSpec, known: dict[str, _Cost], assumed: set[str]) -> _Cost:
     return known[key]
 
 
-def _shown(show: Any, turn: int, answer: int, opening: int) -> int:
-    """Tokens shown at a turn (counted from 0) when every answer is as long as it may be."""
-    if show == "all":
+def _context(setting: Any, turn: int, answer: int, opening: int) -> int:
+    """Return the tokens of the context at a turn, counted from 0, if every answer has its maximum length."""
+    if setting == "all":
         return opening + turn * answer
-    if isinstance(show, dict) and "characters" in show:
-        return int(min(show["characters"] / CHARACTERS_PER_TOKEN, opening + turn * answer))
-    last = show.get("last", 1) if isinstance(show, dict) else 1
+    if isinstance(setting, dict) and "characters" in setting:
+        return int(min(setting["characters"] / CHARACTERS_PER_TOKEN, opening + turn * answer))
+    last = setting.get("last", 1) if isinstance(setting, dict) else 1
     return int(last) * answer if turn >= last else opening + turn * answer
 
 

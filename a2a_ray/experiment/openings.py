@@ -1,4 +1,4 @@
-"""Where conversations begin: the package's own openings, a file of them, or vectors of zeros."""
+"""Read the openings of conversations: the built-in ones, a file, or vectors of zeros."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from a2a_ray.core.errors import ConfigurationError, unknown
 
 
 def read_openings(spec: dict[str, Any]) -> list[Any]:
-    """Openings of a mapping: {first: n}, {file: lines.txt, first: n} or {zeros: d}. Raises ConfigurationError."""
+    """Return the openings of {first: n}, {file: lines.txt, first: n} or {zeros: d}. Raises ConfigurationError."""
     expected = "expected default, a list, {first: n}, {file: lines.txt} or {zeros: d}"
     for key in spec:
         if key not in ("file", "first", "zeros"):

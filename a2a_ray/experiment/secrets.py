@@ -1,4 +1,4 @@
-"""Keeps API keys out of specifications: a run's manifest, store and report hold the whole specification."""
+"""Keep API keys out of specifications, because a run's manifest, store and report contain the specification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECRET = re.compile(
 
 
 def refuse_keys(value: Any, where: str, path: str = "") -> None:
-    """Raises ConfigurationError, which does not repeat it, for a text under a name such as api_key, at any depth."""
+    """Raise ConfigurationError for text under a name such as api_key, at any depth. The error omits the text."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if _SECRET.search(str(name)) and _has_text(inner):

@@ -1,4 +1,4 @@
-"""An experiment: what is written in a specification, checked, and the conversations that follow from it."""
+"""Load and check the specification of an experiment, and list its conversations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from a2a_ray.experiment.sweep import change
 
 
 def _settings(value: Any) -> Any:
-    """The settings of a part; its kind alone stands for itself."""
+    """Return the settings of a part; a kind alone means {kind: ...}."""
     if isinstance(value, str) or inspect.isclass(value):
         return {"kind": value}
     if isinstance(value, Mapping) or not (callable(value) or hasattr(value, "__dict__")):
@@ -55,11 +55,11 @@ Settings = Annotated[dict[str, Any], BeforeValidator(_settings)]
 
 
 class Experiment(SpecSection):
-    """Everything that decides what is said: agents, protocol, openings, limits, repeats, seed and sweep.
+    """Everything that determines the conversations: agents, protocol, openings, limits, repeats, seed and sweep.
 
-    `analyze` and `budget` stand beside it: what the analysis has to know, and what a run may cost.
+    `analyze` has the settings of the analysis, and `budget` the limits of a run.
 
-    Raises ConfigurationError (through `load` and `parse`) for what cannot be run.
+    `load` and `parse` raise ConfigurationError for an invalid specification.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=True)
@@ -110,7 +110,7 @@ class Experiment(SpecSection):
     @field_validator("openings")
     @classmethod
     def _from_file(cls, value: Any) -> Any:
-        # A file is read at once: a run must not depend on whether it is still there, or still the same.
+        # Read the file now: a run must not depend on later changes to it.
         return read_openings(value) if isinstance(value, dict) and "file" in value else value
 
     @model_validator(mode="after")
@@ -124,9 +124,9 @@ class Experiment(SpecSection):
 
     @classmethod
     def parse(cls, value: Any, where: str = "specification") -> Experiment:
-        """The experiment of a plain mapping.
+        """Return the experiment of a plain mapping.
 
-        Raises ConfigurationError: `where`, the key, its value, what was expected.
+        Raises ConfigurationError with `where`, the key, its value and what is expected.
         """
         if isinstance(value, cls):
             return value
@@ -145,7 +145,7 @@ class Experiment(SpecSection):
 
     @classmethod
     def load(cls, path: str | Path) -> Experiment:
-        """The experiment of a YAML file; paths of opening files in it are relative to it. Raises ConfigurationError."""
+        """Return the experiment of a YAML file, with file paths relative to it. Raises ConfigurationError."""
         import yaml
 
         path = Path(path)
@@ -155,7 +155,7 @@ class Experiment(SpecSection):
             sentence = f"{path}: {error.strerror or error}; expected a YAML specification (a2a-ray init writes one)"
             raise ConfigurationError(sentence) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)  # the line itself is not repeated: a key may stand in it
+            mark = getattr(error, "problem_mark", None)  # omit the line itself: it may contain a key
             line = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
             reason = getattr(error, "problem", None) or getattr(error, "reason", error)
             raise ConfigurationError(f"{path}{line}: not YAML: {reason}") from None
@@ -165,12 +165,12 @@ class Experiment(SpecSection):
 
     @cached_property
     def cells(self) -> list[Experiment]:
-        """One experiment for every combination of swept settings; the experiment itself where nothing is swept."""
+        """Return one experiment for each combination of swept settings; only this one without a sweep."""
         return [self._with(changes) for changes in self.changes]
 
     @cached_property
     def changes(self) -> list[dict[str, Any]]:
-        """What each cell changes: dotted setting -> value; `label` is a cell's own name."""
+        """Return the changes of each cell: dotted setting -> value; `label` is the cell's own name."""
         if isinstance(self.sweep, list):
             return self.sweep or [{}]
         for key, values in self.sweep.items():
@@ -189,12 +189,12 @@ class Experiment(SpecSection):
 
     @property
     def limit(self) -> int:
-        """The most messages that a conversation can have."""
+        """Return the most messages that a conversation can have."""
         return self.max_turns if self.max_turns is not None else (self.max_rounds or DEFAULT_ROUNDS) * len(self.agents)
 
     @cached_property
     def opening_contents(self) -> list[Any]:
-        """The openings themselves: texts, or float64 arrays of shape (d,). Raises ConfigurationError."""
+        """Return the openings: texts, or float64 arrays of shape (d,). Raises ConfigurationError."""
         spec = self.openings
         if isinstance(spec, list):
             if not spec:
@@ -209,9 +209,9 @@ class Experiment(SpecSection):
 
     @cached_property
     def named_observers(self) -> dict[str, dict[str, Any]]:
-        """Settings of each observer by its name: the `name` that it is given, or its kind; loops, loops-2, ...
+        """Return the settings of each observer by name: its `name`, or its kind (loops, loops-2, ...).
 
-        Raises ConfigurationError if two are given the same name.
+        Raises ConfigurationError if two have the same name.
         """
         found: dict[str, dict[str, Any]] = {}
         kinds: Counter[str] = Counter()
@@ -226,7 +226,7 @@ class Experiment(SpecSection):
         return found
 
     def check(self) -> None:
-        """Builds every part once, on this machine, without loading anything heavy. Raises ConfigurationError."""
+        """Build every part once, on this machine, without loading models. Raises ConfigurationError."""
         seen: set[str] = set()
         for changes, cell in zip(self.changes, self.cells, strict=True):
             try:
@@ -236,7 +236,7 @@ class Experiment(SpecSection):
                 raise ConfigurationError(f"{self._source}: {error}{where}") from None
 
     def _check_parts(self, seen: set[str]) -> None:
-        """The parts of one cell; agents that were seen before are left out."""
+        """Check the parts of one cell, except agents that were checked before."""
         names = tuple(spec.name for spec in self.agents)
         protocol = protocols.build(self.protocol, "protocol")
         check_part("protocol", protocol, "protocol")
@@ -272,7 +272,7 @@ class Experiment(SpecSection):
             self._check_analyze()
 
     def _check_analyze(self) -> None:
-        """That the objectives under `analyze` go together with those of agents that have their own."""
+        """Check that the objectives under `analyze` are consistent with those of the agents."""
         from a2a_ray.experiment.closed_form import equilibrium_analyzer
 
         try:
@@ -281,14 +281,14 @@ class Experiment(SpecSection):
             raise ConfigurationError(f"analyze.{error}") from None
 
     def tasks(self) -> Iterator[Task]:
-        """Every conversation, in order of its id."""
+        """Yield every conversation, in order of ids."""
         for index, cell in enumerate(self.cells):
             for opening in range(len(cell.opening_contents)):
                 for repeat in range(cell.repeats):
                     yield self._task(index, opening, repeat)
 
     def task(self, id: str) -> Task:
-        """The conversation of an id. Raises KeyError where the experiment has none of it."""
+        """Return the conversation with this id. Raises KeyError for an unknown id."""
         try:
             index, opening, repeat = map(int, id.split("-"))
             cell = self.cells[index]
@@ -307,16 +307,16 @@ class Experiment(SpecSection):
 
     @cached_property
     def _widths(self) -> tuple[int, int]:
-        """Digits of a cell's and of an opening's number."""
+        """Return the number of digits of cell numbers and of opening numbers."""
         return len(str(len(self.cells) - 1)), len(str(max(len(c.opening_contents) for c in self.cells) - 1))
 
     def size(self) -> tuple[int, int]:
-        """Conversations, and the most messages of agents in all."""
+        """Return the number of conversations and the most messages of agents in total."""
         counts = [len(c.opening_contents) * c.repeats for c in self.cells]
         return sum(counts), sum(n * c.limit for n, c in zip(counts, self.cells, strict=True))
 
     def openings_digest(self) -> str:
-        """SHA-256 of everything that conversations begin with."""
+        """Return the SHA-256 of all openings."""
         digest = hashlib.sha256()
         for cell in self.cells:
             for opening in cell.opening_contents:
@@ -325,7 +325,7 @@ class Experiment(SpecSection):
         return digest.hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON value that `parse` takes back; functions become their module:name. Defaults that decide are in it."""
+        """Return a JSON value for `parse`, with functions as module:name and the defaults that affect conversations."""
         decisive = {"seed": self.seed, "protocol": self.protocol, "openings": self.openings, "repeats": self.repeats}
         if self.max_turns is None and self.max_rounds is None:
             decisive["max_rounds"] = DEFAULT_ROUNDS
@@ -335,7 +335,7 @@ class Experiment(SpecSection):
 
 
 class Task(NamedTuple):
-    """One conversation to hold."""
+    """One conversation to run."""
 
     id: str
     cell: int
@@ -345,7 +345,7 @@ class Task(NamedTuple):
 
 
 def _in_words(changes: Mapping[str, Any]) -> str:
-    """A cell of a sweep, for an error: its label, or what it changes. Where a key could stand, only the name."""
+    """Return a cell's label or its changes for an error message, without values that could contain a key."""
     if "label" in changes:
         return str(changes["label"])
     hidden = ("api_key_env", "base_url")

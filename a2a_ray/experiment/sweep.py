@@ -1,4 +1,4 @@
-"""Changing one setting of a plain specification by its dotted name."""
+"""Change one setting of a plain specification by its dotted name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 from a2a_ray.core.errors import ConfigurationError, unknown
 
 SECTIONS = ("resources", "limits", "price", "nudge", "budget")
-"""Mappings that a sweep can set a key in although the specification leaves them out."""
+"""Mappings in which a sweep can set a key even if the specification omits them."""
 
 
 def change(value: Any, path: list[str], setting: Any, where: str) -> None:
-    """Sets one dotted setting in a plain specification; an agent goes by name, number or `*` for all of them."""
+    """Set one dotted setting in a plain specification; an agent is given by name, number, or `*` for all."""
     key, rest = path[0], path[1:]
     if isinstance(value, list):
         names = [v.get("name") if isinstance(v, dict) else None for v in value]

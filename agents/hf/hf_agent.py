@@ -1,4 +1,4 @@
-"""A language model that runs here: Hugging Face transformers, from an embedded model, a folder or the hub."""
+"""Run a local language model with Hugging Face transformers: an embedded model, a folder, or a hub model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NO_TEMPLATE = "has no chat template; use mode: completion, or a model made for c
 
 
 class GenerationPrompt(NamedTuple):
-    """One row of a batch, and how many old messages were left out of it."""
+    """One row of a batch, and the number of old messages dropped from it."""
 
     request: Request
     dropped: int
@@ -36,12 +36,12 @@ class HFAgent(BaseAgent):
         hub id "owner/name". Only safetensors are loaded and no code that comes with a model is run.
     revision: commit, tag or branch of a hub model; a full commit hash makes runs repeatable.
     dtype: of the weights and the forward pass; "auto" is what the model was saved in. device: "auto" is the GPU if any.
-    mode: "completion": what is shown is one running text that the model continues, see `separator`. "chat": the model's
+    mode: "completion": the context is one text that the model continues, see `separator`. "chat": the model's
         chat template; own turns are the assistant's, all others (and the opening) the user's.
-    instructions: chat: the system message. Completion: a text before all that is shown, never dropped.
+    instructions: chat: the system message. Completion: a text before the context, never dropped.
     max_new_tokens: most tokens of one answer. temperature: 0 is greedy. top_p: nucleus sampling below 1.
-    separator: between two texts where the first ends in punctuation and the next begins without white space.
-    batch_size: most rows in one forward pass. threads: of the process, where given.
+    separator: between two texts if the first ends in punctuation and the next begins without white space.
+    batch_size: most rows in one forward pass. threads: CPU threads of the process.
 
     An answer's text is kept as generated, white space at its edges included; special tokens are left out of it. It
     depends on the message and its seed, not on the batch: exactly in float64, up to near ties in lower precision.
@@ -90,7 +90,7 @@ class HFAgent(BaseAgent):
         self._loaded: Loaded | None = None
 
     def check(self) -> None:
-        """Raises ConfigurationError for a model that cannot be there; offline, and nothing is loaded."""
+        """Raise ConfigurationError for a model that cannot exist. Works offline and loads nothing."""
         folder = local_folder(self.model)
         if folder is None:
             return
@@ -103,11 +103,11 @@ class HFAgent(BaseAgent):
             )
 
     def max_output_tokens(self) -> int:
-        """`max_new_tokens`."""
+        """Return `max_new_tokens`."""
         return int(self.settings["max_new_tokens"])
 
     def setup(self) -> None:
-        """Loads the model; downloads it first where it is neither here nor in the cache. Raises AgentError."""
+        """Load the model; download it first if it is not stored locally. Raises AgentError."""
         self._ready()
 
     def _ready(self) -> Loaded:
@@ -129,15 +129,18 @@ class HFAgent(BaseAgent):
         return loaded
 
     def step(self, message: Message) -> Message:
-        """The answer to one message. Raises AgentError, ContextLengthError among them."""
+        """Return the answer to one message. Raises AgentError, including ContextLengthError."""
         (answer,) = self.step_batch([message])
         if isinstance(answer, AgentError):
             raise answer
         return answer
 
     def step_batch(self, messages: Sequence[Message]) -> list[Message | AgentError]:
-        """The answers in order, whatever settings the messages carry; a message that cannot be answered gives its
-        error and does not touch the others. Raises AgentError where the model as a whole fails."""
+        """Return the answers in order; the messages may have different settings.
+
+        A message that cannot be answered yields its error and does not affect the others. Raises AgentError if the
+        model as a whole fails.
+        """
         loaded = self._ready()
         answers: dict[int, Message | AgentError] = {}
         prompts: dict[int, GenerationPrompt] = {}
@@ -151,7 +154,7 @@ class HFAgent(BaseAgent):
             places = order[start : start + self.batch_size]
             try:
                 outputs = generate(loaded.model, [prompts[p].request for p in places], loaded.stop, loaded.pad)
-            except Exception as error:  # out of memory above all: foreign errors may not survive pickling
+            except Exception as error:  # such as out of memory; other errors may not survive pickling
                 raise AgentError(
                     f"agent {self.name!r}: {self.model!r} failed on {len(places)} rows: {type(error).__name__}: {error}"
                 ) from error
@@ -174,7 +177,7 @@ class HFAgent(BaseAgent):
         return message.reply(text, self.name, usage, metadata)
 
     def _prompt(self, message: Message, loaded: Loaded) -> GenerationPrompt:
-        """What the model is given for one message: as much of the history as fits."""
+        """Return the prompt for one message, with as much of the history as fits."""
         where = f"agent {self.name!r} at turn {message.turn}"
         settings = turn_settings(HFAgent, self.settings, message.options, where)
         context = (*message.history, message)

@@ -1,4 +1,4 @@
-"""Keys and values of a generation in memory that is reserved once: a growing cache copies all of it at every token."""
+"""A key-value cache in memory that is reserved once, because a growing cache copies everything at every token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ReservedLayer(DynamicLayer):  # type: ignore[misc]
         self._room: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Adds keys and values, (B, heads, new, width); gives all so far, (B, heads, length, width)."""
+        """Add keys and values, (B, heads, new, width); return all so far, (B, heads, length, width)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self._room is None:
@@ -37,7 +37,7 @@ class ReservedLayer(DynamicLayer):  # type: ignore[misc]
         return like.new_empty(rows, heads, self._capacity, width)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps only these rows."""
+        """Keep only these rows."""
         if self._room is not None:
             length = self.get_seq_length()
             self._room = (self._room[0][indices], self._room[1][indices])
@@ -45,7 +45,7 @@ class ReservedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def reserved_cache(config: Any, capacity: int) -> Any:
-    """A cache for `capacity` positions; layers of other kinds (sliding windows, recurrent states) stay as they are."""
+    """Return a cache for `capacity` positions; other layers (sliding windows, recurrent states) are unchanged."""
     cache = DynamicCache(config=config)
     cache.layers = [ReservedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

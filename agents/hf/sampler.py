@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Request(NamedTuple):
-    """What one row asks for.
+    """The request of one row.
 
     tokens: the prompt, at least one. seed: 0 <= seed < 2**63, of this row's own random numbers.
     temperature: 0 takes the likeliest token. top_p: 0 < top_p <= 1. max_new_tokens: at least 1.
@@ -28,14 +28,14 @@ class Request(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What one row got: its tokens without the stop token, and why it ended ("invalid": NaN or infinite logits)."""
+    """The result of one row: tokens without the stop token, and why it ended ("invalid": NaN or infinite logits)."""
 
     tokens: list[int]
     finish: Literal["stop", "length", "invalid"]
 
 
 def generate(model: Any, requests: Sequence[Request], stop: Sequence[int], pad: int) -> list[Generated]:
-    """Continues every request until a token of `stop` or its own limit; rows that are done leave the batch.
+    """Continue every request until a token of `stop` or its own limit; finished rows leave the batch.
 
     model: a causal language model of transformers, in eval mode. Rows are padded at the left with `pad`, positions
     count real tokens only, and a row draws its n-th token by the n-th number of its own generator. In float64 it is the
@@ -85,7 +85,7 @@ def generate(model: Any, requests: Sequence[Request], stop: Sequence[int], pad: 
 
 
 def pick(logits: Tensor, uniforms: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
-    """One token for each row, int64 (B,); -1 where the row's largest logit is NaN or infinite.
+    """Return one token for each row, int64 (B,); -1 if the row's largest logit is NaN or infinite.
 
     logits: (B, V). uniforms in [0, 1), temperature and top_p: float64 (B, 1). The softmax of logits / temperature is
     computed in float64 and cut to the nucleus; the token is where the row's uniform falls in the cumulative sum over
@@ -110,7 +110,7 @@ def pick(logits: Tensor, uniforms: Tensor, temperature: Tensor, top_p: Tensor) -
 
 
 def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor | None:
-    """The smallest probability in each row's nucleus, (B, 1); 0 where top_p is 1, None where it is 1 in all rows.
+    """Return the smallest probability in each row's nucleus, (B, 1); 0 if top_p is 1, None if it is 1 in all rows.
 
     The nucleus is the smallest set of likeliest tokens whose probabilities reach top_p (Holtzman et al. 2020, The
     Curious Case of Neural Text Degeneration); tokens as likely as its last one belong to it, so that the set does not
@@ -132,7 +132,7 @@ def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor | None:
 
 
 def _padded(requests: Sequence[Request], pad: int) -> tuple[Tensor, Tensor]:
-    """Prompts (B, T) padded at the left, and the attention mask (B, T + most new tokens) over prompt and answer."""
+    """Return left-padded prompts (B, T) and the attention mask (B, T + most new tokens) over prompt and answer."""
     import torch
 
     longest = max(len(r.tokens) for r in requests)
@@ -144,7 +144,7 @@ def _padded(requests: Sequence[Request], pad: int) -> tuple[Tensor, Tensor]:
 
 
 def _uniforms(seed: int, count: int) -> Tensor:
-    """The first `count` numbers in [0, 1) of a seed, float64, always drawn on the CPU: the same for every device."""
+    """Return `count` numbers in [0, 1) of a seed, float64, drawn on the CPU: the same for every device."""
     import torch
 
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

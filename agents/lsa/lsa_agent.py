@@ -29,13 +29,13 @@ class LSAAgent(BaseAgent):
     objective: w*, as d numbers, or {angle: degrees, norm: 1.0, seed: 0}: norm (cos(angle) e1 + sin(angle) e2), with e1
         and e2 orthonormal and drawn from the seed. Agents with equal seed and dim have their objectives in one plane.
         `message.options["objective"]`, in either form, takes its place for one turn.
-    dim: d, where nothing else tells it.
+    dim: d, if no other setting determines it.
     examples: X, shape (n, d); or
     geometry: {examples: n, condition: c, seed: s} makes X with X^T X / n = Q diag(eigenvalues) Q^T to rounding: the
         eigenvalues log-spaced from 1/c to 1 (or given as `eigenvalues`), Q a random rotation of the seed. By default
         n = 4 d, c = 1 (isotropic), s = 0.
     step_size: eta, below 2 / lambda_max(S).
-    dtype: in which it computes and answers.
+    dtype: of the computation and the answers.
     inner_steps: gradient steps (passes of the same layer) in a turn.
     weights: of the layer: "analytic", the step to rounding for any d and eta; or "trained", what training made of
         random weights: the step to about 1e-6 of it, for d = 2, 5, 10 and 20 (docs/method/trained_lsa.md).
@@ -74,12 +74,12 @@ class LSAAgent(BaseAgent):
         self._tokens = self._tokens_for(self.objective)
 
     def setup(self) -> None:
-        """Loads torch and makes the layer; the first step does it otherwise."""
+        """Load torch and build the layer; otherwise the first step does."""
         _ = self.module
 
     @cached_property
     def module(self) -> LSAModule:
-        """The layer, with the weights of the settings."""
+        """Return the layer, with the weights of the settings."""
         import torch
 
         from a2a_ray.agents.lsa.lsa_module import LSAModule
@@ -88,11 +88,11 @@ class LSAAgent(BaseAgent):
         return make(len(self.objective), self.step_size, getattr(torch, self._dtype.name))
 
     def step(self, message: Message) -> Message:
-        """The next iterate, shape (d,), in the agent's dtype. Raises AgentError for text or another shape."""
+        """Return the next iterate, shape (d,), in the agent's dtype. Raises AgentError for text or another shape."""
         return self.step_batch((message,))[0]
 
     def step_batch(self, messages: Sequence[Message]) -> list[Message]:
-        """The answers to many messages at once; each has the bits it has alone."""
+        """Return the answers in order; each has the same bits as if answered alone."""
         from a2a_ray.agents.lsa.lsa_module import descend
 
         if not messages:
@@ -105,9 +105,9 @@ class LSAAgent(BaseAgent):
         return [m.reply(row.copy(), self.name) for m, row in zip(messages, answers, strict=True)]
 
     def bid(self, message: Message) -> float:
-        """Its own residual at the iterate w that it is shown: |y - X w| / sqrt(n), the 2-norm, in float64.
+        """Return the agent's residual at the iterate w: |y - X w| / sqrt(n), the 2-norm, in float64.
 
-        That is sqrt((w - w*)^T S (w - w*)): how far off its examples say the iterate is, 0 where they are all met.
+        This equals sqrt((w - w*)^T S (w - w*)); it is 0 if w fits all examples.
         """
         misses = _product(self.examples, self._iterate(message) - self._objective(message))
         return math.sqrt(float((misses * misses).sum()) / len(misses))
@@ -117,12 +117,12 @@ class LSAAgent(BaseAgent):
         d = len(self.objective)
         if isinstance(content, str):
             raise AgentError(
-                f"agent {self.name!r} was shown the text {content[:40]!r} at turn {message.turn}; expected a vector of"
+                f"agent {self.name!r} received the text {content[:40]!r} at turn {message.turn}; expected a vector of"
                 f" shape ({d},), such as openings: {{zeros: {d}}}"
             )
         if np.shape(content) != (d,):
             raise AgentError(
-                f"agent {self.name!r} was shown an array of shape {np.shape(content)} at turn {message.turn};"
+                f"agent {self.name!r} received an array of shape {np.shape(content)} at turn {message.turn};"
                 f" expected ({d},), the shape of its objective"
             )
         return np.asarray(content)
@@ -137,7 +137,7 @@ class LSAAgent(BaseAgent):
             raise AgentError(f"agent {self.name!r} at turn {message.turn}: options: {error}") from None
 
     def _tokens_for(self, objective: Array) -> Array:
-        """Example tokens (x_i, y_i), shape (n, d + 1), in the agent's dtype."""
+        """Return example tokens (x_i, y_i), shape (n, d + 1), in the agent's dtype."""
         n, d = self.examples.shape
         tokens = np.empty((n, d + 1), self._dtype)
         tokens[:, :d] = self.examples
@@ -146,6 +146,6 @@ class LSAAgent(BaseAgent):
 
 
 def _product(matrix: Array, vector: Array) -> Array:
-    """matrix @ vector with the same bits wherever it is computed."""
+    """Return matrix @ vector with the same bits on every machine."""
     out: Array = (matrix * vector).sum(-1)
     return out

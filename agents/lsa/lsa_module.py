@@ -1,4 +1,4 @@
-"""A single layer of linear self-attention over the tokens of a prompt: its turn is a gradient step, set or learnt."""
+"""A layer of linear self-attention over the tokens of a prompt, whose output is a gradient step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from a2a_ray.agents.lsa.trained_weights import trained_weights
 
 CHUNK = 2**16
-"""Numbers in the example tokens that are worked on at once: what comes of them stays in a core's cache."""
+"""Numbers of example tokens processed at once, so that intermediate results stay in a core's cache."""
 
 
 class LSAModule(nn.Module):
@@ -28,7 +28,7 @@ class LSAModule(nn.Module):
     All sums run over the last axis of an elementwise product, so that a row's result has the same bits in any batch;
     those of matrix products depend on the batch.
 
-    A new layer has the analytic weights, for any `dim` and `step_size`; `trained` gives those that training found.
+    A new layer has the analytic weights, for any `dim` and `step_size`; `trained` loads the trained ones.
     """
 
     def __init__(self, dim: int, step_size: float, dtype: torch.dtype = torch.float64) -> None:
@@ -40,10 +40,10 @@ class LSAModule(nn.Module):
 
     @classmethod
     def trained(cls, dim: int, step_size: float, dtype: torch.dtype = torch.float64) -> LSAModule:
-        """The layer with trained weights (scripts/train_lsa.py; figures in docs/method/trained_lsa.md).
+        """Return the layer with trained weights (scripts/train_lsa.py, docs/method/trained_lsa.md).
 
         They were trained for one step size eta. The value map is linear, so the weights for another are the value
-        matrix times step_size / eta, with the same relative error. Raises ConfigurationError where `dim` has no trained
+        matrix times step_size / eta, with the same relative error. Raises ConfigurationError if `dim` has no trained
         weights.
         """
         stored = trained_weights(dim)
@@ -54,7 +54,7 @@ class LSAModule(nn.Module):
         return module
 
     def forward(self, examples: Tensor, query: Tensor) -> Tensor:
-        """The new query tokens, shape (b, d + 1), of `query`, shape (b, d + 1), each after attending to the examples.
+        """Return the new query tokens of `query` after attention to the examples; both have shape (b, d + 1).
 
         examples: shape (n, d + 1), the same for all, or (b, n, d + 1).
         """
@@ -72,10 +72,10 @@ def _apply(matrix: Tensor, rows: Tensor) -> Tensor:
 def descend(
     module: LSAModule, examples: np.ndarray[Any, Any], iterates: np.ndarray[Any, Any], layers: int
 ) -> np.ndarray[Any, Any]:
-    """The iterates, shape (b, d), after `layers` passes; examples as in `forward`; all in the module's dtype.
+    """Return the iterates, shape (b, d), after `layers` passes; examples as in `forward`; all in the module's dtype.
 
-    The time grows with the number n of examples. As the layer sees them through their sum of z_i z_i^T / n alone, d
-    examples of the same covariance give the same turn to rounding.
+    The time grows with the number n of examples. The layer depends only on their sum of z_i z_i^T / n, so d
+    examples with the same covariance give the same turn to rounding.
     """
     b, d = iterates.shape
     tokens = torch.from_numpy(examples)

@@ -1,4 +1,4 @@
-"""In-context regression: a language model is shown examples, an iterate and a rule, and answers the next iterate."""
+"""In-context regression: a language model receives examples, an iterate and a rule, and answers the next iterate."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from a2a_ray.core.seeds import turn_seed
 Array: TypeAlias = "np.ndarray[Any, np.dtype[np.floating[Any]]]"
 
 ASKS = 2
-"""How often a model is asked for one turn: once, and once more with what was wrong."""
+"""Requests to the model for one turn: the first, and one retry that says what is wrong."""
 QUOTED = 500
-"""Characters of a wrong answer that the model is shown again."""
+"""Characters of an invalid answer that the retry quotes."""
 
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL)
 
 
 class RegressionAgent(BaseAgent):
-    """A language model takes the turn of an `LSAAgent`: shown w, it is to answer w - eta S (w - w*), by its own means.
+    """Let a language model take the turn of an `LSAAgent`: its answer to w should be w - eta S (w - w*).
 
-    model_agent: the agent that is asked: its settings, such as {kind: openai, model: gpt-5-mini}, or, in Python, any
-        agent that answers texts. It bears this agent's name where it is made here.
+    model_agent: the language model: its settings, such as {kind: openai, model: gpt-5-mini}, or, in Python, any
+        agent that answers texts. An agent built from settings has this agent's name.
     objective, dim, examples, geometry, step_size, inner_steps: as `LSAAgent` has them; `message.options["objective"]`
         takes the objective's place for one turn.
-    digits: significant digits of every number that the model is shown.
+    digits: significant digits of every number in the prompt.
 
-    The model sees the examples, the iterate and the rule, not the talk (`prompt` gives the text). Its answer has to be
-    what `parse_vector` reads. Where it is not, the model is asked once more, with its answer and what is wrong with it,
-    under a seed drawn from the turn's; a second such answer raises InvalidResponseError, which quotes both.
+    The model sees the examples, the iterate and the rule, not the conversation (`prompt` returns the text). Its answer
+    must be valid for `parse_vector`. Otherwise one retry quotes the answer and says what is wrong with it, with a seed
+    drawn from the turn's. A second invalid answer raises InvalidResponseError, which quotes both.
 
-    Messages in and out: arrays of shape (d,); answers float64. usage: the sum over the asks. metadata: the model's own
-    for its last answer, `asks`, `raw` (its answers as they came) and, of a rejected one, `rejected` (the reason).
+    Messages in and out: arrays of shape (d,); answers float64. usage: the sum over the requests. metadata: the model's
+    own for its last answer, `asks`, `raw` (its answers, unchanged) and, after a retry, `rejected` (the reason).
     placement: the model agent's. Attributes, float64: `objective` (d,), `covariance` (d, d), `examples` (n, d),
     `step_size`, `inner_steps`. Raises ConfigurationError for settings that do not fit together.
     """
@@ -82,44 +82,44 @@ class RegressionAgent(BaseAgent):
         self.placement = agent_traits(self.model_agent).placement  # type: ignore[assignment]
 
     def check(self) -> None:
-        """The model agent's own check. Raises ConfigurationError."""
+        """Run the model agent's own check. Raises ConfigurationError."""
         agent_traits(self.model_agent).check()
 
     def max_output_tokens(self) -> int | None:
-        """The model agent's, for each of the asks."""
+        """Return the model agent's limit, for each request."""
         traits = agent_traits(self.model_agent)
         if traits.max_output_tokens is not None:
             return traits.max_output_tokens()
         return None if traits.paid else 0
 
     def max_input_tokens(self) -> int:
-        """The prompt's, at four characters a token."""
+        """Return the tokens of the prompt, at four characters a token."""
         return len(self.prompt()) // 4
 
     def setup(self) -> None:
-        """The model agent's own set-up."""
+        """Set up the model agent."""
         agent_traits(self.model_agent).setup()
 
     async def step(self, message: Message) -> Message:
-        """The next iterate, shape (d,), float64. Raises AgentError, InvalidResponseError among them."""
+        """Return the next iterate, shape (d,), float64. Raises AgentError, including InvalidResponseError."""
         (answer,) = await self.step_batch((message,))
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     async def step_batch(self, messages: Sequence[Message]) -> list[Message | Exception]:
-        """The answers in order; a failed one is its error. The model agent gets all first asks, then all re-asks."""
+        """Return the answers in order, errors for failed ones. All first requests go out together, then all retries."""
         turns = [_Turn(self, message) for message in messages]
         for _ in range(ASKS):
             waiting = [turn for turn in turns if turn.outcome is None]
             questions = [turn.question() for turn in waiting]
-            answers = await _asked(self.model_agent, questions)
+            answers = await _request_all(self.model_agent, questions)
             for turn, question, answer in zip(waiting, questions, answers, strict=True):
                 turn.take(question, answer)
         return [turn.result() for turn in turns]
 
     def prompt(self, iterate: Array | None = None, objective: Array | None = None) -> str:
-        """What the model is shown at an iterate w, shape (d,): the origin, and this agent's objective, where None."""
+        """Return the prompt at an iterate w, shape (d,). Defaults: the origin and this agent's objective."""
         target = self.objective if objective is None else objective
         n, d = self.examples.shape
         rows = (
@@ -150,10 +150,10 @@ class RegressionAgent(BaseAgent):
 
 
 def parse_vector(text: str, dim: int) -> Array:
-    """The vector that an answer consists of, shape (dim,), float64. Raises ValueError, which says what is wrong.
+    """Return the vector in an answer, shape (dim,), float64. Raises ValueError with the reason.
 
     Strict: a JSON array of exactly `dim` finite numbers and nothing else but white space. The one thing forgiven is a
-    code fence around the whole, as chat models set even where they are told not to.
+    code fence around the whole, which chat models add even if asked not to.
     """
     body = text.strip()
     fenced = _FENCE.fullmatch(body)
@@ -177,7 +177,7 @@ def parse_vector(text: str, dim: int) -> Array:
 
 
 class _Turn:
-    """One turn while it is asked for: what came so far. `outcome` is None while another ask may help."""
+    """One turn in progress and its answers so far. `outcome` is None while a retry is possible."""
 
     def __init__(self, agent: RegressionAgent, message: Message) -> None:
         self.agent, self.message = agent, message
@@ -192,7 +192,7 @@ class _Turn:
             self.outcome = error
 
     def question(self) -> Message:
-        """The next ask. One message, so that a model of short context cannot drop its first half."""
+        """Return the next request. It is one message, so that a model with a short context cannot drop half of it."""
         text, seed = self.prompt, self.message.seed
         if self.raw:
             text += (
@@ -203,7 +203,7 @@ class _Turn:
         return Message(self.message.conversation, self.message.seq, "", text, seed=seed, asides=self.message.asides)
 
     def take(self, question: Message, answer: Message | Exception) -> None:
-        """What the model agent gave for a question."""
+        """Process the model agent's answer to a question."""
         try:
             if isinstance(answer, Exception):
                 raise answer
@@ -228,18 +228,18 @@ class _Turn:
         self.outcome = self.message.reply(vector, self.agent.name, self.usage, metadata)
 
     def result(self) -> Message | Exception:
-        """The answer, or why there is none."""
+        """Return the answer, or the error."""
         if self.outcome is not None:
             return self.outcome
-        told = "; ".join(f"{excerpt(raw, None)!r}: {why}" for raw, why in zip(self.raw, self.reasons, strict=True))
-        return InvalidResponseError(f"{self.where}: no vector in {len(self.raw)} answers of the model: {told}")
+        answers = "; ".join(f"{excerpt(raw, None)!r}: {why}" for raw, why in zip(self.raw, self.reasons, strict=True))
+        return InvalidResponseError(f"{self.where}: no vector in {len(self.raw)} answers of the model: {answers}")
 
     def _iterate(self) -> Array:
         content, d = self.message.content, len(self.agent.objective)
         if isinstance(content, str) or np.shape(content) != (d,):
             what = f"text {content[:40]!r}" if isinstance(content, str) else f"array of shape {np.shape(content)}"
             raise AgentError(
-                f"{self.where} was shown {what}; expected a vector of shape ({d},), such as openings: {{zeros: {d}}}"
+                f"{self.where} received {what}; expected a vector of shape ({d},), such as openings: {{zeros: {d}}}"
             )
         return content
 
@@ -251,8 +251,8 @@ class _Turn:
             raise AgentError(f"{self.where}: options: {error}") from None
 
 
-async def _asked(agent: Any, questions: list[Message]) -> list[Message | Exception]:
-    """The agent's answers in order, by `step_batch` where it has one; a failed one is its error."""
+async def _request_all(agent: Any, questions: list[Message]) -> list[Message | Exception]:
+    """Return the agent's answers in order, errors for failed ones. Uses `step_batch` if the agent has it."""
     batch = agent_traits(agent).step_batch
     if batch is not None and questions:
         answers = batch(questions)

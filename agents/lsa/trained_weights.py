@@ -14,10 +14,9 @@ Array: TypeAlias = "np.ndarray[Any, np.dtype[np.floating[Any]]]"
 
 
 def trained_weights(dim: int) -> dict[str, Array]:
-    """What scripts/train_lsa.py found: `query_key` and `value`, shape (dim + 1, dim + 1), float64.
+    """Return the weights from scripts/train_lsa.py: `query_key` and `value`, shape (dim + 1, dim + 1), float64.
 
-    With them the `step_size` they take and the `seed` they were trained from. Raises ConfigurationError if there are
-    none for `dim`.
+    Their `step_size` and the `seed` of the training are included. Raises ConfigurationError if `dim` has no weights.
     """
     folder = Path(str(files("a2a_ray"))) / "data" / "lsa"
     path = folder / f"d{dim}.npz"
