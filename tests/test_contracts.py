@@ -401,7 +401,11 @@ class Everything(BaseAgent):
 METHODS = ("step_batch", "bid", "max_output_tokens", "max_input_tokens", "get_state", "set_state")
 
 
-@pytest.mark.parametrize("agent", [Shouting("ann"), Plain(), Shouting, Plain, print], ids=repr)
+@pytest.mark.parametrize(
+    "agent",
+    [Shouting("ann"), Plain(), Shouting, Plain, print],
+    ids=["made", "plain", "class", "plain class", "function"],
+)
 def test_without_overrides_every_optional_feature_has_its_default(agent: object) -> None:
     traits = agent_traits(agent)
     assert traits[:6] == ("worker", frozenset(), frozenset(), False, False, 1)
