@@ -1,4 +1,4 @@
-"""The smallest agent."""
+"""An agent that repeats what it sees."""
 
 from __future__ import annotations
 

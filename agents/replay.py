@@ -22,7 +22,7 @@ _Records: TypeAlias = "dict[tuple[bool, int], Message]"
 class ReplayAgent(BaseAgent):
     """Return recorded answers by the number of the turn; keeps no state between turns.
 
-    Exactly one of:
+    Give exactly one of:
 
     turns: {number of the turn: content}, or a list of the contents of turns 1, 2, 3, ... (null, or any content, at
         another agent's turn). Content is text or a list of floats (float64). The same in every conversation.

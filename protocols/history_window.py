@@ -56,7 +56,7 @@ def _characters(opening: Message, messages: Sequence[Message], size: int) -> Tur
         text: Any = message.content
         if not isinstance(text, str):
             raise ConfigurationError(
-                "context: {characters: n} is for text; vectors have none: use last, all or {last: k}"
+                "context: {characters: n}; the message is a vector, expected text. Use last, all or {last: k}"
             )
         if len(text) > size:
             shown.append(replace(message, content=text[len(text) - size :]))
@@ -100,7 +100,7 @@ def with_nudges(context: TurnContext, messages: Sequence[Message], transcript: T
         return context._replace(history=tuple(history))
     if not isinstance(context.content, str):
         raise ConfigurationError(
-            "nudge: the newest content is a vector, which no text can follow; use action: record or stop"
+            "nudge: the newest content is a vector; expected text, like the nudge. Use action: record or stop"
         )
     if context.sender == speaker:  # a chat model would take the joined text for its own words
         own = messages[-1] if messages else transcript.opening

@@ -62,12 +62,14 @@ def _combined(messages: list[Message], how: str) -> Any:
     texts = [isinstance(m.content, str) for m in messages]
     if how == "join":
         if not all(texts):
-            raise ConfigurationError("combine: join is for texts, and an agent said a vector; use mean or none")
+            raise ConfigurationError("combine: join; an agent answered a vector, expected texts. Use mean or none")
         return "\n".join(f"{m.sender}: {m.content}" for m in messages)
     import numpy as np
 
     shapes = [np.shape(m.content) for m in messages]
     if any(texts) or len(set(shapes)) > 1:
         said = ", ".join(f"{m.sender}: {'text' if t else s}" for m, t, s in zip(messages, texts, shapes, strict=True))
-        raise ConfigurationError(f"combine: mean is for vectors of one shape; said was {said}; use join for texts")
+        raise ConfigurationError(
+            f"combine: mean; the answers are {said}; expected vectors of one shape. Use join for texts"
+        )
     return np.mean(np.stack([np.asarray(m.content) for m in messages]), axis=0)

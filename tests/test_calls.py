@@ -256,7 +256,7 @@ def test_a_budget_on_the_command_line(ray_cluster: None, capsys: pytest.CaptureF
     path = write_spec(tmp_path, max_rounds=None, **{**value, "agents": agents})
     none = call(capsys, "run", path, "--storage", tmp_path / "runs", "--budget", "0")
     assert none.status == 2
-    assert "budget.cost: 0.0; expected greater than 0" in none.err
+    assert "budget.cost: 0.0; expected more than 0" in none.err
     spent = call(capsys, "run", path, "--storage", tmp_path / "runs", "--budget", "0.53", "--json")
     assert spent.status == 1
     assert spent.json["stopped"].startswith("budget of 0.53 spent (0.0")
@@ -356,7 +356,7 @@ def test_endpoints_and_their_limits() -> None:
     ("value", "sentence"),
     [
         ({"budget": {"cots": 5}}, "Did you mean 'cost'"),
-        ({"budget": {"cost": 0}}, "budget.cost: 0; expected greater than 0"),
+        ({"budget": {"cost": 0}}, "budget.cost: 0; expected more than 0"),
         ({"agents": [{**ECHO, "limits": {"requests_per_minute": 0}}]}, "requests_per_minute: 0; expected at"),
         ({"agents": [{**ECHO, "limits": {"max_concurrency": 0}}]}, "max_concurrency: 0; expected at least 1"),
     ],

@@ -322,7 +322,7 @@ def test_an_observer_that_returns_no_verdict_fails_its_conversations_by_name(
         assert str(value) in transcript.error
         assert len(transcript.messages) == 2, "earlier messages are kept"
         assert transcript.error.endswith(
-            "at turn 2; expected a ObserverVerdict (return NOTHING if there is nothing to report)"
+            "at turn 2; expected an ObserverVerdict (return NOTHING if there is nothing to report)"
         )
 
 
@@ -332,7 +332,7 @@ def test_an_observer_that_fails_on_stored_turns_fails_its_conversation_again(ray
     again = resume_run(run, retry_failed=True, progress=False)
     (transcript,) = again.transcripts()
     assert (transcript.status, len(transcript.messages)) == ("failed", 2)
-    assert "expected a ObserverVerdict" in transcript.error
+    assert "expected an ObserverVerdict" in transcript.error
 
 
 def answer(text: str) -> str:
@@ -353,7 +353,7 @@ ANN = {"name": "ann", "kind": "echo"}
     ("value", "sentence"),
     [
         ({"agents": [answer]}, r"agents\.0: function .*answer.*Write \{name: ann, kind: function, function: answer\}"),
-        ({"agents": [EchoAgent]}, r"agents\.0: type .*Write \{name: ann, kind: EchoAgent\}"),
+        ({"agents": [EchoAgent]}, r"agents\.0: the class EchoAgent; .*Write \{name: ann, kind: EchoAgent\}"),
         ({"agents": [EchoAgent("ann")]}, r"agents\.0: EchoAgent .*Write \{name: ann, kind: EchoAgent\}"),
         ({"agents": [{"name": "ann", "kind": answer}]}, r"agents\.0\.kind: the function answer .*function: answer"),
         ({"agents": [{**ANN, "kind": Speechless}]}, r"agents\.0: Speechless .* has no step; expected an agent"),

@@ -310,9 +310,9 @@ def test_join_shows_all_texts_with_their_speakers() -> None:
 
 
 def test_a_combination_that_cannot_be_made_is_told() -> None:
-    with pytest.raises(ConfigurationError, match=r"combine: mean is for vectors .* ann: text, bob: text; use join"):
+    with pytest.raises(ConfigurationError, match=r"combine: mean; the answers are .*ann: text, bob: text; .* Use join"):
         hold([Speaker("ann"), Speaker("bob")], Simultaneous("mean"), 0, 4)
-    with pytest.raises(ConfigurationError, match="combine: join is for texts"):
+    with pytest.raises(ConfigurationError, match="combine: join; an agent answered a vector"):
         hold([Vectors("ann"), Vectors("bob")], Simultaneous("join"), 0, 4, opening=np.zeros(2))
     with pytest.raises(ConfigurationError, match="combine: 'median'; expected mean, join or None"):
         Simultaneous("median")  # type: ignore[arg-type]

@@ -54,7 +54,8 @@ def test_the_curve_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"), [([True], "1 for 2 talks"), ([True, True], "expected both kinds"), ([False] * 2, "both kinds")]
+    ("labels", "said"),
+    [([True], "1 for 2 conversations"), ([True, True], "expected both kinds"), ([False] * 2, "both kinds")],
 )
 def test_labels_that_allow_no_curve(labels: list[bool], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):

@@ -108,5 +108,7 @@ def check_reason(reason: object, condition: object) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Return a value for an error: its type and its beginning."""
+    """Return a value for an error: its type and its beginning, or the name of a class."""
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
     return "None" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"

@@ -32,7 +32,7 @@ def progress_bar(name: str, work: str = "", *, transient: bool = False) -> Itera
 
     Args:
         name: what the bar is called, such as the name of a run.
-        work: what is being done, such as "analyzing". If given, a line such as "talks.jsonl: analyzing, about 9 s."
+        work: what is being done, such as "analyzing". If given, a line such as "chats.jsonl: analyzing, about 9 s."
             is printed once after the first second of long work.
         transient: remove the bar when the work ends.
     """

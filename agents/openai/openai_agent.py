@@ -135,7 +135,7 @@ class OpenAIAgent(BaseAgent):
 
     def check(self) -> None:
         """Raise ConfigurationError if the environment holds no key; sends nothing."""
-        key_from(self.api_key_env)
+        self._key()
 
     def max_output_tokens(self) -> int | None:
         """Return `max_tokens`, or None if it is not set."""
@@ -146,7 +146,10 @@ class OpenAIAgent(BaseAgent):
         """Load the client library. Raises ConfigurationError if this process has no key."""
         import openai  # noqa: F401
 
-        key_from(self.api_key_env)
+        self._key()
+
+    def _key(self) -> str:
+        return key_from(self.api_key_env)
 
     async def step(self, message: Message) -> Message:
         """Return the answer to one message.
@@ -217,7 +220,7 @@ class OpenAIAgent(BaseAgent):
         loop = asyncio.get_running_loop()
         if loop not in self._lines:
             self._lines = {k: v for k, v in self._lines.items() if not k.is_closed()}
-            opened = self._open(key_from(self.api_key_env))
+            opened = self._open(self._key())
             self._lines[loop] = _Line(await anext(opened), asyncio.Semaphore(self.max_concurrency), opened, [])
         return self._lines[loop]
 

@@ -33,7 +33,7 @@ def analyze(
     \b
     a2a-ray analyze runs/my-run                   uses Ray above 20,000 turns
     a2a-ray analyze runs/my-run --address auto    on a Ray cluster
-    a2a-ray analyze talks.jsonl --json            one object: looped, findings, settings
+    a2a-ray analyze chats.jsonl --json            one object: looped, findings, settings
     """
     from a2a_ray.interface.tables import print_results
     from a2a_ray.report.analyze_source import analyze_source

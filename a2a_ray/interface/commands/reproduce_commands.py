@@ -138,7 +138,7 @@ def loops(
     \b
     a2a-ray reproduce loops --openings 4 --rounds 12     a first look
     a2a-ray reproduce loops --models ./small,./large --tokens 20,200
-    a2a-ray reproduce loops --labelled talks.jsonl       "loop": true or false per line
+    a2a-ray reproduce loops --labelled chats.jsonl       "loop": true or false per line
 
     \b
     Output: report.html explains every figure; figures/ has each figure as a file;

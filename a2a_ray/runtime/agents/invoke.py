@@ -63,7 +63,7 @@ class Invoker:
 
     @property
     def exhausted(self) -> bool:
-        """Whether so many steps hang that the process should be replaced."""
+        """Return whether enough steps hang for the process to be replaced."""
         return self._thread.exhausted
 
     async def invoke(self, method: str, calls: Sequence[AgentCall], on_result: ResultCallback) -> None:

@@ -31,7 +31,7 @@ class StepThread:
 
     @property
     def exhausted(self) -> bool:
-        """Whether so many threads hang that the process should be replaced."""
+        """Return whether enough threads hang for the process to be replaced."""
         return len(self._hanging) >= self._max_hung_steps
 
     async def run(self, call: Callable[[Any], Any], items: Sequence[Any]) -> AsyncIterator[tuple[Any, Any]]:
