@@ -540,5 +540,5 @@ def test_a_window_that_does_not_exist_is_told(show: Any) -> None:
 
 
 def test_vectors_have_no_characters() -> None:
-    with pytest.raises(ConfigurationError, match="vectors have none"):
+    with pytest.raises(ConfigurationError, match="the message is a vector"):
         hold([Vectors("ann")], Alternating({"characters": 5}), 0, 2, opening=np.zeros(2))
