@@ -25,6 +25,7 @@ HEAVY = ("ray", "torch", "transformers", "sentence_transformers", "numpy", "pyda
 CODE = [ROOT / "a2a_ray", *(ROOT / f for f in FOLDERS)]
 OTHER_CODE = [ROOT / f for f in ("tests", "benchmarks", "scripts", "examples")]
 MOST_LINES = 400
+MOST_FUNCTION_LINES = 50
 
 
 def sources(folders: list[Path]) -> list[Path]:
@@ -231,6 +232,29 @@ def test_no_file_is_too_long() -> None:
     folders = [*CODE, *(f for f in OTHER_CODE if f.name != "tests")]
     long = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in sources(folders)}
     assert not {name: lines for name, lines in long.items() if lines > MOST_LINES}
+
+
+def test_no_function_is_too_long() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}:{node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for path in sources(CODE)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        if node.end_lineno is not None and node.end_lineno - node.lineno > MOST_FUNCTION_LINES
+    ]
+    assert not long
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    missing = []
+    for path in sources(CODE):
+        for node in ast.parse(path.read_text()).body:
+            inside = node.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_") else []
+            for item in (node, *inside):
+                if isinstance(item, kinds) and not item.name.startswith("_") and ast.get_docstring(item) is None:
+                    missing.append(f"{path.relative_to(ROOT)}:{item.lineno} {item.name}")
+    assert not missing
 
 
 # --- the public names
