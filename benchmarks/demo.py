@@ -1,7 +1,7 @@
-"""Wall time of `a2a-ray demo` and `a2a-ray demo --full`, and the peak of their memory.
+"""Measure wall time and peak memory of `a2a-ray demo` and `a2a-ray demo --full`.
 
-Memory is the proportional set size (PSS: shared pages counted once) of all processes together, Ray's among them, looked
-at every half second.
+Memory is the proportional set size (PSS: shared pages count once) of all processes together, including Ray's, sampled
+every half second.
 
     python benchmarks/demo.py [--only demo|full]
 """
@@ -21,7 +21,7 @@ import psutil
 
 
 def measured(full: bool) -> tuple[float, float]:
-    """Seconds, and the peak in GB, of one demo in a process of its own."""
+    """Return the seconds and the peak memory in GB of one demo in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             str(Path(sys.executable).with_name("a2a-ray")),
@@ -42,7 +42,7 @@ def measured(full: bool) -> tuple[float, float]:
 
 
 def memory(root: psutil.Process) -> int:
-    """PSS of a process and all below it, bytes."""
+    """Return the PSS of a process and its descendants, in bytes."""
     total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         for process in (root, *root.children(recursive=True)):

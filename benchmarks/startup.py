@@ -1,6 +1,6 @@
-"""Seconds until `import a2a_ray` is done, and until `a2a-ray --help` has ended: medians of fresh processes, warm disk.
+"""Measure the seconds of `import a2a_ray` and of `a2a-ray --help`: medians over fresh processes, with a warm disk.
 
-import_s is the whole wall time of `python -c "import a2a_ray"`, the interpreter's own start included; so is help_s.
+Both import_s (of `python -c "import a2a_ray"`) and help_s include the start of the interpreter.
 
     python benchmarks/startup.py [--repetitions 15]
 """
@@ -19,7 +19,7 @@ HEAVY = ("numpy", "ray", "torch", "transformers", "pydantic", "pyarrow")
 
 
 def seconds(command: list[str]) -> float:
-    """Wall time of a command that must succeed."""
+    """Return the wall time of a command. Raises CalledProcessError if it fails."""
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
