@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 # Before anything imports torch: two threads on two busy cores are several times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's log monitor reads the logs of all processes ten times a second, for a driver that prints them; ours does not.
+os.environ.update({"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0", "LOG_NAME_UPDATE_INTERVAL_S": "1e9"})
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -20,7 +20,7 @@ from a2a_ray.analysis.equilibria.position_settings import PositionSettings
 from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import ConfigurationError
-from a2a_ray.core.findings import Finding, from_arrow, to_arrow
+from a2a_ray.core.findings import Finding, from_row, to_arrow
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.protocols.adaptive import Adaptive
@@ -62,7 +62,7 @@ def one(analyzer: EquilibriumAnalyzer, transcript: Transcript) -> Finding:
     assert found.through_seq == len(transcript)
     assert found.reason
     assert Finding.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False))) == found
-    assert list(from_arrow(to_arrow([found]))) == [found]
+    assert list(map(from_row, to_arrow([found]).to_pylist())) == [found]
     return found
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from a2a_ray.core.errors import ConfigurationError
-from a2a_ray.core.findings import Finding, canonical, from_arrow, schema, to_arrow
+from a2a_ray.core.findings import Finding, canonical, from_row, schema, to_arrow
 from tests.strategies import findings
 
 
@@ -27,7 +27,7 @@ def test_json_round_trip(finding: Finding) -> None:
 def test_arrow_round_trip(given: list[Finding]) -> None:
     batch = to_arrow(given)
     assert batch.schema == schema()
-    assert list(from_arrow(batch)) == given
+    assert [from_row(row) for row in batch.to_pylist()] == given
 
 
 def test_a_finding_cannot_be_changed() -> None:

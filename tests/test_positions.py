@@ -26,7 +26,7 @@ from a2a_ray.analysis.equilibria.positions import (
     read_offer,
 )
 from a2a_ray.core.errors import ConfigurationError
-from a2a_ray.core.findings import Finding, from_arrow, to_arrow
+from a2a_ray.core.findings import Finding, from_row, to_arrow
 from a2a_ray.core.message import Message
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.report.analyze_source import analyze_source
@@ -382,7 +382,7 @@ def test_findings_of_negotiations() -> None:
     assert {"id": game.id, **found.evidence} == expected
     assert (found.score, found.threshold, found.speakers) == (3, 3, ("ann", "bob"))
     assert found.reason == "the last 3 offers are one deal of 2 parties"
-    assert list(from_arrow(to_arrow([found]))) == [found]
+    assert list(map(from_row, to_arrow([found]).to_pylist())) == [found]
     (few,) = NegotiationAnalyzer().findings(talk(("ann", X), ("bob", Y)))
     assert (few.status, few.reason) == ("too few offers", "2 complete offers of 2 parties; expected 3 of 2")
     (apart,) = NegotiationAnalyzer(4).findings(game)

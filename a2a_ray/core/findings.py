@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +150,7 @@ def schema() -> pa.Schema:
 
 
 def to_arrow(findings: Iterable[Finding]) -> pa.RecordBatch:
-    """Return findings as rows of `schema()`; `from_arrow` restores equal findings."""
+    """Return findings as rows of `schema()`; `from_row` restores each."""
     import pyarrow as pa
 
     rows = [finding.to_dict() for finding in findings]
@@ -158,11 +158,6 @@ def to_arrow(findings: Iterable[Finding]) -> pa.RecordBatch:
         row["settings"] = canonical(row["settings"])
         row["evidence"] = json.dumps(row["evidence"], ensure_ascii=False) if row["evidence"] else None
     return pa.RecordBatch.from_pylist(rows, schema=schema())
-
-
-def from_arrow(table: pa.Table | pa.RecordBatch) -> Iterator[Finding]:
-    """Return the findings of rows of `schema()`, in the order of the rows."""
-    return map(from_row, table.to_pylist())
 
 
 def from_row(row: Mapping[str, Any]) -> Finding:

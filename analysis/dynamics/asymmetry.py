@@ -1,4 +1,4 @@
-"""Asymmetric convergence: the condition under which only one of two agents reaches its objective, and its prompt.
+"""Asymmetric convergence: the prompt with which only one of two agents reaches its objective.
 
 W and U alternate, D = u* - w*, P and M = I - P the pull and the contraction of a turn. U settles at its own objective,
 e_U = 0, and W does not, e_W = M_W D, if and only if M_U P_W D = 0 and M_W D is not 0: U undoes W's whole pull in one
@@ -15,49 +15,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from a2a_ray.analysis.checks import check_array, check_count, check_covariance, check_positive, check_steps
-from a2a_ray.analysis.dynamics.affine import LinearAgents, directions
 from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.linear_task import NULL, pull
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
-
-
-@dataclass(frozen=True, slots=True)
-class AsymmetricCondition:
-    """The condition under which the winner U settles at its objective and W does not.
-
-    remaining: |M_U P_W D| / |P_W D|, the share of W's pull left after U's turn (0 if P_W D = 0).
-    missed: |M_W D| / |D|, W's residual relative to the gap if U wins. holds: whether remaining is at most the
-    tolerance and missed above it. depends_on_start: whether the covariances have a common null space. In it the state
-    keeps its start, so the condition covers the other directions only.
-    """
-
-    remaining: float
-    missed: float
-    holds: bool
-    depends_on_start: bool
-
-
-def asymmetric_condition(agents: LinearAgents, winner: int = 1, tolerance: float = 1e-9) -> AsymmetricCondition:
-    """Return whether `winner`, 0 or 1, of two alternating agents settles at its objective, and the other does not.
-
-    The result does not depend on who speaks first. Raises ConfigurationError unless there are two agents
-    with different objectives.
-    """
-    if len(agents) != 2:
-        raise ConfigurationError(f"agents: {len(agents)}; expected 2")
-    u = check_count(winner, "winner", 0, 1)
-    limit = float(check_positive(tolerance, "tolerance"))
-    gap = agents.objectives[u] - agents.objectives[1 - u]
-    size = float(np.linalg.norm(gap))
-    if size == 0:
-        raise ConfigurationError("agents: both have the same objective; expected two that differ")
-    pulled = agents.pulls[1 - u] @ gap
-    scale = float(np.linalg.norm(pulled))
-    left = float(np.linalg.norm(pulled - agents.pulls[u] @ pulled))
-    remaining, missed = left / scale if scale else 0.0, float(np.linalg.norm(gap - pulled)) / size
-    kept = directions(agents.pulls)[1]
-    return AsymmetricCondition(remaining, missed, remaining <= limit < missed, kept.shape[1] > 0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

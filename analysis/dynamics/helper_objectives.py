@@ -8,7 +8,6 @@ derivation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -103,15 +102,6 @@ def estimate_turn(points: Any, replies: Any) -> TurnEstimate:
         )
     pull = np.asarray((solved + solved.T) / 2)
     return TurnEstimate(pull, middle - np.linalg.pinv(pull, rcond=NULL, hermitian=True) @ mean_move)
-
-
-def estimate_by_probes(turn: Callable[[Array], Array], centre: Any, scale: float | None = None) -> TurnEstimate:
-    """W's turn as a black box x -> x', (d,) to (d,), from d + 1 calls at the `probe_points`.
-
-    Raises ConfigurationError.
-    """
-    points = probe_points(centre, scale)
-    return estimate_turn(points, np.stack([check_array(turn(x), "turn(x)", x.shape) for x in points]))
 
 
 def probing_objective(
