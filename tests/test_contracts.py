@@ -113,11 +113,10 @@ def test_pickled_agents_answer_the_same(kind: str) -> None:
     check_agent(make(), content, another=pickle.loads(pickle.dumps(make())))
 
 
-@pytest.mark.parametrize("kind", ["echo", "lsa"])
-def test_agents_in_actors_answer_the_same(ray_cluster: None, kind: str) -> None:
+def test_an_agent_in_an_actor_answers_the_same(ray_cluster: None) -> None:
     from a2a_ray.runtime.agents.pool import remote
 
-    make, content = next((make, content) for name, make, content, _ in AGENTS if name == kind)
+    make, content = next((make, content) for name, make, content, _ in AGENTS if name == "lsa")
     check_agent(make(), content, another=remote(make, num_cpus=0))
 
 
