@@ -193,7 +193,7 @@ def test_a_cell_of_a_sweep_may_change_it() -> None:
     assert [cell.analyze is None for cell in listed.cells] == [False, True]
 
 
-def test_it_stays_in_the_manifest_and_resume_ignores_it(tmp_path: Path) -> None:
+def test_it_stays_in_the_manifest_and_resume_ignores_it(ray_cluster: None, tmp_path: Path) -> None:
     given = {**ECHOES, "max_rounds": 2, "analyze": {"objectives": {"ann": 80}, "margin": 2}}
     run = run_experiment(given, storage=tmp_path, progress=False, workers=1)
     assert run.experiment.analyze == Experiment.parse(given).analyze

