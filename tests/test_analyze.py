@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,19 @@ def value(**more: Any) -> dict[str, Any]:
     return {"agents": agents, "openings": ["Hello.", "Well?", "So?", "Now."], "max_turns": 14, **more}
 
 
+@pytest.fixture(scope="module")
+def played(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that tests only copy."""
+    return run_experiment(value(), storage=tmp_path_factory.mktemp("played"), workers=1, progress=False)
+
+
+def copied(run: Run, storage: Path) -> Run:
+    return open_run(str(shutil.copytree(run.path, storage / Path(run.path).name)))
+
+
 @pytest.fixture
-def run(ray_cluster: None, tmp_path: Path) -> Run:
-    return run_experiment(value(), storage=tmp_path, progress=False)
+def run(played: Run, tmp_path: Path) -> Run:
+    return copied(played, tmp_path)
 
 
 def commits(run: Run) -> int:
@@ -165,8 +176,8 @@ def test_a_table_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 
 def test_ray_tasks_find_the_same_as_this_process(ray_cluster: None, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(of_runs, "TASK_RECORDS", 40)
-    spec = value(repeats=3)
-    here, there = (run_experiment(spec, storage=tmp_path / name, progress=False) for name in ("here", "there"))
+    here = run_experiment(value(repeats=3), storage=tmp_path / "here", workers=1, progress=False)
+    there = copied(here, tmp_path / "there")
     analyze_run(here)
     progress: list[tuple[int, int]] = []
     analyze_run(there, workers=2, on_progress=lambda *n: progress.append(n))
@@ -177,8 +188,8 @@ def test_ray_tasks_find_the_same_as_this_process(ray_cluster: None, tmp_path: Pa
 
 @pytest.mark.slow
 @needs_model
-def test_with_an_embedder_ray_tasks_find_the_same_as_this_process(ray_cluster: None, tmp_path: Path) -> None:
-    here, there = (run_experiment(value(), storage=tmp_path / name, progress=False) for name in ("here", "there"))
+def test_with_an_embedder_ray_tasks_find_the_same_as_this_process(played: Run, tmp_path: Path) -> None:
+    here, there = (copied(played, tmp_path / name) for name in ("here", "there"))
     settings = AnalysisSettings(DEFAULT_MODEL)
     analyze_run(here, settings)
     analyze_run(there, settings, workers=2)
@@ -200,15 +211,14 @@ def test_an_error_in_a_task_is_raised_as_it_is(run: Run, monkeypatch: pytest.Mon
 # --- live
 
 
-def test_live_observers_store_the_same_findings_as_an_analysis(ray_cluster: None, tmp_path: Path) -> None:
+def test_live_observers_store_the_same_findings_as_an_analysis(run: Run, tmp_path: Path) -> None:
     observers = [{"kind": "loops"}, {"kind": "loops", "threshold": 3.0, "name": "strict"}, {"kind": "exact_repetition"}]
-    live = run_experiment(value(observers=observers), storage=tmp_path / "live", progress=False)
+    live = run_experiment(value(observers=observers), storage=tmp_path / "live", workers=1, progress=False)
     found = list(live.findings())
     assert {f.analyzer for f in found} == {"loops", "exact_repetition"}
-    silent = run_experiment(value(), storage=tmp_path / "silent", progress=False)
     for settings in (AnalysisSettings(), AnalysisSettings(threshold=3.0)):
-        analyze_run(silent, settings)
-    assert found == [f for f in silent.findings() if f.analyzer in ("loops", "exact_repetition")]
+        analyze_run(run, settings)
+    assert found == [f for f in run.findings() if f.analyzer in ("loops", "exact_repetition")]
     version = commits(live)
     analyze_run(live)  # adds the other analyzers only
     assert commits(live) == version + 1
@@ -217,7 +227,7 @@ def test_live_observers_store_the_same_findings_as_an_analysis(ray_cluster: None
 
 def test_verdicts_of_a_custom_observer_become_findings(ray_cluster: None, tmp_path: Path) -> None:
     observers = [{"kind": Counts, "name": "counts"}]
-    run = run_experiment(value(observers=observers), storage=tmp_path, progress=False)
+    run = run_experiment(value(observers=observers), storage=tmp_path, workers=1, progress=False)
     found = list(run.findings())
     assert [f.conversation_id for f in found] == ["0-0-0", "0-1-0", "0-2-0", "0-3-0"]
     assert {(f.analyzer, f.status, f.onset_turn, f.alarm_turn, f.reason) for f in found} == {
@@ -250,8 +260,8 @@ def test_a_resumed_run_has_each_finding_once(ray_cluster: None, tmp_path: Path) 
 
     spec = value(observers=[{"kind": "loops"}], repeats=20)
     with pytest.raises(KeyboardInterrupt) as stopped:
-        run_experiment(spec, storage=tmp_path, progress=stop)
-    run = resume_run(str(stopped.value), progress=False, experiment=spec)
+        run_experiment(spec, storage=tmp_path, workers=1, progress=stop)
+    run = resume_run(str(stopped.value), workers=1, progress=False, experiment=spec)
     found = list(run.findings())
     assert len(found) == 80
     assert len({f.key for f in found}) == 80
@@ -295,16 +305,15 @@ def test_all_commands_report_the_same_loops(
 
 
 def test_turns_are_numbered_by_messages_if_agents_bid(
-    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = run_experiment(value(), storage=tmp_path / "plain", progress=False)
     protocol = {"kind": "adaptive", "by": "bid"}
-    bidding = run_experiment(value(protocol=protocol), storage=tmp_path / "bids", progress=False)
+    bidding = run_experiment(value(protocol=protocol), storage=tmp_path / "bids", workers=1, progress=False)
     assert len(bidding.transcript("0-1-0").turns) > 14
-    for each in (plain, bidding):
+    for each in (run, bidding):
         analyze_run(each)
     assert {f.alarm_turn for f in bidding.findings(["0-1-0"]) if f.analyzer == "loops"} == {
-        f.alarm_turn for f in plain.findings(["0-1-0"]) if f.analyzer == "loops"
+        f.alarm_turn for f in run.findings(["0-1-0"]) if f.analyzer == "loops"
     }
     shown = call(capsys, "show", bidding.path, "0-1-0").out
     assert re.findall(r"turn (\d+) *$", shown, flags=re.M)[:3] == ["1", "2", "3"]

@@ -249,26 +249,25 @@ def test_observers_are_named_by_kind_or_by_their_own_name() -> None:
             Experiment.parse({**base, "observers": ["loops", {"kind": "loops", "name": wrong}]}).check()
 
 
-def test_who_stopped_a_conversation_of_a_run_is_stored(ray_cluster: None, tmp_path: Path) -> None:
-    observers = [{"kind": Notes}, {"kind": Notes, "most": 3, "name": "third"}]
-    value = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_turns": 9, "observers": observers}
-    run = run_experiment(value, storage=tmp_path, progress=False)
-    (transcript,) = open_run(run.path).transcripts()
-    assert (transcript.stopped_by, transcript.reason, len(transcript)) == ("third", "third: 3 records", 3)
-    row = run.rows.to_pylist()[-1]
-    assert (row["kind"], row["sender"], row["turn"]) == ("done", "third", None)
+def test_a_run_stores_who_stopped_a_conversation_and_no_turn_for_bids(ray_cluster: None, tmp_path: Path) -> None:
+    observers = [{"kind": Notes}, {"kind": Notes, "most": 2, "name": "second"}]
+    bidders = [{"name": name, "kind": Bidder} for name in ("ann", "bob")]
+    cells = [
+        {"label": "stopped", "observers": observers},
+        {"label": "bids", "agents": bidders, "protocol": "adaptive"},
+    ]
+    value = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_turns": 3, "sweep": cells}
+    run = run_experiment(value, storage=tmp_path, workers=1, progress=False)
+    stopped, bidding = open_run(run.path).transcripts()
+    rows = run.rows.to_pylist()
+    assert (stopped.stopped_by, stopped.reason, len(stopped)) == ("second", "second: 2 records", 2)
+    row = [row for row in rows if row["conversation_id"] == stopped.id][-1]
+    assert (row["kind"], row["sender"], row["turn"]) == ("done", "second", None)
     assert row["metadata"] is None
-
-
-def test_bids_are_null_in_the_column_of_turns(ray_cluster: None, tmp_path: Path) -> None:
-    agents = [{"name": name, "kind": Bidder} for name in ("ann", "bob")]
-    value = {"agents": agents, "protocol": "adaptive", "openings": ["x"], "max_turns": 3}
-    run = run_experiment(value, storage=tmp_path, progress=False)
-    assert run.rows.column("seq").to_pylist() == [*range(11)]
-    assert run.rows.column("turn").to_pylist() == [0, None, None, 1, None, None, 2, None, None, 3, None]
-    (transcript,) = run.transcripts()
-    assert [m.turn for m in transcript if m.kind not in ASIDE] == [1, 2, 3]
-    assert isinstance(end_row(transcript, 0.0), Beside)
+    numbers = [(row["seq"], row["turn"]) for row in rows if row["conversation_id"] == bidding.id]
+    assert numbers == list(enumerate([0, None, None, 1, None, None, 2, None, None, 3, None]))
+    assert [m.turn for m in bidding if m.kind not in ASIDE] == [1, 2, 3]
+    assert isinstance(end_row(bidding, 0.0), Beside)
 
 
 # --- continuing a transcript

@@ -45,6 +45,10 @@ class Odd:
         text = str(message.content)
         if text == "exit":
             sys.exit("enough")
+        if text == "none":
+            return None  # type: ignore[return-value]
+        if text == "bomb" and message.turn == 3:
+            raise RuntimeError("this opening is too much")
         if text == "die":
             os._exit(1)
         if text == "numpy":
@@ -55,7 +59,7 @@ class Odd:
             return message.reply("ok", self.name, kind="done")
         if text == "seed":
             return Message(message.conversation, message.seq, self.name, "ok", seed=2**64)
-        return message.reply(str(self.ready), self.name)
+        return message.reply(text if text == "bomb" else str(self.ready), self.name)
 
 
 class Waiting:
@@ -69,15 +73,16 @@ class Waiting:
         return message.reply("done", self.name)
 
 
-def run_odd(openings: list[str], storage: Path, placement: str = "worker", **more: Any) -> Run:
-    agents = [{"name": "odd", "kind": Odd, "placement": placement, **more}, {"name": "bob", "kind": "echo"}]
-    return run_experiment({"agents": agents, "openings": openings, "max_rounds": 2}, storage=storage, progress=False)
+def run_odd(openings: list[str], storage: Path, **more: Any) -> Run:
+    agents = [{"name": "odd", "kind": Odd, **more}, {"name": "bob", "kind": "echo"}]
+    value = {"agents": agents, "openings": openings, "max_rounds": 2}
+    return run_experiment(value, storage=storage, workers=1, progress=False)
 
 
 @pytest.mark.parametrize("placement", ["worker", "actor"])
 def test_a_faulty_answer_fails_only_its_own_conversation(ray_cluster: None, tmp_path: Path, placement: str) -> None:
-    run = run_odd(["fine", "exit", "numpy", "tuple", "end", "seed"], tmp_path, placement)
-    fine, left, numpy, tuple_, end, seed = run.transcripts()
+    run = run_odd(["fine", "exit", "numpy", "tuple", "end", "seed", "bomb", "none"], tmp_path, placement=placement)
+    fine, left, numpy, tuple_, end, seed, bomb, none = run.transcripts()
     assert fine.status == numpy.status == seed.status == "done"
     assert fine.messages[0].content == "True", "setup is called wherever an agent works"
     assert numpy.messages[0].usage == {"output_tokens": 3}
@@ -87,35 +92,41 @@ def test_a_faulty_answer_fails_only_its_own_conversation(ray_cluster: None, tmp_
     assert left.error == "agent 'odd' failed at turn 1: SystemExit: enough"
     assert "metadata is not JSON" in tuple_.error
     assert "kind 'done', which is reserved" in end.error
+    assert bomb.error == "agent 'odd' failed at turn 3: RuntimeError: this opening is too much"
+    assert len(bomb.messages) == 2, "earlier messages are kept"
+    assert "agent 'odd' returned None at turn 1; expected a Message" in none.error
+    assert run.summary() == {"conversations": 8, "done": 3, "failed": 5, "turns": 14}
 
 
 @pytest.mark.chaos
 def test_a_replica_that_dies_takes_only_its_batch_with_it(ray_cluster: None, tmp_path: Path) -> None:
-    run = run_odd(
-        ["fine"] * 10 + ["die"] + ["fine"] * 9, tmp_path, "actor", resources={"replicas": 2, "max_batch_size": 1}
-    )
-    status = [t.status for t in run.transcripts()]
-    assert status.count("failed") == 1
-    assert "its process died" in run.transcript("0-10-0").error
+    resources = {"replicas": 2, "max_batch_size": 1}
+    run = run_odd(["fine"] * 5 + ["die"] + ["fine"] * 4, tmp_path, placement="actor", resources=resources)
+    assert [t.id for t in run.transcripts() if t.status == "failed"] == ["0-5-0"]
+    assert "its process died" in run.transcript("0-5-0").error
 
 
 @pytest.mark.chaos
 def test_conversations_of_a_pool_without_replicas_fail_and_the_run_ends(ray_cluster: None, tmp_path: Path) -> None:
-    run = run_odd(["die"] + ["fine"] * 5, tmp_path, "actor", resources={"max_batch_size": 1})
+    run = run_odd(["die"] + ["fine"] * 5, tmp_path, placement="actor", resources={"max_batch_size": 1})
     assert run.summary()["failed"] >= 1
     assert run.summary()["done"] + run.summary()["failed"] == 6
 
 
 def test_functions_of_one_name_are_two_agents(ray_cluster: None, tmp_path: Path) -> None:
     functions = [lambda text: "one", lambda text: "two"]
-    for placement in ("worker", "actor"):
+
+    def value(placement: str) -> dict[str, Any]:
         agent = {"name": "ann", "kind": "function", "function": functions[0], "placement": placement}
-        value = {"agents": [agent], "openings": ["x"], "max_rounds": 1, "sweep": {"agents.ann.function": functions}}
-        run = run_experiment(value, storage=tmp_path / placement, progress=False)
+        return {"agents": [agent], "openings": ["x"], "max_rounds": 1, "sweep": {"agents.ann.function": functions}}
+
+    heavy = run_experiment(value("actor"), storage=tmp_path / "actor", workers=1, progress=False)
+    light = run_experiment(value("worker"), storage=tmp_path / "worker", workers=1, progress=False)
+    for run in (heavy, light):
         assert [t.messages[0].content for t in run.transcripts()] == ["one", "two"]
-        with pytest.raises(ConfigurationError, match="experiment="):
-            resume_run(run, progress=False)
-        assert resume_run(run, experiment=value, progress=False).summary()["done"] == 2
+    with pytest.raises(ConfigurationError, match="experiment="):
+        resume_run(light, progress=False)
+    assert resume_run(light, experiment=value("worker"), workers=1, progress=False).summary()["done"] == 2
 
 
 def test_a_remote_agent_survives_a_cancelled_conversation(ray_cluster: None) -> None:
@@ -148,7 +159,7 @@ class Meeting:
 def test_asynchronous_steps_overlap_in_an_actor(ray_cluster: None, tmp_path: Path) -> None:
     agents = [{"name": "ann", "kind": Meeting, "size": 40, "placement": "actor"}]
     value = {"agents": agents, "openings": ["x"], "max_rounds": 1, "repeats": 40}
-    run = run_experiment(value, storage=tmp_path, progress=False)
+    run = run_experiment(value, storage=tmp_path, workers=1, progress=False)
     assert {t.messages[0].content for t in run.transcripts()} == {"40 met"}
 
 
@@ -231,19 +242,16 @@ def served(**settings: Any) -> Iterator[tuple[dict[str, Any], list[str]]]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("placement", ["worker", "actor"])
-def test_a_wrong_key_stops_the_run_which_is_resumed_with_the_right_one(
-    ray_cluster: None, tmp_path: Path, placement: str
-) -> None:
+def test_a_wrong_key_stops_the_run_which_is_resumed_with_the_right_one(ray_cluster: None, tmp_path: Path) -> None:
     with served() as (openai, seen):
         env = tmp_path / "key"
-        agent = {"name": "ann", **openai, "kind": Keyed, "file": str(env), "placement": placement}
+        agent = {"name": "ann", **openai, "kind": Keyed, "file": str(env), "placement": "actor"}
         agent |= {"limits": {"max_concurrency": 4}}
         env.write_text("wrong")
         agents = [agent, {"name": "bob", "kind": "echo"}]
-        value = {"agents": agents, "openings": ["Hello."], "repeats": 200, "max_rounds": 2}
+        value = {"agents": agents, "openings": ["Hello."], "repeats": 40, "max_rounds": 2}
         with pytest.raises(AuthenticationError) as error:
-            run_experiment(value, storage=tmp_path, workers=2, progress=False)
+            run_experiment(value, storage=tmp_path, workers=1, progress=False)
         sentence = str(error.value)
         assert "agent 'ann'" in sentence
         assert "check the key in the environment variable A2A_TEST_KEY" in sentence
@@ -251,11 +259,11 @@ def test_a_wrong_key_stops_the_run_which_is_resumed_with_the_right_one(
         assert 1 <= len(seen) <= 4 * 2, "no more than the requests in flight in each process that has the agent"
         (path,) = run_names(tmp_path)
         assert path in sentence
-        assert open_run(path).summary() == {"conversations": 200, "done": 0, "failed": 0, "turns": 0}
+        assert open_run(path).summary() == {"conversations": 40, "done": 0, "failed": 0, "turns": 0}
         env.write_text("right")
-        done = resume_run(path, progress=False)
-        assert done.summary() == {"conversations": 200, "done": 200, "failed": 0, "turns": 800}
-        assert seen.count("Bearer right") == 400
+        done = resume_run(path, workers=1, progress=False)
+        assert done.summary() == {"conversations": 40, "done": 40, "failed": 0, "turns": 160}
+        assert seen.count("Bearer right") == 80
 
 
 class Keyed(OpenAIAgent):
@@ -275,15 +283,20 @@ def test_the_command_line_reports_a_wrong_key_in_one_sentence(
     with served() as (openai, seen):
         (tmp_path / "key").write_text("wrong")
         agent = {"name": "ann", **openai, "kind": "tests.test_faults:Keyed", "file": str(tmp_path / "key")}
-        spec = write_spec(tmp_path, agents=[agent], openings=["x"], max_rounds=1)
-        done = call(capsys, "run", spec, "--storage", tmp_path / "runs")
-        assert (done.status, done.out, len(seen)) == (1, "", 1)
+        agent |= {"limits": {"max_concurrency": 4}}
+        spec = write_spec(tmp_path, agents=[agent], openings=["x"], repeats=40, max_rounds=2)
+        done = call(capsys, "run", spec, "--storage", tmp_path / "runs", "--workers", "2")
+        assert (done.status, done.out) == (1, "")
+        assert 1 <= len(seen) <= 4 * 2, "no more than the requests in flight in each worker"
         (line,) = [line for line in done.err.splitlines() if line.startswith("Error: ")]
         assert "A2A_TEST_KEY" in line
         assert "a2a-ray resume" in line
-        (tmp_path / "key").write_text("right")
         (path,) = run_names(tmp_path / "runs")
-        assert call(capsys, "resume", path).status == 0
+        assert open_run(path).summary() == {"conversations": 40, "done": 0, "failed": 0, "turns": 0}
+        (tmp_path / "key").write_text("right")
+        assert call(capsys, "resume", path, "--workers", "1").status == 0
+        assert open_run(path).summary() == {"conversations": 40, "done": 40, "failed": 0, "turns": 80}
+        assert seen.count("Bearer right") == 80
 
 
 def test_responses_without_an_answer_fail_no_conversation(ray_cluster: None, tmp_path: Path) -> None:
@@ -291,7 +304,7 @@ def test_responses_without_an_answer_fail_no_conversation(ray_cluster: None, tmp
         (tmp_path / "key").write_text("right")
         agent = {"name": "ann", **openai, "kind": Keyed, "file": str(tmp_path / "key")}
         value = {"agents": [agent], "openings": ["x"], "max_rounds": 3, "repeats": 10}
-        run = run_experiment(value, storage=tmp_path, progress=False)
+        run = run_experiment(value, storage=tmp_path, workers=1, progress=False)
         assert run.summary() == {"conversations": 10, "done": 10, "failed": 0, "turns": 30}
         assert len(seen) > 30
         assert sum(m.usage.get("retries", 0) for t in run.transcripts() for m in t) == len(seen) - 30
@@ -310,29 +323,22 @@ class Talker:
         return ObserverVerdict() if message.turn < self.turn else self.value
 
 
-@pytest.mark.parametrize("value", [True, None, "loop"])
-def test_an_observer_that_returns_no_verdict_fails_its_conversations_by_name(
-    ray_cluster: None, tmp_path: Path, value: Any
-) -> None:
-    spec = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_rounds": 3, "repeats": 3}
-    run = run_experiment({**spec, "observers": [{"kind": Talker, "value": value}]}, storage=tmp_path, progress=False)
-    for transcript in run.transcripts():
-        assert transcript.status == "failed"
-        assert "returned " in transcript.error
-        assert str(value) in transcript.error
-        assert len(transcript.messages) == 2, "earlier messages are kept"
-        assert transcript.error.endswith(
-            "at turn 2; expected an ObserverVerdict (return NOTHING if there is nothing to report)"
-        )
-
-
-def test_an_observer_that_fails_on_stored_turns_fails_its_conversation_again(ray_cluster: None, tmp_path: Path) -> None:
-    spec = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_rounds": 3}
-    run = run_experiment({**spec, "observers": [{"kind": Talker}]}, storage=tmp_path, progress=False)
-    again = resume_run(run, retry_failed=True, progress=False)
-    (transcript,) = again.transcripts()
-    assert (transcript.status, len(transcript.messages)) == ("failed", 2)
-    assert "expected an ObserverVerdict" in transcript.error
+def test_an_observer_that_returns_no_verdict_fails_its_conversations_by_name(ray_cluster: None, tmp_path: Path) -> None:
+    values: list[Any] = [True, None, "loop"]
+    cells = [{"label": str(value), "observers": [{"kind": Talker, "value": value}]} for value in values]
+    spec = {"agents": [ANN], "openings": ["x"], "max_rounds": 3, "repeats": 3, "sweep": cells}
+    run = run_experiment(spec, storage=tmp_path, workers=1, progress=False)
+    again = resume_run(run, workers=1, retry_failed=True, progress=False)  # fails on stored turns as well
+    for transcripts in (list(run.transcripts()), list(again.transcripts())):
+        assert len(transcripts) == 9
+        for transcript, value in zip(transcripts, np.repeat(np.array(values, object), 3), strict=True):
+            assert transcript.status == "failed"
+            assert "returned " in transcript.error
+            assert str(value) in transcript.error
+            assert len(transcript.messages) == 2, "earlier messages are kept"
+            assert transcript.error.endswith(
+                "at turn 2; expected an ObserverVerdict (return NOTHING if there is nothing to report)"
+            )
 
 
 def answer(text: str) -> str:

@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 
+from a2a_ray.core.conversation import Conversation
+from a2a_ray.core.registry import protocols
+from a2a_ray.core.transcript import Transcript
+from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.run_experiment import run_experiment
 
 
@@ -24,30 +28,40 @@ def talks(**more: Any) -> dict[str, Any]:
     }
 
 
-def said(value: dict[str, Any], storage: Path, workers: int | None = None) -> dict[str, list[Any]]:
-    run = run_experiment(value, storage=storage, workers=workers, progress=False)
-    assert run.summary() == {"conversations": 12, "done": 12, "failed": 0, "turns": 60}
-    return {t.id: [(m.sender, m.content, m.seed, m.usage, m.metadata) for m in t] for t in run.transcripts()}
+def content_of(transcript: Transcript) -> list[Any]:
+    return [(m.sender, m.content, m.seed, m.usage, m.metadata) for m in transcript]
 
 
 @pytest.fixture(scope="module")
-def alone(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """One message at a time, one worker."""
-    return said(talks(resources={"max_batch_size": 1}), tmp_path_factory.mktemp("alone"), workers=1)
+def alone() -> dict[str, list[Any]]:
+    """One message at a time, in this process."""
+    experiment = Experiment.parse(talks())
+    done = {}
+    for task in experiment.tasks():
+        cell = experiment.cells[task.cell]
+        agents, protocol = [a.build() for a in cell.agents], protocols.build(cell.protocol, "protocol")
+        opening, options = cell.opening_contents[task.opening], {a.name: a.turn_settings() for a in cell.agents}
+        talk = Conversation(
+            agents, protocol, opening, max_turns=cell.limit, options=options, seed=task.seed, id=task.id
+        )
+        done[task.id] = content_of(talk.run())
+    return done
 
 
 @pytest.mark.parametrize(
     ("workers", "where"),
     [
-        (4, {"resources": {"max_batch_size": 64}, "batch_size": 5}),
-        (2, {"resources": {"max_batch_size": 3, "replicas": 2}}),
-        (4, {"placement": "worker"}),
+        (1, {"resources": {"max_batch_size": 64}, "batch_size": 5}),
+        pytest.param(2, {"resources": {"max_batch_size": 3, "replicas": 2}}, marks=pytest.mark.slow),
+        (1, {"placement": "worker"}),
     ],
 )
 def test_same_transcripts_however_the_work_is_spread(
-    alone: dict[str, list[Any]], tmp_path: Path, workers: int, where: dict[str, Any]
+    ray_cluster: None, alone: dict[str, list[Any]], tmp_path: Path, workers: int, where: dict[str, Any]
 ) -> None:
-    assert said(talks(**where), tmp_path, workers) == alone
+    run = run_experiment(talks(**where), storage=tmp_path, workers=workers, progress=False)
+    assert run.summary() == {"conversations": 12, "done": 12, "failed": 0, "turns": 60}
+    assert {t.id: content_of(t) for t in run.transcripts()} == alone
 
 
 def test_seeds_and_settings_make_a_difference(alone: dict[str, list[Any]]) -> None:

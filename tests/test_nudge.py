@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,51 +117,63 @@ def test_a_stop_gives_its_reason_and_its_evidence_is_kept() -> None:
     assert (row.kind, row.sender, row.content) == ("done", "loops", transcript.reason)
 
 
-class Slow:
-    """Waits without computing."""
+class Counts:
+    """Says how many talks have begun and how many are under way; its second turn waits until `begun` of them have begun
+    (for two minutes at most)."""
 
     placement = "worker"
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, begun: int) -> None:
+        self.name, self.expected = name, begun
+        self.begun: set[str] = set()
+        self.ended: set[str] = set()
 
     async def step(self, message: Message) -> Message:
-        await asyncio.sleep(0.02)
-        return message.reply(message.content, self.name)
+        self.begun.add(message.conversation)
+        deadline = time.monotonic() + 120
+        while message.turn == 2 and len(self.begun) < self.expected and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)
+        said = f"{len(self.begun)} {len(self.begun - self.ended)}"
+        if message.turn == 5 or message.content == "short":
+            self.ended.add(message.conversation)
+        return message.reply(said, self.name)
 
 
 class EndsShort(TurnProtocol):
-    """Two agents alternate; a talk that began with "short" ends after one message."""
+    """One agent speaks; a talk that began with "short" ends after one message."""
 
     def speakers(self, transcript: Transcript) -> Next:
         from a2a_ray.core.turns import Stop
 
         short = transcript.opening.content == "short" and transcript.messages
-        return Stop("short") if short else transcript.agents[len(transcript.messages) % 2]
+        return Stop("short") if short else transcript.agents[0]
 
     def context(self, transcript: Transcript, speaker: str) -> TurnContext:
         return TurnContext(transcript.last.sender, transcript.last.content)
 
 
-def spans(room: int, openings: list[str], storage: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
-    """When each talk had its first and its last message, with room for so many at once."""
-    monkeypatch.setattr(run_actors, "LIGHT_IN_FLIGHT", room)
-    agents = [{"name": name, "kind": Slow} for name in ("ann", "bob")]
-    value = {"agents": agents, "protocol": {"kind": EndsShort}, "max_turns": 20, "openings": openings}
-    run = run_experiment(value, storage=storage, workers=1, progress=False)
-    return [(t.messages[0].created_at, t.messages[-1].created_at) for t in run.transcripts()]
+def counted(room: int, begun: int, openings: list[str], storage: Path) -> list[list[tuple[int, int]]]:
+    """How many talks had begun and how many were under way, at each message of each talk, with room for so many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_actors, "LIGHT_IN_FLIGHT", room)
+        agents = [{"name": "ann", "kind": Counts, "begun": begun}]
+        value = {"agents": agents, "protocol": {"kind": EndsShort}, "max_turns": 5, "openings": openings}
+        run = run_experiment(value, storage=storage, workers=1, progress=False)
+    numbers = [[tuple(map(int, str(m.content).split())) for m in t.messages] for t in run.transcripts()]
+    return [[(begun, present) for begun, present in talk] for talk in numbers]
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_talk_that_ends_early_makes_room_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    talks = spans(8, ["long", "short"] * 6, tmp_path, monkeypatch)  # handed out in twos, a long and a short one in each
-    assert max(begin for begin, _ in talks) < talks[0][1]  # the last began before the first long one ended
+def test_a_talk_that_ends_early_makes_room_at_once(tmp_path: Path) -> None:
+    talks = counted(8, 12, ["long", "short"] * 6, tmp_path)  # handed out in twos, a long and a short one in each
+    assert [talk[1][0] for talk in talks[::2]] == [12] * 6  # the last began before the first long one went on
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_no_more_talks_are_under_way_than_there_is_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    talks = spans(4, ["long"] * 12, tmp_path, monkeypatch)
-    assert max(sum(b <= begin <= e for b, e in talks) for begin, _ in talks) == 4
+def test_no_more_talks_are_under_way_than_there_is_room_for(tmp_path: Path) -> None:
+    talks = counted(4, 4, ["long"] * 12, tmp_path)
+    assert max(present for talk in talks for _, present in talk) == 4
 
 
 # --- the built-in nudge -------------------------------------------------------------------------------------------
@@ -365,7 +378,7 @@ def test_recording_nudging_and_stopping_differ(tmp_path: Path) -> None:
         "observers": [{"kind": "loops"}],
         "sweep": {"observers.0.action": ["record", "nudge", "stop"]},
     }
-    run = run_experiment(value, storage=tmp_path, progress=False)
+    run = run_experiment(value, storage=tmp_path, workers=1, progress=False)
     record, nudge, stop = run.transcripts()
     assert (len(record.messages), len(nudge.messages)) == (20, 20)
     assert len(stop.messages) < 20

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ import a2a_ray
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import AgentError, ConfigurationError, PlacementError
 from a2a_ray.core.message import Message
+from a2a_ray.core.registry import protocols
+from a2a_ray.core.transcript import Transcript
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.run_experiment import resume_run, run_experiment
 from a2a_ray.store.run import Run, create_run, open_run
 from a2a_ray.store.run_folder import run_names
 from a2a_ray.store.schema import pack, unpack
+from tests.test_bad_input import MARK, processes_with
 
 
 class Counting:
@@ -31,15 +35,10 @@ class Counting:
 
     placement = "worker"
 
-    def __init__(self, name: str, wait: float = 0.0, fail_on: str = "", answer: Any = None) -> None:
-        self.name, self.wait, self.fail_on, self.answer = name, wait, fail_on, answer
+    def __init__(self, name: str, wait: float = 0.0, fail_on: str = "") -> None:
+        self.name, self.wait, self.fail_on = name, wait, fail_on
 
     def step(self, message: Message) -> Message:
-        time.sleep(self.wait)
-        if self.fail_on and self.fail_on in str(message.content):
-            raise RuntimeError("this opening is too much")
-        if self.answer == "none":
-            return None  # type: ignore[return-value]
         return message.reply(
             f"{message.seed % 1000} after {len(message.history)} and {message.content}"[:60], self.name
         )
@@ -56,24 +55,24 @@ class Clever(Counting):
 
 
 class Gated(Counting):
-    """The same, but each turn after the fifth waits 5 s for a file, the gate."""
+    """The same, but each turn after the fifth waits for a file, the gate; two minutes at most."""
 
     def __init__(self, name: str, gate: str) -> None:
         super().__init__(name)
         self.gate = Path(gate)
 
     async def step(self, message: Message) -> Message:  # type: ignore[override]
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 120
         while message.turn > 5 and not self.gate.exists() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         return super().step(message)
 
 
-def content_of(run: Run) -> dict[str, list[tuple[Any, ...]]]:
+def content_of(transcripts: Iterable[Transcript]) -> dict[str, list[tuple[Any, ...]]]:
     """Return everything but time stamps, by conversation."""
     return {
         t.id: [(m.seq, m.kind, m.sender, _content(m), m.seed) for m in (t.opening, *t.turns)] + [(t.status, t.reason)]
-        for t in run.transcripts()
+        for t in transcripts
     }
 
 
@@ -95,21 +94,42 @@ def placed(value: dict[str, Any], **where: Any) -> dict[str, Any]:
     return {**value, "agents": [{**a, **where} for a in value["agents"]]}
 
 
-@pytest.mark.parametrize("kind", [Counting, Clever])
-def test_transcripts_are_equal_for_any_workers_and_placement(ray_cluster: None, tmp_path: Path, kind: Any) -> None:
-    alone = content_of(run_here(spec(kind), tmp_path, workers=1))
+def without_ray(value: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the content of the conversations of this specification, each run alone in this process."""
+    experiment = Experiment.parse(value)
+    done = []
+    for task in experiment.tasks():
+        cell = experiment.cells[task.cell]
+        protocol, agents = protocols.build(cell.protocol, "protocol"), [a.build() for a in cell.agents]
+        opening = cell.opening_contents[task.opening]
+        done.append(Conversation(agents, protocol, opening, max_turns=cell.limit, seed=task.seed, id=task.id).run())
+    return content_of(done)
+
+
+def mixed() -> dict[str, Any]:
+    """Return the usual specification with a synchronous and an asynchronous agent."""
+    value = spec()
+    value["agents"][1]["kind"] = Clever
+    return value
+
+
+@pytest.fixture(scope="module")
+def light(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 18 conversations, with agents in three workers."""
+    return run_here(mixed(), tmp_path_factory.mktemp("light"), workers=3)
+
+
+def test_transcripts_are_equal_for_any_workers_and_placement(light: Run, tmp_path: Path) -> None:
+    alone = without_ray(mixed())
     assert len(alone) == 18
-    assert alone == content_of(run_here(spec(kind), tmp_path, workers=4))
-    assert alone == content_of(run_here(placed(spec(kind), placement="actor"), tmp_path, workers=2))
-    assert alone == content_of(
-        run_here(placed(spec(kind), placement="actor", resources={"replicas": 2, "max_batch_size": 3}), tmp_path)
-    )
+    assert content_of(light.transcripts()) == alone
+    heavy = placed(mixed(), placement="actor", resources={"replicas": 2, "max_batch_size": 3})
+    assert content_of(run_here(heavy, tmp_path, workers=1).transcripts()) == alone
 
 
-def test_a_transcript_equals_the_one_without_ray(ray_cluster: None, tmp_path: Path) -> None:
-    run = run_here(spec(), tmp_path)
-    first = next(run.transcripts())
-    agents = [Counting("ann"), Counting("bob")]
+def test_a_transcript_equals_the_one_without_ray(light: Run) -> None:
+    first = next(light.transcripts())
+    agents = [Counting("ann"), Clever("bob")]
     protocol = a2a_ray.Alternating(context={"last": 2})
     again = Conversation(agents, protocol, first.opening.content, max_rounds=4, seed=first.seed, id=first.id).run()
     assert [(m.turn, m.sender, m.content, m.seed) for m in first] == [
@@ -119,11 +139,12 @@ def test_a_transcript_equals_the_one_without_ray(ray_cluster: None, tmp_path: Pa
 
 def test_adaptive_turns_with_bids_are_recorded_and_equal_anywhere(ray_cluster: None, tmp_path: Path) -> None:
     value = spec(Clever, protocol={"kind": "adaptive", "by": "bid"}, openings={"first": 2}, repeats=1)
-    light = run_here(value, tmp_path)
-    assert content_of(light) == content_of(run_here(placed(value, placement="actor"), tmp_path))
-    transcript = next(light.transcripts())
-    assert len(transcript.messages) == 8
-    assert sum(m.kind == "bid" for m in transcript.turns) == 16
+    run = run_here({**value, "sweep": {"agents.*.placement": ["worker", "actor"]}}, tmp_path, workers=1)
+    light = list(run.transcripts())[:2]
+    turns = [content[:-1] for content in content_of(run.transcripts()).values()]
+    assert turns[:2] == turns[2:]
+    assert len(light[0].messages) == 8
+    assert sum(m.kind == "bid" for m in light[0].turns) == 16
 
 
 def test_lsa_agents_are_exact_in_workers_and_in_actors(ray_cluster: None, tmp_path: Path) -> None:
@@ -134,53 +155,30 @@ def test_lsa_agents_are_exact_in_workers_and_in_actors(ray_cluster: None, tmp_pa
     ]
     openings = [[float(i + j) for j in range(5)] for i in range(30)]
     value = {"agents": agents, "max_rounds": 10, "openings": openings}
-    alone = content_of(run_here(value, tmp_path, workers=1))
-    assert alone == content_of(run_here(value, tmp_path, workers=4))
-    assert alone == content_of(run_here(placed(value, placement="actor"), tmp_path))
-    assert alone == content_of(run_here(placed(value, placement="actor", resources={"max_batch_size": 7}), tmp_path))
+    alone = without_ray(value)
+    assert alone == content_of(run_here(value, tmp_path, workers=1).transcripts())
+    heavy = placed(value, placement="actor", resources={"max_batch_size": 7})
+    assert alone == content_of(run_here(heavy, tmp_path, workers=1).transcripts())
 
 
-def test_replay_reproduces_the_conversation(ray_cluster: None, tmp_path: Path) -> None:
-    run = run_here(spec(openings={"first": 2}, repeats=1), tmp_path)
+def test_replay_reproduces_the_conversation(light: Run, tmp_path: Path) -> None:
     file = tmp_path / "run.jsonl"
-    a2a_ray.write_jsonl(run.transcripts(), file)
+    a2a_ray.write_jsonl(light.transcripts(), file)
     agents = [{"name": n, "kind": "replay", "file": str(file)} for n in ("ann", "bob")]
-    again = run_here({"agents": agents, "max_rounds": 4, "openings": {"first": 2}}, tmp_path)
-    texts = {t.id: [m.content for m in t] for t in run.transcripts()}
+    again = run_here({**spec(), "agents": agents}, tmp_path, workers=1)
+    texts = {t.id: [m.content for m in t] for t in light.transcripts()}
     assert {t.id: [m.content for m in t] for t in again.transcripts()} == texts
-
-
-@pytest.mark.parametrize("placement", ["worker", "actor"])
-def test_a_fault_ends_only_its_own_conversation(ray_cluster: None, tmp_path: Path, placement: str) -> None:
-    value = spec(openings=["fine", "a bomb in it", "fine too"], repeats=1)
-    value["agents"][1] |= {"fail_on": "bomb", "placement": placement}
-    run = run_here(value, tmp_path)
-    status = {t.id: t.status for t in run.transcripts()}
-    assert status == {"0-0-0": "done", "0-1-0": "failed", "0-2-0": "done"}
-    failed = run.transcript("0-1-0")
-    assert len(failed.messages) == 1
-    assert failed.error == "agent 'bob' failed at turn 2: RuntimeError: this opening is too much"
-    assert run.summary() == {"conversations": 3, "done": 2, "failed": 1, "turns": 17}
-
-
-@pytest.mark.parametrize("placement", ["worker", "actor"])
-def test_an_agent_that_returns_none_is_reported(ray_cluster: None, tmp_path: Path, placement: str) -> None:
-    value = spec(openings=["x"], repeats=1)
-    value["agents"][0] |= {"answer": "none", "placement": placement}
-    transcript = next(run_here(value, tmp_path).transcripts())
-    assert transcript.status == "failed"
-    assert "agent 'ann' returned None at turn 1; expected a Message" in transcript.error
 
 
 def test_failed_conversations_continue_on_request(ray_cluster: None, tmp_path: Path) -> None:
     flag = tmp_path / "up"
     value = spec(Flaky, openings={"first": 3}, repeats=1)
     value["agents"] = [{**a, "flag": str(flag)} for a in value["agents"]]
-    run = run_here(value, tmp_path)
+    run = run_here(value, tmp_path, workers=1)
     assert run.summary()["failed"] == 3
     flag.touch()
-    assert resume_run(run, progress=False).summary()["failed"] == 3
-    again = resume_run(run, progress=False, retry_failed=True)
+    assert resume_run(run, workers=1, progress=False).summary()["failed"] == 3
+    again = resume_run(run, workers=1, progress=False, retry_failed=True)
     assert again.summary() == {"conversations": 3, "done": 3, "failed": 0, "turns": 24}
 
 
@@ -288,48 +286,57 @@ def test_messages_are_equal_after_packing() -> None:
     assert unpack(pack([])) == ()
 
 
-SLOW = """
+GATED = """
+from a2a_ray.runtime import driver
 from a2a_ray.runtime.run_experiment import run_experiment
-from tests.test_runtime import slow_spec
+from tests.test_runtime import gated_spec
 import sys
 if __name__ == "__main__":
-    run_experiment(slow_spec(sys.argv[2]), storage=sys.argv[1], workers=2, progress=False)
+    driver.STOP_SECONDS = 1.0  # the turns in flight would never end
+    run_experiment(gated_spec(sys.argv[2]), storage=sys.argv[1], workers=1, progress=False)
 """
 
 
-def slow_spec(gate: str) -> dict[str, Any]:
-    """400 turns. Without the gate the first 100 are fast, and the others take at least 75 s."""
-    value = spec("tests.test_runtime:Gated", openings={"first": 10}, repeats=2, max_rounds=10)
+def gated_spec(gate: str) -> dict[str, Any]:
+    """80 turns, of which 20 need no gate."""
+    value = spec("tests.test_runtime:Gated", openings={"first": 2}, repeats=2, max_rounds=10)
     return {**value, "agents": [{**a, "gate": gate} for a in value["agents"]]}
 
 
-@pytest.mark.chaos
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_ends_as_the_undisturbed_one(ray_cluster: None, tmp_path: Path, end: int) -> None:
-    gate = tmp_path / "gate"
-    gate.touch()
-    calm = content_of(run_here(slow_spec(str(gate)), tmp_path / "calm"))
-    gate.unlink()
+def interrupt(tmp_path: Path, gate: Path, end: int) -> Run:
+    """Start a run in a process of its own, end it when it waits at the gate, and await the end of all its processes."""
     root = Path(__file__).parents[1]
-    script = tmp_path / "slow.py"
-    script.write_text(SLOW)
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    script = tmp_path / "gated.py"
+    script.write_text(GATED)
+    environment = {**os.environ, "PYTHONPATH": str(root), MARK: str(tmp_path)}
     process = subprocess.Popen(
         [sys.executable, script, tmp_path / "cut", gate], env=environment, cwd=root, start_new_session=True
     )
     deadline = time.monotonic() + 300
     count = 0
-    while count < 60 and time.monotonic() < deadline:
+    while count < 20 and time.monotonic() < deadline:
         time.sleep(0.1)
         names = run_names(tmp_path / "cut")
         count = len(open_run(names[0]).turns) if names else 0
     process.send_signal(end)
     process.wait(300)
+    while (left := processes_with(str(tmp_path))) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []
     (name,) = run_names(tmp_path / "cut")
-    cut = open_run(name)
-    assert 60 <= len(cut.turns) < 400, "the run must be interrupted in its middle"
+    return open_run(name)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_run_ends_as_the_undisturbed_one(ray_cluster: None, tmp_path: Path, end: int) -> None:
+    gate = tmp_path / "gate"
+    cut = interrupt(tmp_path, gate, end)
+    assert len(cut.turns) == 20, "the run must be interrupted in its middle"
+    stored = content_of(cut.transcripts())
     gate.touch()
-    for id, turns in content_of(cut).items():
+    calm = without_ray(gated_spec(str(gate)))
+    for id, turns in stored.items():
         assert turns[:-1] == calm[id][: len(turns) - 1]  # the start of the undisturbed conversation
-    assert content_of(resume_run(cut, progress=False)) == calm
-    assert json.loads((Path(name) / "manifest.json").read_text())["experiment"]["max_rounds"] == 10
+    assert content_of(resume_run(cut, workers=1, progress=False).transcripts()) == calm
+    assert json.loads((Path(cut.path) / "manifest.json").read_text())["experiment"]["max_rounds"] == 10

@@ -12,7 +12,7 @@ from a2a_ray.core.errors import MOST_TRACEBACK, AgentError, traceback_of
 from a2a_ray.core.message import Message
 from a2a_ray.core.verdict import ObserverVerdict
 from a2a_ray.runtime.run_experiment import run_experiment
-from tests.command_line import call, finish, start, write_spec
+from tests.command_line import call, write_spec
 
 SECRET = "sk-never-to-be-shown"
 
@@ -80,24 +80,24 @@ def test_a_crash_in_this_process_keeps_its_place_and_its_cause() -> None:
     check_place(conversation.transcript.traceback)
 
 
-@pytest.mark.parametrize("kind", [Crashes, CrashesLater])
-@pytest.mark.parametrize("placement", ["worker", "actor"])
-def test_it_is_stored_wherever_the_agent_works(ray_cluster: None, tmp_path: Path, kind: Any, placement: str) -> None:
-    agents = [{"name": "ann", "kind": kind, "placement": placement}]
-    run = run_experiment({"agents": agents, "openings": ["x"], "max_turns": 3}, storage=tmp_path, progress=False)
-    (transcript,) = run.transcripts()
-    assert (transcript.status, len(transcript)) == ("failed", 1)
-    assert transcript.error == "agent 'ann' failed at turn 2: ZeroDivisionError: no turn left"
-    check_place(transcript.traceback)
-
-
-def test_an_observer_that_fails_keeps_its_place(ray_cluster: None, tmp_path: Path) -> None:
-    value = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_turns": 3}
-    run = run_experiment({**value, "observers": [{"kind": CrashesWithin}]}, storage=tmp_path, progress=False)
-    (transcript,) = run.transcripts()
-    assert len(transcript) == 1, "what was said is kept"
-    assert transcript.traceback.endswith("KeyError: 'nothing here'")
-    assert "in update" in transcript.traceback
+def test_it_is_stored_wherever_the_agent_works(ray_cluster: None, tmp_path: Path) -> None:
+    cells: list[dict[str, Any]] = [
+        {"label": f"{kind.__name__} {placement}", "agents": [{"name": "ann", "kind": kind, "placement": placement}]}
+        for kind in (Crashes, CrashesLater)
+        for placement in ("worker", "actor")
+    ]
+    cells.append({"label": "observer", "observers": [{"kind": CrashesWithin}]})
+    value = {"agents": [{"name": "ann", "kind": "echo"}], "openings": ["x"], "max_turns": 3, "sweep": cells}
+    run = run_experiment(value, storage=tmp_path, workers=1, progress=False)
+    *crashed, observed = run.transcripts()
+    assert len(crashed) == 4
+    for transcript in crashed:
+        assert (transcript.status, len(transcript)) == ("failed", 1)
+        assert transcript.error == "agent 'ann' failed at turn 2: ZeroDivisionError: no turn left"
+        check_place(transcript.traceback)
+    assert len(observed) == 1, "what was said is kept"
+    assert observed.traceback.endswith("KeyError: 'nothing here'")
+    assert "in update" in observed.traceback
 
 
 def test_it_is_bounded_and_its_end_is_kept() -> None:
@@ -136,10 +136,10 @@ def test_an_error_that_only_our_code_raised_has_none() -> None:
     assert conversation.transcript.traceback == ""
 
 
-def test_people_see_it_below_the_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_people_see_it_below_the_error(ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     agents = [{"name": "ann", "kind": "tests.test_tracebacks:Crashes"}]
-    write_spec(tmp_path, agents=agents, openings=["x", "y"])
-    done = finish(start("run", "spec.yaml", cwd=tmp_path))
+    spec = write_spec(tmp_path, agents=agents, openings=["x", "y"])
+    done = call(capsys, "run", spec, "--storage", tmp_path / "runs", "--workers", "1")
     assert done.status == 1
     assert done.err.count("in deeper") == 1, "of the first failed conversation only"
     (path,) = (tmp_path / "runs").iterdir()
