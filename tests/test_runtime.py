@@ -279,6 +279,15 @@ def test_sweep_makes_one_cell_for_every_combination() -> None:
     assert "fail_on" not in cells[0].agents[1].settings
 
 
+@pytest.mark.parametrize("given", [{}, {"max_rounds": 3}, {"max_turns": 5}])
+def test_a_swept_limit_replaces_that_of_the_specification(given: dict[str, int]) -> None:
+    value = {"agents": [{"name": n, "kind": "echo"} for n in "ab"], "openings": ["x"], **given}
+    experiment = Experiment.parse({**value, "sweep": {"max_turns": [4, 9]}})
+    again = Experiment.parse(experiment.to_dict())  # as it is read from the manifest of a run
+    assert [cell.limit for cell in experiment.cells] == [cell.limit for cell in again.cells] == [4, 9]
+    assert again.task("1-0-0").cell == 1
+
+
 def test_messages_are_equal_after_packing() -> None:
     first = Message("c", 1, "ann", "x", usage={"cost": 0.5})
     question = Message("c", 2, "ann", "y", (first,), 7, {"temperature": 0.1}, metadata={"k": [1]})

@@ -182,6 +182,9 @@ class Experiment(SpecSection):
         value = self.model_dump(exclude_unset=True)
         value.pop("sweep", None)
         value.setdefault("protocol", self.protocol)
+        for limit, other in (("max_turns", "max_rounds"), ("max_rounds", "max_turns")):
+            if limit in changes and other not in changes:
+                value.pop(other, None)  # the swept limit replaces that of the specification
         for key, setting in changes.items():
             if key != "label":
                 change(value, key.split("."), setting, f"sweep.{key}")
@@ -289,9 +292,10 @@ class Experiment(SpecSection):
 
     def task(self, id: str) -> Task:
         """Return the conversation with this id. Raises KeyError for an unknown id."""
+        cells = self.cells
         try:
             index, opening, repeat = map(int, id.split("-"))
-            cell = self.cells[index]
+            cell = cells[index]
             found = self._task(index, opening, repeat)
         except (ValueError, IndexError):
             raise KeyError(id) from None
