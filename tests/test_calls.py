@@ -74,13 +74,13 @@ class Payable:
 
 
 def spec(file: Path, placement: str = "actor", conversations: int = 4, turns: int = 5, **more: Any) -> dict[str, Any]:
-    agent = {"kind": Payable, "file": str(file), "placement": placement, **more}
-    agents = [{"name": name, **agent} for name in ("ann", "bob")]
+    agent = {"kind": Payable, "file": str(file), **more}
+    agents = [{"name": "ann", **agent, "placement": placement}, {"name": "bob", **agent}]
     return {"agents": agents, "max_turns": turns, "openings": ["x"], "repeats": conversations}
 
 
-def start(value: dict[str, Any], storage: Path, **more: Any) -> Run:
-    return run_experiment(value, storage=storage, progress=False, **more)
+def start(value: dict[str, Any], storage: Path, *, workers: int = 1, **more: Any) -> Run:
+    return run_experiment(value, storage=storage, workers=workers, progress=False, **more)
 
 
 def received(file: Path) -> Counter[tuple[str, int]]:
@@ -140,7 +140,7 @@ def test_a_failed_call_that_is_retried_is_a_second_row_of_the_ledger(ray_cluster
     value = spec(tmp_path / "calls", "worker", 1, 2, price=PRICE) | {"openings": ["fail", "fine"]}
     run = start(value, tmp_path)
     assert run.summary()["failed"] == 1
-    again = resume_run(run, progress=False, retry_failed=True)
+    again = resume_run(run, workers=1, progress=False, retry_failed=True)
     rows = [r for r in ledger(again) if r["conversation_id"] == "0-0-0"]
     assert [(r["seq"], r["turn"]) for r in rows] == [(1, None), (1, None)]
     assert len({r["writer"] for r in rows}) == 2
@@ -257,11 +257,11 @@ def test_a_budget_on_the_command_line(ray_cluster: None, capsys: pytest.CaptureF
     none = call(capsys, "run", path, "--storage", tmp_path / "runs", "--budget", "0")
     assert none.status == 2
     assert "budget.cost: 0.0; expected more than 0" in none.err
-    spent = call(capsys, "run", path, "--storage", tmp_path / "runs", "--budget", "0.53", "--json")
+    spent = call(capsys, "run", path, "--storage", tmp_path / "runs", "--budget", "0.53", "--workers", "1", "--json")
     assert spent.status == 1
     assert spent.json["stopped"].startswith("budget of 0.53 spent (0.0")
     assert 0 < spent.json["turns"] < 8
-    done = call(capsys, "resume", spent.json["run"], "--budget", "5", "--takeover", "--json")
+    done = call(capsys, "resume", spent.json["run"], "--budget", "5", "--takeover", "--workers", "1", "--json")
     assert (done.status, done.json["turns"], done.json["ledger"]["calls"]) == (0, 8, 8)
 
 
@@ -406,14 +406,14 @@ OWN = {
 @pytest.mark.parametrize("placement", ["worker", "actor"])
 def test_an_agent_gets_settings_of_any_name(ray_cluster: None, tmp_path: Path, placement: str) -> None:
     agent = {"name": "ann", "kind": Greedy, "placement": placement, **OWN}
-    agent |= {"resources": {"replicas": 2, "num_cpus": 0}, "limits": {"max_concurrency": 5}}
+    agent |= {"resources": {"replicas": 1, "num_cpus": 0}, "limits": {"max_concurrency": 5}}
     value = {"agents": [agent], "openings": ["x"], "max_rounds": 1, "sweep": {"agents.ann.replicas": [9, 8]}}
     first, second = start(value, tmp_path).transcripts()
     assert first.messages[0].content == repr(list(OWN.values()))
     assert second.messages[0].content == repr([*list(OWN.values())[:3], 8, *list(OWN.values())[4:]])
     experiment = Experiment.parse({**value, "sweep": {}})
     (spec,) = Experiment.parse(experiment.to_dict() | {"agents": [{**agent, "kind": "tests.test_calls:Greedy"}]}).agents
-    assert (spec.rate, spec.paid, spec.step_timeout, spec.resources.replicas) == (None, False, None, 2)
+    assert (spec.rate, spec.paid, spec.step_timeout, spec.resources.replicas) == (None, False, None, 1)
     assert spec.build().own == list(OWN.values())
 
 
@@ -527,7 +527,7 @@ def test_progress_reports_conversations_in_flight_and_cost(ray_cluster: None, tm
             (tmp_path / "released").touch()
 
     value = spec(tmp_path / "calls", "worker", 6, 6, price=PRICE, hold_at=4)
-    run_experiment(value, storage=tmp_path, progress=release)
+    run_experiment(value, storage=tmp_path, workers=1, progress=release)
     assert max(now.in_flight for now in seen) == 6
     assert seen[-1][:5] == (6, 6, 0, 36, 36)
     assert seen[-1].tokens == 360

@@ -204,36 +204,53 @@ print(json.dumps([*out, report(connect, sys.argv[1])[0], ray.__version__]))
     assert good == "False", "the process is unchanged: it can connect"
 
 
-def test_only_the_cluster_in_use_can_be_named(two_nodes: str) -> None:
+# --- placement, storage ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answers(two_nodes: str) -> dict[str, Any]:
+    """Return what one driver on the cluster finds: on addresses, on requests, and on the place of storage."""
     code = """
+cluster.PLACEMENT_SECONDS = 3600  # what waits for others' resources would take so long
 port = sys.argv[1].rpartition(":")[2]
-print(json.dumps([report(connect, a)[0] for a in (sys.argv[1], f"127.0.0.1:{port}", None, "auto", "127.0.0.1:9")]))
+addresses = [report(connect, a)[0] for a in (sys.argv[1], f"127.0.0.1:{port}", None, "auto", "127.0.0.1:9")]
+requests = [
+    placing(1, {"CPU": 3}, num_cpus=3)[0],
+    placing(5, {"CPU": 1}, num_cpus=1)[0],
+    placing(1, {"GPU": 2}, num_gpus=2)[0],
+    placing(4, {"CPU": 1}, num_cpus=1)[0],
+]
+here = ray.get_runtime_context().get_node_id()
+place = storage_place("runs/x")
+nodes = ray.get([h.ready.remote() for h in hosts(3, num_cpus=0, scheduling_strategy=place)])
+anywhere = [storage_place("s3://bucket/x"), storage_place("runs/x", shared=True)]
+storage = [here, nodes, anywhere, storage_place("file:" + "///runs/x").node_id]
+print(json.dumps({"addresses": addresses, "requests": requests, "storage": storage}))
 """
-    *same, other = script(code, two_nodes, **TOKEN)
+    found: dict[str, Any] = script(code, two_nodes, **TOKEN)
+    return found
+
+
+def test_only_the_cluster_in_use_can_be_named(two_nodes: str, answers: dict[str, Any]) -> None:
+    *same, other = answers["addresses"]
     assert same == ["False"] * 4
     assert f"this process is connected to {two_nodes!r} already; call ray.shutdown() first" in other
 
 
-# --- placement ------------------------------------------------------------------------------------------------------
+def test_impossible_requests_fail_at_once_and_name_the_largest_node(answers: dict[str, Any]) -> None:
+    large, many, none, fitting = answers["requests"]
+    assert "pool: 1 of its processes cannot be placed: they need 3 more CPU" in large
+    assert "(4 in the cluster, 2 in its largest node, " in large
+    assert "5 of its processes cannot be placed: they need 5 more CPU (4 in the cluster" in many
+    assert "2 more GPU (0 in the cluster, 0 in its largest node, 0 free)" in none
+    assert fitting == "None"
 
 
-def test_impossible_requests_fail_at_once_and_name_the_largest_node(two_nodes: str) -> None:
-    code = """
-cluster.PLACEMENT_SECONDS = 3600  # what waits for others' resources would take so long
-connect(sys.argv[1])
-print(json.dumps([
-    placing(1, {"CPU": 3}, num_cpus=3),
-    placing(5, {"CPU": 1}, num_cpus=1),
-    placing(1, {"GPU": 2}, num_gpus=2),
-    placing(4, {"CPU": 1}, num_cpus=1),
-]))
-"""
-    large, many, none, fitting = script(code, two_nodes, **TOKEN)
-    assert "pool: 1 of its processes cannot be placed: they need 3 more CPU" in large[0]
-    assert "(4 in the cluster, 2 in its largest node, " in large[0]
-    assert "5 of its processes cannot be placed: they need 5 more CPU (4 in the cluster" in many[0]
-    assert "2 more GPU (0 in the cluster, 0 in its largest node, 0 free)" in none[0]
-    assert fitting[0] == "None"
+def test_a_local_folder_is_written_on_the_node_of_the_driver(answers: dict[str, Any]) -> None:
+    here, nodes, anywhere, by_uri = answers["storage"]
+    assert nodes == [here] * 3
+    assert anywhere == [None, None]
+    assert by_uri == here
 
 
 @pytest.mark.slow
@@ -309,24 +326,6 @@ print(json.dumps(placing(1, {"special": 1}, num_cpus=0, resources={"special": 1}
     sentence, _ = script(code, RAY_AUTH_MODE="disabled", RAY_TMPDIR=tempfile.mkdtemp(prefix="ray"))
     # Or the resource became free for a moment, since the node's processes end one after the other.
     assert "they need 1 more special (0 in the cluster" in sentence or "a process ended at its start" in sentence
-
-
-# --- storage --------------------------------------------------------------------------------------------------------
-
-
-def test_a_local_folder_is_written_on_the_node_of_the_driver(two_nodes: str) -> None:
-    code = """
-connect(sys.argv[1])
-here = ray.get_runtime_context().get_node_id()
-place = storage_place("runs/x")
-nodes = ray.get([h.ready.remote() for h in hosts(6, num_cpus=0, scheduling_strategy=place)])
-anywhere = [storage_place("s3://bucket/x"), storage_place("runs/x", shared=True)]
-print(json.dumps([here, nodes, anywhere, storage_place("file:" + "///runs/x").node_id]))
-"""
-    here, nodes, anywhere, by_uri = script(code, two_nodes, **TOKEN)
-    assert nodes == [here] * 6
-    assert anywhere == [None, None]
-    assert by_uri == here
 
 
 def test_a_driver_outside_needs_storage_that_the_cluster_sees(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,15 +436,18 @@ def test_options_that_ray_would_refuse_are_bad_input_and_leave_no_run(
 
 
 def test_an_error_that_cannot_be_pickled_is_reported_by_name(ray_cluster: None, tmp_path: Path) -> None:
-    for placement in ("worker", "actor"):
-        agent = {"name": "ann", "kind": Steady, "placement": placement, "fault": "step"}
-        value = {"agents": [agent], "openings": ["x", "y"], "max_rounds": 1}
-        run = run_experiment(value, storage=tmp_path / placement, progress=False)
-        sentence = "agent 'ann' failed at turn 1: Unsendable: 1 and 2"
-        assert [t.error for t in run.transcripts()] == [sentence] * 2
-    setup = {**agent, "fault": "setup"}
+    agent = {"name": "ann", "kind": Steady, "fault": "step"}
+    value = {
+        "agents": [agent],
+        "openings": ["x"],
+        "max_rounds": 1,
+        "sweep": {"agents.ann.placement": ["worker", "actor"]},
+    }
+    run = run_experiment(value, storage=tmp_path / "steps", workers=1, progress=False)
+    assert [t.error for t in run.transcripts()] == ["agent 'ann' failed at turn 1: Unsendable: 1 and 2"] * 2
+    setup = {"agents": [{**agent, "fault": "setup", "placement": "actor"}], "openings": ["x"], "max_rounds": 1}
     with pytest.raises(A2AError, match="an agent could not be set up: Unsendable: 1 and 2"):
-        run_experiment({**value, "agents": [setup]}, storage=tmp_path / "setup", progress=False)
+        run_experiment(setup, storage=tmp_path / "setup", workers=1, progress=False)
     assert run_names(tmp_path / "setup") == []
 
 
@@ -464,12 +466,11 @@ def test_code_that_the_workers_lack_is_reported(
 
 def test_a_run_can_be_resumed_after_a_package_was_installed_on_the_workers(ray_cluster: None, tmp_path: Path) -> None:
     agent = {"name": "ann", "kind": Needing, "folder": str(tmp_path)}
-    run = run_experiment(
-        {"agents": [agent], "openings": ["x"], "max_rounds": 1}, storage=tmp_path / "runs", progress=False
-    )
+    value = {"agents": [agent], "openings": ["x"], "max_rounds": 1}
+    run = run_experiment(value, storage=tmp_path / "runs", workers=1, progress=False)
     assert "No module named 'needed_by_test_cluster'" in next(run.transcripts()).error
     (tmp_path / "needed_by_test_cluster.py").touch()
-    assert resume_run(run, retry_failed=True, progress=False).summary()["done"] == 1
+    assert resume_run(run, retry_failed=True, workers=1, progress=False).summary()["done"] == 1
 
 
 class Needing(Steady):

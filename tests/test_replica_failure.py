@@ -51,7 +51,9 @@ async def kill_and_await_restart(pools: Pools) -> None:
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("kind", [NotingAgent, BatchingAgent, AsyncAgent])
+@pytest.mark.parametrize(
+    "kind", [BatchingAgent, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (NotingAgent, AsyncAgent))]
+)
 async def test_a_message_that_kills_its_process_fails_alone(pools: Pools, kind: type[NotingAgent]) -> None:
     agent = pools.agent(kind, sleep=0.01)
     outcomes = await call_all(agent, "x", "x", "poison", "x", "x")

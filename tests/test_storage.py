@@ -113,7 +113,7 @@ LOG, ROWS, ANY = "_delta_log", "part-", "turns"
 def test_temporary_errors_are_retried(s3: Store, tmp_path: Path, rule: dict[str, Any], times: int) -> None:
     run = f"{s3.uri}/{tmp_path.name}"
     writer = Writer(f"{run}/turns")
-    rows = conversation_rows("c", 6)
+    rows = conversation_rows("c", 2)
     writer.write([to_batch(rows[:2])])
     for place in range(2, len(rows), 2):
         s3.fail({**rule, "times": times})
@@ -124,13 +124,13 @@ def test_temporary_errors_are_retried(s3: Store, tmp_path: Path, rule: dict[str,
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 8))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 8))])
 def test_rows_are_stored_once_despite_random_errors(s3: Store, tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     run = f"{s3.uri}/{tmp_path.name}-{seed}"
     writer = Writer(f"{run}/turns")
-    conversations = [conversation_rows(f"c{i}", 10) for i in range(3)]
-    for turn in range(12):
+    conversations = [conversation_rows(f"c{i}", 6) for i in range(3)]
+    for turn in range(8):
         part, done, times = chance.choice([LOG, ROWS]), chance.random() < 0.5, chance.randint(0, 6)
         s3.fail({"method": chance.choice(["PUT", "PUT", "GET"]), "part": part, "done": done, "times": times})
         writer.write([to_batch([t[turn] for t in conversations])])
