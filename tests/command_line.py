@@ -38,10 +38,14 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Done:
     return Done(int(str(end.value.code)), *capsys.readouterr())
 
 
-def start(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Popen[str]:
-    """A command as a process, and group of processes, of its own; it can import the modules of these tests."""
+def start(*arguments: str | Path, cwd: Path, first: str = "", **environment: str) -> subprocess.Popen[str]:
+    """A command as a process, and group of processes, of its own; it can import the modules of these tests.
+
+    first: Python code that it runs before.
+    """
+    code = f"{first}\nfrom a2a_ray.interface.cli import main\nmain()"
     return subprocess.Popen(
-        [sys.executable, "-m", "a2a_ray.interface.cli", *map(str, arguments)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

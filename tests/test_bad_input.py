@@ -403,7 +403,10 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(
     spec = gated(tmp_path, 4, 20)
     calm = undisturbed(spec)
     mark = str(tmp_path)
-    process = start("run", spec, "--storage", "cut", "--workers", "1", "--json", cwd=tmp_path, **{MARK: mark})
+    # Turns in flight, here at the gate, have half a minute to end.
+    soon = "from a2a_ray.runtime import driver; driver.STOP_SECONDS = 1.0"
+    command = ("run", spec, "--storage", "cut", "--workers", "1", "--json")
+    process = start(*command, cwd=tmp_path, first=soon, **{MARK: mark})
     wait_for_turns(tmp_path / "cut", 4 * 6)
     assert processes_with(mark)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole group gets it
