@@ -509,10 +509,19 @@ def test_a_compaction_does_not_rewrite_the_whole_table(tmp_path: Path, monkeypat
 
 
 class Mortal(Recorder):
-    """A recorder that reports its process id."""
+    """A recorder that reports its process id, and takes its third batch only when the file "killed" exists."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.killed = Path(uri).with_name("killed")
 
     async def process(self) -> int:
         return os.getpid()
+
+    async def append(self, worker: str, epoch: int, number: int, *batch: Any) -> None:
+        while number == 2 and not self.killed.exists():
+            await asyncio.sleep(0.02)
+        await super().append(worker, epoch, number, *batch)
 
 
 @pytest.mark.chaos
@@ -527,8 +536,9 @@ async def test_a_killed_recorder_is_restarted_and_every_turn_is_stored(ray_clust
     while not (tmp_path / "turns").exists():
         await asyncio.sleep(0.01)
     os.kill(await handle.process.remote(), signal.SIGKILL)
-    await asyncio.wait_for(conversing, 120)
-    await asyncio.wait_for(client.flush(), 120)
+    (tmp_path / "killed").touch()
+    await asyncio.wait_for(conversing, 300)
+    await asyncio.wait_for(client.flush(), 300)
     expected = [key for id in conversations for key in keys(conversation_rows(id, 8))]
     expected += [(id, t, CALL) for id in conversations if id < "c2" for t in range(1, 9)]
     assert stored(tmp_path) == sorted(expected)
