@@ -42,7 +42,7 @@ OfConversation: TypeAlias = Callable[[Transcript], Sequence[Analyzer]]
 class AnalysisSettings:
     """The settings of an analysis. The defaults are those of the command line and of an observer.
 
-    embedder: name or folder of a sentence-embedding model; None for the words alone.
+    embedder: name or folder of a sentence-embedding model; None for no model.
     threshold: of the loop detector; None for the default.
     detector_embeds: whether the loop detector uses the embedder as well as the paper's rule.
     """

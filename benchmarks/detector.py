@@ -98,7 +98,7 @@ def embedder_share(repetitions: int) -> float | None:
 
 
 def scan_s(repetitions: int) -> float | None:
-    """Seconds for the 645 + 184 conversations of the data folder, words alone, reading the files left out."""
+    """Seconds for the 645 + 184 conversations of the data folder, without an embedder, reading the files left out."""
     paths = [DATA / "llm_deliberation" / "llm_deliberation.jsonl", DATA / "who_when" / "who_when.jsonl"]
     if not all(path.exists() for path in paths):
         print(f"no {DATA}", file=sys.stderr)

@@ -1,9 +1,9 @@
 """Measure the accuracy of the loop detector on labelled and on ordinary conversations. Prints one JSON object.
 
-llm: ../shared/data/loops_llm.jsonl, real conversations of large models, labelled by two readers. No constant of the
-detector was chosen on them. ordinary: alarms in ../shared/data/ordinary_llm.jsonl by source; unlabelled, most of them
-healthy. dev, mas, prose: conversations of small models, of agent teams, and a novel. The detector was developed in
-sight of dev and mas. written: benchmarks/conversations.jsonl, written in the style of large models;
+llm: ../shared/data/loops_llm.jsonl, real conversations of large models, labelled by two readers. The detector's
+structure was designed in sight of them. ordinary: alarms in ../shared/data/ordinary_llm.jsonl by source; unlabelled,
+most of them healthy. dev, mas, prose: conversations of small models, of agent teams, and a novel. The detector was
+developed in sight of dev and mas. written: benchmarks/conversations.jsonl, written in the style of large models;
 tests/test_loop_quality.py gates them.
 
 The rules are those of ../shared/eval/score_loops.py: an alarm is a hit from 2 turns before the labelled onset to 10
@@ -105,7 +105,7 @@ def alarms_by_source(path: Path, embedder: Embedder | None) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--embedder", default="none", help="sentence-embedding model; words alone by default")
+    parser.add_argument("--embedder", default="none", help="sentence-embedding model; none by default")
     parser.add_argument("--cache", type=Path, help="Parquet file in which embeddings are stored")
     settings = parser.parse_args()
     embedder = load_embedder(settings.embedder, settings.cache)

@@ -118,9 +118,9 @@ def test_a_run_is_analyzed_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_findings_of_other_settings_are_added(run: Run) -> None:
     analyze_run(run)
-    analyze_run(run, AnalysisSettings(threshold=4.0))
+    analyze_run(run, AnalysisSettings(threshold=3.0))
     thresholds = [f.threshold for f in run.findings(["0-1-0"]) if f.analyzer == "loops"]
-    assert sorted(filter(None, thresholds)) == [1.0, 4.0]
+    assert sorted(filter(None, thresholds)) == [1.0, 3.0]
     assert sum(f.analyzer == "exact_repetition" for f in run.findings(["0-1-0"])) == 1
 
 

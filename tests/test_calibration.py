@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from a2a_ray.analysis.loops import MAX_SCORE, LoopDetector, scan_many
 from a2a_ray.analysis.loops.calibration import MIN_THRESHOLD, check, fit
-from a2a_ray.analysis.loops.threshold import AlarmRate, Calibration, score_name, shipped_calibration
+from a2a_ray.analysis.loops.threshold import AlarmRate, Calibration, score_name
 from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.message import BID, Message
 from a2a_ray.core.transcript import Transcript
@@ -288,22 +288,3 @@ def test_the_horizon_counts_messages_not_bids() -> None:
                 with_bids.append(Message(talk.id, len(with_bids) + 1, message.sender, content, kind=kind))
         talks.append(with_bids)
     assert fit(talks, 0.05, 12).threshold < fit(talks, 0.05, 13 + 3).threshold
-
-
-@pytest.mark.parametrize("grade", ["lexical", "semantic"])
-def test_the_shipped_defaults_belong_to_the_shipped_score(grade: str) -> None:
-    defaults = shipped_calibration(grade)
-    assert defaults.score.partition(",")[0] == score_name(None).partition(",")[0]
-    assert (defaults.rate, defaults.confidence, defaults.horizon) == (0.01, 0.95, 50)
-    assert 0 < defaults.threshold < MAX_SCORE
-    assert defaults.runs >= 299  # as many as 1 % with 95 % confidence needs
-    assert defaults.achieved is not None
-    assert defaults.achieved.value <= 0.03
-    LoopDetector(threshold=defaults.threshold)
-
-
-def test_there_are_two_grades() -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"unknown grade 'lexica'\. Did you mean 'lexical'\? There is: lexical, semantic"
-    ):
-        shipped_calibration("lexica")

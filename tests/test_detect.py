@@ -210,8 +210,8 @@ def test_a_run_alarms_at_the_turn_of_its_export(
 
 
 def test_a_threshold_of_ones_own(capsys: pytest.CaptureFixture[str], file: Path) -> None:
-    low, high = (lexical(capsys, file, "--threshold", str(t), "--json").json for t in (1.2, 4))
-    assert low["settings"]["threshold"] == 1.2
+    low, high = (lexical(capsys, file, "--threshold", str(t), "--json").json for t in (0.7, 2))
+    assert low["settings"]["threshold"] == 0.7
     assert low["findings"][1]["alarm_turn"] < high["findings"][1]["alarm_turn"]
 
 
@@ -376,9 +376,9 @@ def in_the_way(folder: Path) -> None:
         (["folder"], "folder: not a run (no readable manifest.json in it"),
         (["talks.jsonl", "--embedder", "./none"], "embedder './none': no such folder"),
         (["talks.jsonl", "--embedder", "./model"], "embedder './model' cannot be loaded: "),
-        (["talks.jsonl", "--threshold", "99"], "--threshold: 99; expected a number above 0 and below 8"),
+        (["talks.jsonl", "--threshold", "99"], "--threshold: 99; expected a number above 0 and below 4"),
         (["talks.jsonl", "--threshold", "nan"], "--threshold: nan; expected a number above 0"),
-        (["talks.jsonl", "--threshold", "mine.json"], "--threshold: 'mine.json'; expected a number between 0 and 8"),
+        (["talks.jsonl", "--threshold", "mine.json"], "--threshold: 'mine.json'; expected a number between 0 and 4"),
         (["talks.jsonl", "--threshold", "talks.jsonl"], "calibration: "),
         (["talks.jsonl", "--alarms", "none/a.jsonl"], "folder none does not exist; create it"),
         (["talks.jsonl", "--alarms", "folder"], "folder: is a folder"),

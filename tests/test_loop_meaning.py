@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from a2a_ray.analysis.loops import EMBEDDED_CHARACTERS, LoopDetector, scan, scan_many, texts_to_embed
+from a2a_ray.analysis.loops.meaning import repetition
 from a2a_ray.analysis.loops.semantic import similarity_scale
-from a2a_ray.analysis.loops.turn_scores import answer_share, semantic_score
 from a2a_ray.analysis.text.embedding import Embedder, load_embedder
 from tests.strategies import random_talk
 from tests.talks import message, transcript
@@ -33,16 +33,10 @@ AGREED = [
 
 
 def test_likeness_counts_in_words_that_were_said() -> None:
-    assert semantic_score(0.8, news=0.1, wording=1.0) == 1
-    assert semantic_score(0.8, news=0.7, wording=1.0) < -0.5, "new content in a talk about one subject"
-    assert semantic_score(0.8, news=0.1, wording=0.5) < 0, "common wording explains it"
-    assert semantic_score(0.4, news=0.0, wording=1.0) < 0
-
-
-def test_an_answer_with_much_that_is_new() -> None:
-    assert answer_share(20) == 0
-    assert answer_share(40) == pytest.approx(0.6)
-    assert answer_share(500) == 1
+    assert repetition(0.8, news=0.1, wording=1.0) == 1
+    assert repetition(0.8, news=0.7, wording=1.0) < -0.5, "new content in a talk about one subject"
+    assert repetition(0.8, news=0.1, wording=0.5) < 0, "common wording explains it"
+    assert repetition(0.4, news=0.0, wording=1.0) < 0
 
 
 def test_the_scale_of_an_embedder(embedder: Embedder) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from a2a_ray.analysis.loops import LoopDetector, scan
@@ -43,7 +43,7 @@ def read(talk: Transcript) -> Read:
 
 
 @given(planted_cycles(), st.data())
-def test_a_planted_cycle_is_found_by_the_end_of_its_fourth_round(
+def test_a_planted_cycle_is_found_by_the_end_of_its_fifth_round(
     planted: tuple[list[str], int, int], data: st.DataObject
 ) -> None:
     said, first, period = planted
@@ -59,8 +59,9 @@ def test_a_planted_cycle_is_found_by_the_end_of_its_fourth_round(
 @given(planted_cycles(), st.integers(0, 10**6))
 def test_wherever_the_running_text_is_cut_into_turns(planted: tuple[list[str], int, int], seed: int) -> None:
     said, first, period = planted
+    assume(len(said[-1].split()) >= 20)  # of shorter turns, cut anew, too few sequences of five words are whole
     if period == 1:
-        said = [*said, said[-1]]  # cut anew, four rounds of one turn can be three turns
+        said = [*said, *said[-2:]]  # cut anew, five rounds of one turn can be four turns
     rng = np.random.default_rng(seed)
     stream = [word for text in said[first - 1 :] for word in text.split()]
     typical = len(stream) / len(said[first - 1 :])
@@ -98,7 +99,7 @@ def test_a_pickled_state_goes_on_the_same(first: list[str], planted: tuple[list[
 def test_any_text_gets_a_verdict(said: list[str]) -> None:
     found = read(transcript(said))
     assert all(v.status in ("none", "warning", "loop", "recovered") for v in found.verdicts)
-    assert all(0 <= score <= 8 for score in found.scores)
+    assert all(0 <= score <= 4 for score in found.scores)
 
 
 def test_random_talks_do_not_alarm() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from a2a_ray.analysis.loops import MAX_SCORE, VERSION, LoopDetector, scan
-from a2a_ray.analysis.loops.actions import canonical
+from a2a_ray.analysis.loops.repeated_rounds import canonical
 from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
@@ -28,7 +28,7 @@ from tests.talks import message, transcript
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"threshold": MAX_SCORE}, "threshold: 8.0; expected 0 < warn_threshold <= threshold < 8"),
+        ({"threshold": MAX_SCORE}, "threshold: 4.0; expected 0 < warn_threshold <= threshold < 4"),
         ({"threshold": 0}, "expected 0 < warn_threshold"),
         ({"threshold": 2, "warn_threshold": 3}, "warn_threshold: 3, threshold: 2"),
         ({"threshold": 2, "action": "shout"}, "action: 'shout'; expected 'record', 'nudge' or 'stop'"),
@@ -42,22 +42,16 @@ def test_settings_that_cannot_work(settings: dict[str, Any], sentence: str) -> N
     assert sentence in str(error.value)
 
 
-def test_the_default_threshold_is_the_fitted_one() -> None:
-    from a2a_ray.analysis.loops.threshold import shipped_calibration
-
-    assert LoopDetector().threshold == shipped_calibration("lexical").threshold
-
-
 def test_evidence_can_be_checked() -> None:
     said = [
         "Shall we paint the fence?",
         "Not in this rain.",
-        *["I would wait until the paint is dry on both sides."] * 4,
+        *["I would wait until the paint is dry on both sides."] * 5,
     ]
     talk = transcript(*said)
     found = scan(talk)
     assert found.loop is not None
-    assert found.loop.alarm_turn == 6
+    assert found.loop.alarm_turn == 7
     reason = found.verdicts[-1].reason
     assert found.findings == [
         Finding(
@@ -65,28 +59,28 @@ def test_evidence_can_be_checked() -> None:
             analyzer="loops",
             analyzer_version=VERSION,
             settings={"threshold": 1.0, "warn_threshold": 0.6},
-            through_seq=6,
+            through_seq=7,
             kind="verbatim",
             status="loop",
             reason=reason,
             onset_turn=4,
-            alarm_turn=6,
+            alarm_turn=7,
             period=1,
             score=round(found.highest, 3),
             threshold=1.0,
-            span="I would wait until the paint is dry on both sides",
-            earlier_span="i would wait until the paint is dry on both sides",
+            span="I would wait until the paint is dry on both sides.",
+            earlier_span="I would wait until the paint is dry on both sides.",
             speakers=("ann", "bob"),
-            tokens_since_onset=3 * round(11 * 4 / 3),
+            tokens_since_onset=4 * round(11 * 4 / 3),
             evidence={
                 "first_repeats_turn": 3,
-                "last_repeats_turn": 5,
+                "last_repeats_turn": 6,
                 "similarity": 1.0,
                 "scores": [round(score, 3) for score in found.scores],
             },
         )
     ]
-    assert reason.startswith("turns 4 to 6 repeat earlier ones word for word, or nearly so (first at turn 3; 45 tokens")
+    assert reason.startswith("turns 4 to 7 repeat earlier ones word for word, or nearly so (first at turn 3; 60 tokens")
 
 
 def test_tokens_are_those_that_messages_report() -> None:
@@ -182,7 +176,7 @@ def test_calls_that_go_round_between_other_speakers_and_progress() -> None:
     detector = LoopDetector()
     steps = ["open()", "list()", "close()"] * 4
     status = [detector.update(m).status for i, name in enumerate(steps) for m in call(2 * i + 1, name, "ok")]
-    assert status.index("loop") == 2 * 9 + 1  # the first call for the fourth time
+    assert status.index("loop") == 2 * 4 + 1  # the second call of the second round, with the same result again
     assert detector.update(message(30, "list()", kind="action")).status == "loop"
     assert detector.update(message(31, "three files", "tool", kind="result")).status == "recovered"
 
@@ -196,7 +190,7 @@ def test_the_state_stays_small_and_goes_on_after_ten_thousand_turns() -> None:
     detector = LoopDetector()
     for i in range(10_000):
         detector.update(message(i + 1, f"{said[i % 500]} {said[(7 * i + 3) % 500]}"[:300], f"agent_{i % 200}"))
-    assert len(pickle.dumps(detector)) <= 256 * 1024
+    assert len(pickle.dumps(detector)) <= 64 * 1024
 
 
 @pytest.mark.parametrize(
@@ -242,12 +236,12 @@ def test_an_empty_talk() -> None:
 
 
 def test_figures_on_labelled_talks(shared: Path) -> None:
-    """A floor under the figures in docs/method/loop_detector.md, for the words alone: what is lost would be noticed."""
+    """A floor under the figures in docs/method/loop_detector.md, without an embedder: what is lost would be noticed."""
     score = runpy.run_path(str(shared.parent / "eval" / "score_loops.py"))["score"]
     labelled = [json.loads(line) for line in (shared / "loops_dev.jsonl").read_text(encoding="utf-8").splitlines()]
     loops = {t["id"]: scan(Transcript.from_exchange(t)).loop for t in labelled}
     alarms = [{"id": id, "alarm": None if loop is None else loop.alarm_turn - 1} for id, loop in loops.items()]
     found = score(labelled, alarms)
-    assert found["f1"] >= 0.88
+    assert found["f1"] >= 0.91
     assert found["false_alarm_rate"] <= 0.05
-    assert found["delay_median"] <= 3
+    assert found["delay_median"] <= 5

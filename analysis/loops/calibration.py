@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from a2a_ray.analysis.loops.cumulative_score import MAX_SCORE
+from a2a_ray.analysis.loops.repetition_sum import MAX_SCORE
 from a2a_ray.analysis.loops.scan import scan_many
 from a2a_ray.analysis.loops.threshold import AlarmRate, Calibration, score_name
 from a2a_ray.core.errors import ConfigurationError
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     Scores: TypeAlias = NDArray[np.float64]
 
-MIN_THRESHOLD = 1.0
-"""Lower limit of a threshold fitted on transcripts: one turn's worth of repetition, even if normal runs have none."""
+MIN_THRESHOLD = 0.05
+"""Lower limit of a threshold fitted on transcripts, even if normal runs never repeat anything."""
 
 _FOLDS = 5
 _ROUNDING = 1e-12

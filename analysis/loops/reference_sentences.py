@@ -1,4 +1,4 @@
-"""Sentences of known meaning: they set the scale of an embedder and identify courtesy phrases."""
+"""Sentences of known meaning: they set the scale of an embedder."""
 
 PARAPHRASES = (
     ("The museum opens at ten on weekdays.", "On working days you can visit the museum from ten o'clock."),
@@ -16,24 +16,5 @@ PARAPHRASES = (
 )
 """Twelve sentences, each in two wordings."""
 
-COURTESIES = (
-    "Thank you so much, I really appreciate it!",
-    "Many thanks for all your help and kind words.",
-    "I'm so grateful, it means a lot to me.",
-    "Thanks again for everything, you've been wonderful.",
-    "You're very welcome! I'm always happy to help.",
-    "It was my pleasure, don't hesitate to reach out at any time.",
-    "I'm glad I could help, I'm always here for you.",
-    "No problem at all, anytime!",
-    "Goodbye! Take care and have a great day!",
-    "See you soon! Bye for now!",
-    "Farewell, my friend, until we meet again!",
-    "Wishing you all the best, take good care!",
-    "Looking forward to seeing you, have a wonderful week!",
-    "I'm so sorry, please accept my apologies.",
-    "Don't worry, there is nothing to forgive, it was my fault.",
-    "You are too kind, what a lovely thing to say.",
-    "It has been a pleasure talking with you.",
-)
 """Courtesy phrases. Loops of thanks and goodbyes vary their words, but each turn is similar to one of these. English,
 like the reported loops; in other languages only the similarity to earlier turns counts."""

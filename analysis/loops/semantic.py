@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from a2a_ray.analysis.loops.reference_sentences import COURTESIES, PARAPHRASES
+from a2a_ray.analysis.loops.reference_sentences import PARAPHRASES
 from a2a_ray.analysis.loops.tokenize import words
 from a2a_ray.analysis.text.embedding import DEFAULT_MODEL, Embedder, load_embedder
 from a2a_ray.core.errors import ConfigurationError
@@ -49,7 +49,6 @@ class SemanticSimilarity(NamedTuple):
     news: share of the turn's content words that none of the last `PERIODS` turns contains, 0 to 1.
     own, own_period, own_news: the same among the speaker's own turns; the period is still in turns of the conversation.
     fresh: number of content words that none of the last `PERIODS` turns contains.
-    courtesy: similarity to the nearest courtesy phrase.
     """
 
     whole: float
@@ -59,7 +58,6 @@ class SemanticSimilarity(NamedTuple):
     own_period: int
     own_news: float
     fresh: int
-    courtesy: float
 
 
 class SimilarityScale:
@@ -80,7 +78,6 @@ class SimilarityScale:
             self._tokenizer = Tokenizer.from_file(str(found))
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
-        self.courtesies: NDArray[np.float32] = embedder.encode(COURTESIES)
         self.unrelated = float((cosines.sum() - np.trace(cosines)) / (cosines.size - len(cosines)))
         self.span = same - self.unrelated
         if not self.span > 0.1:
@@ -99,7 +96,7 @@ class SimilarityScale:
         sample = text[:SAMPLE]
         tokens = self._tokenizer.encode(sample, add_special_tokens=False).tokens
         unknown = sum(token in ("[UNK]", "<unk>") for token in tokens)
-        return len(tokens) <= PIECES * len(words(sample)[0]) and unknown <= UNKNOWN * len(tokens)
+        return len(tokens) <= PIECES * len(words(sample)) and unknown <= UNKNOWN * len(tokens)
 
     def __call__(self, cosine: float) -> float:
         """Return a cosine on the scale: 0 for unrelated texts, 1 for paraphrases."""
@@ -139,7 +136,7 @@ class SemanticHistory:
         self._speakers: deque[int] = deque(maxlen=REACH)
 
     def skip(self, tokens: Sequence[str], speaker: int, size: int) -> None:
-        """Add a turn that the embedder cannot read: it is similar to no other. size: of the vectors."""
+        """Add a turn that the embedder cannot read: it is similar to no other. size: d of the vectors."""
         import numpy as np
 
         self._keep(np.zeros(size, dtype=np.float16), content_words(tokens), speaker)
@@ -163,10 +160,7 @@ class SemanticHistory:
         fresh = sum(not any(word in one for one in before[-PERIODS:]) for word in about)
         own_news = _news(about, [before[i] for i in places[:PERIODS]])
         self._keep(vector.astype(np.float16), about, speaker)
-        courtesy = float((scale.courtesies @ now).max())
-        return SemanticSimilarity(
-            scale(whole[0]), whole[1], news, scale(own[0]), own[1], own_news, fresh, scale(courtesy)
-        )
+        return SemanticSimilarity(scale(whole[0]), whole[1], news, scale(own[0]), own[1], own_news, fresh)
 
     def _keep(self, vector: NDArray[np.float16], about: frozenset[str], speaker: int) -> None:
         self._vectors.append(vector)

@@ -1,20 +1,16 @@
-"""The threshold of the loop detector: the shipped ones, a user's own, and how a fitted one is stored.
-
-`calibration.py` fits thresholds. docs/method/calibration.md describes the shipped ones.
-"""
+"""The threshold of the loop detector: a number, or one that `calibration.py` fitted, and how it is stored."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from a2a_ray.analysis.loops.cumulative_score import MAX_SCORE
 from a2a_ray.analysis.loops.detector_findings import ANALYZER, VERSION
-from a2a_ray.core.errors import ConfigurationError, unknown
+from a2a_ray.analysis.loops.repetition_sum import MAX_SCORE
+from a2a_ray.core.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +99,6 @@ class Calibration:
             raise ConfigurationError(
                 f"calibration {str(path)!r}: {error}; expected a file that Calibration.save wrote"
             ) from error
-
-
-def shipped_calibration(grade: str = "lexical") -> Calibration:
-    """Return the calibration of the default threshold for a grade, "lexical" or "semantic".
-
-    Raises ConfigurationError for another grade.
-    """
-    grades = json.loads((files("a2a_ray") / "data" / "loops" / "defaults.json").read_text(encoding="utf-8"))["grades"]
-    if grade not in grades:
-        raise ConfigurationError(unknown("grade", grade, grades))
-    return Calibration.from_dict(grades[grade])
 
 
 def given_threshold(threshold: str | None, embedder: str | None) -> float | None:
