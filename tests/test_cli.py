@@ -204,6 +204,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         "report",
         "export",
         "detect",
+        "calibrate",
         "reproduce",
     ):
         assert re.search(rf"^  {command} ", out, re.M)

@@ -27,6 +27,7 @@ from a2a_ray.runtime import progress
 from a2a_ray.runtime.run_experiment import run_experiment
 from a2a_ray.transcripts.jsonl import read_jsonl
 from tests.command_line import Done, call, finish, start
+from tests.strategies import random_talk
 from tests.test_bad_input import LINES, one_sentence
 
 needs_model = pytest.mark.skipif(
@@ -225,6 +226,21 @@ def test_a_calibration_on_ones_own_talks(capsys: pytest.CaptureFixture[str], fil
     fit(normal, 0.05, 12, top=MAX_SCORE, score="loops, a-model").save(tmp_path / "other.json")
     error = one_sentence(lexical(capsys, file, "--threshold", tmp_path / "other.json"))
     assert f"a calibration of the score 'loops, a-model'; expected '{SCORE}'" in error
+
+
+def test_calibrate_writes_a_threshold_that_detect_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    normal = write(tmp_path / "normal.jsonl", *(talk(f"n{i}", random_talk(draw, 12)) for i in range(30)))
+    out = tmp_path / "mine.json"
+    done = call(capsys, "calibrate", normal, "-o", out, "--rate", "0.05", "--json")
+    assert (done.status, done.json["runs"], done.json["horizon"]) == (0, 30, 12)
+    assert "of conversations like these 30, at most 0.05 raise an alarm within 12 turns, on average" in done.err
+    assert "Nothing is known about conversations of other kinds." in done.err
+    found = lexical(capsys, normal, "--threshold", out, "--json").json
+    assert found["settings"]["threshold"] == done.json["threshold"]
+    assert len(found["looped"]) <= 1
+    few = write(tmp_path / "few.jsonl", talk("n", ["Hello.", "Good day."]))
+    assert "expected at least 19 for a rate of 0.05" in one_sentence(call(capsys, "calibrate", few, "-o", out))
 
 
 # --- the files of the project's data folder ---------------------------------------------------------------------------

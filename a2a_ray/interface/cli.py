@@ -16,6 +16,7 @@ from a2a_ray.core.validation import plainer
 from a2a_ray.interface.command_helpers import INTERRUPTED
 from a2a_ray.interface.commands import (
     analyze_commands,
+    calibrate_command,
     demo_command,
     export_command,
     init_command,
@@ -59,6 +60,7 @@ app.command("ls")(list_command.list_runs)
 app.command()(show_command.show)
 app.command()(analyze_commands.analyze)
 app.command()(analyze_commands.detect)
+app.command()(calibrate_command.calibrate)
 app.command()(report_command.report)
 app.command()(export_command.export)
 app.add_typer(reproduce_commands.app, name="reproduce")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 NO_EMBEDDER = "none"
-"""Value of --embedder that compares words only; no model is loaded."""
+"""Value of --embedder with which no model is loaded."""
 
 Source = Annotated[
     str, typer.Argument(metavar="RUN|FILE.jsonl", help="A run, or a file of transcripts in the exchange format.")
@@ -33,7 +33,7 @@ EmbedderName = Annotated[
     typer.Option(
         "--embedder",
         metavar="NAME|none",
-        help="Sentence-embedding model, e.g. all-MiniLM-L6-v2; none compares words only.",
+        help="Sentence-embedding model, e.g. all-MiniLM-L6-v2; none loads no model.",
     ),
 ]
 Threshold = Annotated[

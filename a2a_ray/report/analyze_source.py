@@ -45,6 +45,16 @@ def analyze_source(
     return analyze_transcripts(source, transcripts, settings, problems, only)
 
 
+def read_source(source: str) -> list[Transcript]:
+    """Return the conversations of a run or of a file of transcripts. Raises ConfigurationError."""
+    if not _is_file(source):
+        return list(open_run(source).transcripts())
+    transcripts, problems = read_jsonl(source)
+    for problem in problems:
+        print_status(problem)
+    return transcripts
+
+
 def analyze_opened(
     run: Run,
     settings: AnalysisSettings = AnalysisSettings(),  # noqa: B008  (it is frozen)
