@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from a2a_ray.analysis.text.exact_repetition import clipped
+
 MAX_SCORE = 4.0
 """The largest possible score. A loop that lasts longer does not raise it, so recovery takes a bounded time."""
 
@@ -13,7 +15,6 @@ KEPT = 1.0
 """The first new turn cuts the score down to this."""
 
 _NAMES = 8
-_QUOTED = 200
 
 
 class RepeatedTurn(NamedTuple):
@@ -109,8 +110,8 @@ class RepetitionSum:
             "kind": self.kinds.most_common(1)[0][0],
             "onset_turn": onset.turn,
             "period": self._period(),
-            "span": newest.span[:_QUOTED],
-            "earlier_span": newest.earlier_span[:_QUOTED],
+            "span": clipped(newest.span),
+            "earlier_span": clipped(newest.earlier_span),
             "speakers": sorted(self.speakers),
             "tokens_since_onset": spent - self.spent,
             "first_repeats_turn": onset.earlier,
