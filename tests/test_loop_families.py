@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from a2a_ray.analysis.loops import LoopDetector
+from a2a_ray.analysis.loops import LoopDetector, scan
 from a2a_ray.analysis.loops.act_lexicon import ActLexicon, act_lexicon
 from a2a_ray.analysis.loops.copies import CopiedTurns
 from a2a_ray.analysis.loops.empty_acts import is_empty
 from a2a_ray.analysis.loops.tokenize import ID, words
 from a2a_ray.core.message import Message
+from a2a_ray.core.transcript import Transcript
 from tests.talks import message
 
 
@@ -82,7 +83,7 @@ def test_the_onset_is_the_first_repeated_turn_of_the_run() -> None:
 def test_what_is_out_of_the_window_is_forgotten() -> None:
     others = [f"{word} {NEWS[i:]} {word}" for i, word in enumerate("abcdefghijklmno")]
     assert copied(PASSAGE, *others).novelty < 1
-    assert copied(PASSAGE, *[chr(0x4E00 + 50 * i + j) * 6 for i in range(13) for j in range(1)], PASSAGE).novelty == 1
+    assert copied(PASSAGE, *[chr(0x4E00 + i) * 6 for i in range(13)], PASSAGE).novelty == 1
 
 
 def test_a_copy_of_the_state_goes_on_the_same() -> None:
@@ -126,11 +127,27 @@ def test_parallel_calls_are_paired_by_id_or_in_order() -> None:
         )
     ]
     assert max(scores(by_id)) == 0
-    assert looped([turn for turn in by_id[:4] for _ in [0]] * 3)
+    assert looped(by_id[:4] * 3)
     in_order = [(kind, text) for kind, text, _ in by_id]
     assert not looped(in_order)
     same = [("action", "left()"), ("action", "right()"), ("result", "none"), ("result", "none")]
     assert looped(same * 4)
+
+
+def test_call_ids_of_a_file_are_read() -> None:
+    """Two calls are made twice in parallel. Their results are the same again, and arrive in the other order."""
+    calls = {"left": "no rows", "right": "access denied"}
+    turns = []
+    for step, order in enumerate((["left", "right"], ["right", "left"])):
+        turns += [{"kind": "action", "text": f"{name}()", "call_id": f"{name}{step}"} for name in calls]
+        turns += [{"kind": "result", "text": calls[name], "call_id": f"{name}{step}"} for name in order]
+    without = [{key: value for key, value in turn.items() if key != "call_id"} for turn in turns]
+    with_ids, in_order = (
+        scan(Transcript.from_exchange({"turns": [{"speaker": "agent", **turn} for turn in each]}))
+        for each in (turns, without)
+    )
+    assert with_ids.loop is not None
+    assert in_order.loop is None
 
 
 def test_a_thought_before_each_call_gets_no_result() -> None:
@@ -161,11 +178,12 @@ def test_a_list_that_is_worked_off() -> None:
 
 
 def test_a_time_of_zero_is_unknown() -> None:
-    """Equal calls a minute apart wait; without times they are a loop."""
+    """Equal calls a minute apart wait; a call without a time is not ages before the next."""
     detector = LoopDetector()
-    for i in range(4):
-        for kind, text in rounds(("job_status(17)", "queued since noon"))[:2]:
-            detector.update(Message("c", 2 * i + 1 + (kind == "result"), "ann", text, kind=kind, created_at=0.0))
+    for turn, (time, kind, text) in enumerate(
+        [(at, *each) for at in (0.0, 1.8e9) for each in rounds(("job_status(17)", "no such job"))], 1
+    ):
+        detector.update(Message("c", turn, "ann", text, kind=kind, created_at=time))
     assert detector.score > 0
 
 

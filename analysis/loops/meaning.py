@@ -65,11 +65,6 @@ class RecurringMeaning:
         """The sum with the highest score."""
         return max((self._whole, *self._alone.values()), key=lambda each: each.score)
 
-    def lower(self, amount: float, turn: int) -> None:
-        """Lower all sums, for progress that is not in the messages."""
-        for each in (self._whole, *self._alone.values()):
-            each.lower(amount, turn)
-
     def reset(self) -> None:
         """Make the next repeated turn a new onset."""
         for each in (self._whole, *self._alone.values()):
@@ -88,7 +83,7 @@ class RecurringMeaning:
             self._turns.append((turn, text[:_QUOTED]))
             self._compare(turn, speaker, text, like, novelty, views, spent)
         else:  # only its words can be new
-            self._history.skip(words, who, embedder.vector("").shape[0])
+            self._history.skip(words, who, scale.size)
             self._turns.append((turn, text[:_QUOTED]))
             for view, weight in views:
                 view.lower(novelty * weight, turn)

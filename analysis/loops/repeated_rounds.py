@@ -101,7 +101,6 @@ class RepeatedRounds:
     def __init__(self) -> None:
         self.sum = RepetitionSum(ALARM)
         self.waiting: tuple[int, int, str] | None = None  # the newest round, the one that it repeats, and its call
-        self.progress = False  # whether the newest turn closed a round that is new
         self._open: list[Call] = []  # calls without a result so far
         self._early: list[tuple[str, float]] = []  # results and times: fewer than open calls, and without an id
         self._results = False  # whether there was any result
@@ -109,15 +108,16 @@ class RepeatedRounds:
         self._used: dict[str, None] = {}  # words of earlier calls, the oldest first
 
     def add_call(self, call: Call, spent: int) -> None:
-        """Add a call. It closes the calls before it as soon as one of them has a result, or if none ever had one."""
-        self.waiting, self.progress = None, False
-        if self._early or not self._results or len(self._open) == WINDOW:
+        """Add a call. It closes those before it if one of them has a result without an id, or if none had any yet."""
+        self.waiting = None
+        alone = not self._results and not call.id  # without ids, the first calls of a conversation may have no results
+        if self._early or alone or len(self._open) == WINDOW:
             self._close_all(spent)
         self._open.append(call)
 
     def add_result(self, text: str, turn: int, time: float, id: str, spent: int) -> None:
         """Add the result of the call with that id. Without ids, results belong to the newest calls, in their order."""
-        self.waiting, self.progress, self._results = None, False, True
+        self.waiting, self._results = None, True
         call = next((each for each in self._open if id and each.id == id), None)
         if call is not None:
             self._open.remove(call)
@@ -152,7 +152,6 @@ class RepeatedRounds:
             repeat = RepeatedTurn(now.turn, call.speaker, "action", source.turn, now.quote, source.quote, best)
             self.sum.add(amount, repeat, spent)
         elif result is not None:
-            self.progress = True
             self.sum.lower(NEW, now.turn)
 
     def _remember(self, found: Counter[str]) -> None:

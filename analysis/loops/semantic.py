@@ -70,6 +70,7 @@ class SimilarityScale:
         second = embedder.encode([b for _, b in PARAPHRASES])
         cosines = first @ second.T
         same = float(np.diag(cosines).mean())
+        self.size: int = first.shape[1]  # d of the vectors
         found = next(embedder.folder.rglob("tokenizer.json"), None)
         self._tokenizer: Any = None
         if found is not None:
