@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from a2a_ray.analysis.loops import LoopDetector, scan
-from a2a_ray.analysis.loops.act_lexicon import ActLexicon, act_lexicon
+from a2a_ray.analysis.loops.act_lexicon import LANGUAGES, ActLexicon, act_lexicon
 from a2a_ray.analysis.loops.copies import CopiedTurns
 from a2a_ray.analysis.loops.empty_acts import is_empty
 from a2a_ray.analysis.loops.tokenize import ID, words
@@ -206,7 +206,7 @@ def test_a_time_of_zero_is_unknown() -> None:
     ],
 )
 def test_empty_sentences(sentence: str, empty: bool) -> None:
-    assert is_empty(sentence, len(sentence.split())) is empty
+    assert is_empty(sentence.lower(), len(sentence.split()), act_lexicon("en")) is empty
 
 
 def test_goodbyes_without_end() -> None:
@@ -215,5 +215,8 @@ def test_goodbyes_without_end() -> None:
     assert not looped(["Shall we meet on Friday at six?", "Friday at six, at the north gate.", *said])
 
 
-def test_every_list_of_the_lexicon_is_there() -> None:
-    assert all(getattr(act_lexicon(), name).pattern for name in ActLexicon._fields)
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_list_of_the_lexicon_is_there(language: str) -> None:
+    lists = act_lexicon(language)
+    assert all(getattr(lists, name).pattern for name in ActLexicon._fields)
+    assert all(pattern.pattern == pattern.pattern.lower() for pattern in lists), "the text is in lower case"

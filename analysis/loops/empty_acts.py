@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
 
-from a2a_ray.analysis.loops.act_lexicon import act_lexicon
+from a2a_ray.analysis.loops.act_lexicon import LANGUAGES, ActLexicon, act_lexicon, function_words
 from a2a_ray.analysis.loops.repetition_sum import RepeatedTurn, RepetitionSum
 
 SENTENCE, AGREES, THANKS_LONG = 24, 14, 36
@@ -22,9 +25,9 @@ TURNS, WORDS = 6.99, 124.9
 READ = 6000
 """This many characters of a turn are read."""
 
-_SENTENCES = re.compile(r'(?<=[.!?…])["”’)\*]*\s+(?=\S)|\n+')
-_WORD = re.compile(r"[A-Za-z][A-Za-z'’]*|\d+")
-_FACTS = re.compile(r"\d|[\[{}|=<>_`]|https?:")
+_SENTENCE_END = re.compile(r'[.!?…]["”’»)*]*\s+(?=\S)')
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]*)*|\d+")
+_FACTS = re.compile(r"[\d\[{}|=<>_`]|https?:")
 
 
 class EmptyActs:
@@ -32,6 +35,7 @@ class EmptyActs:
 
     def __init__(self) -> None:
         self.turns, self.words = RepetitionSum(TURNS), RepetitionSum(WORDS)
+        self._votes = dict.fromkeys(LANGUAGES, 0.0)  # function words of each language, halved with every turn
 
     @property
     def sum(self) -> RepetitionSum:
@@ -40,11 +44,17 @@ class EmptyActs:
 
     def add(self, turn: int, speaker: str, text: str, spent: int) -> None:
         """Add a turn. spent: tokens of the conversation before it."""
+        sentences = [
+            (sentence, lowered, _WORD.findall(lowered))
+            for sentence in _SENTENCE_END.sub("\\g<0>\n", text[:READ]).split("\n")
+            if (lowered := sentence.lower().replace("’", "'"))
+        ]
+        known = act_lexicon(self._language(chain.from_iterable(words for _, _, words in sentences)))
         total, empty, quote = 0, 0, ""
-        for sentence in _SENTENCES.split(text[:READ]):
-            count = len(_WORD.findall(sentence))
+        for sentence, lowered, words in sentences:
+            count = len(words)
             total += count
-            if count and is_empty(sentence, count):
+            if count and is_empty(lowered, count, known):
                 empty += count
                 quote = quote or sentence.strip()
         if not total:
@@ -61,19 +71,25 @@ class EmptyActs:
         else:
             self.words.lower(-beyond, turn)
 
+    def _language(self, words: Iterable[str]) -> str:
+        """Return the language of the newest turns by their function words; English without any."""
+        counts = Counter(map(function_words().get, words))
+        for language in LANGUAGES:
+            self._votes[language] = self._votes[language] / 2 + counts[language]
+        return max(LANGUAGES, key=self._votes.__getitem__)
 
-def is_empty(sentence: str, count: int) -> bool:
-    """Return whether a sentence of `count` words is an empty speech act (English)."""
-    known, sentence = act_lexicon(), sentence.replace("’", "'")
-    facts = _FACTS.search(sentence.replace("###STOP###", "").replace("[End]", ""))
+
+def is_empty(sentence: str, count: int, known: ActLexicon) -> bool:
+    """Return whether a sentence of `count` words, in lower case, is an empty speech act."""
+    facts = _FACTS.search(sentence.replace("###stop###", "").replace("[end]", ""))
     if facts and count > 6:
         return False
     if count <= SENTENCE:
-        if any(act.search(sentence) for act in (known.closing, known.thanks, known.offer, known.promise)):
+        if known.empty.search(sentence):
             return True
         if count <= AGREES and known.agreement.search(sentence):
             return True
-        if count <= 4 and known.short_agreement.match(sentence.strip('*_ ."')):
+        if count <= 4 and known.short_agreement.match(sentence.strip('*_ ."¡')):
             return True
     elif count <= THANKS_LONG and (known.thanks.search(sentence) or known.offer.search(sentence)):
         return True
