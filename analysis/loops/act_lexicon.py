@@ -46,13 +46,13 @@ def act_lexicon(language: str) -> ActLexicon:
 
 
 @cache
-def function_words() -> dict[str, str]:
-    """Return the language of each function word; words of several languages are left out."""
-    found: dict[str, list[str]] = {}
+def function_words() -> dict[str, tuple[str, ...]]:
+    """Return the languages of each function word."""
+    found: dict[str, tuple[str, ...]] = {}
     for language in LANGUAGES:
         for word in _sections(language)["function_words"]:
-            found.setdefault(word, []).append(language)
-    return {word: languages[0] for word, languages in found.items() if len(languages) == 1}
+            found[word] = (*found.get(word, ()), language)
+    return found
 
 
 @cache

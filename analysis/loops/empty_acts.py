@@ -73,9 +73,11 @@ class EmptyActs:
 
     def _language(self, words: Iterable[str]) -> str:
         """Return the language of the newest turns by their function words; English without any."""
-        counts = Counter(map(function_words().get, words))
         for language in LANGUAGES:
-            self._votes[language] = self._votes[language] / 2 + counts[language]
+            self._votes[language] /= 2
+        for languages, count in Counter(map(function_words().get, words)).items():
+            for language in languages or ():
+                self._votes[language] += count
         return max(LANGUAGES, key=self._votes.__getitem__)
 
 
