@@ -1,6 +1,7 @@
-"""Measure the seconds of `import a2a_ray` and of `a2a-ray --help`: medians over fresh processes, with a warm disk.
+"""Measure the seconds of `import a2a_ray`, `a2a-ray --help` and a small run: medians over fresh processes, warm disk.
 
-Both import_s (of `python -c "import a2a_ray"`) and help_s include the start of the interpreter.
+All include the start of the interpreter. import_s: `python -c "import a2a_ray"`. run_s: `a2a-ray run` of four
+conversations between two echo agents, 8 turns each, without Ray.
 
     python benchmarks/startup.py [--repetitions 15]
 """
@@ -12,9 +13,15 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+SPECIFICATION = """
+agents: [{name: ann, kind: echo}, {name: bob, kind: echo}]
+openings: {first: 4}
+max_rounds: 4
+"""
 HEAVY = ("numpy", "ray", "torch", "transformers", "pydantic", "pyarrow")
 
 
@@ -33,10 +40,14 @@ def main() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     if loaded:
         raise SystemExit(f"import a2a_ray loads {', '.join(loaded)}; expected none of {', '.join(HEAVY)}")
+    program, scratch = str(Path(sys.executable).with_name("a2a-ray")), tempfile.TemporaryDirectory()
+    folder = scratch.name
+    (Path(folder) / "spec.yaml").write_text(SPECIFICATION)
     commands = {
         "interpreter_s": [sys.executable, "-c", "pass"],
         "import_s": [sys.executable, "-c", "import a2a_ray"],
-        "help_s": [str(Path(sys.executable).with_name("a2a-ray")), "--help"],
+        "help_s": [program, "--help"],
+        "run_s": [program, "run", f"{folder}/spec.yaml", "--executor", "local", "--storage", folder],
     }
     taken: dict[str, list[float]] = {key: [] for key in commands}
     for _ in range(options.repetitions):

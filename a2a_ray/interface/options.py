@@ -15,9 +15,17 @@ Source = Annotated[
 ]
 RunPath = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URI of a run; `a2a-ray ls` lists them.")]
 Storage = Annotated[str, typer.Option(metavar="DIR|URI", help="Where runs are stored: a folder or an object store.")]
+ExecutorName = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        metavar="auto|local|ray",
+        help="local: in this process, without Ray; auto: local for at most 200 conversations of light agents.",
+    ),
+]
 Workers = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Worker actors that run conversations; by default as many as fit."),
+    typer.Option(metavar="N", min=1, help="Ray worker actors that run conversations; by default as many as fit."),
 ]
 Address = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Ray cluster to use; by default a local Ray.")]
 OnFailure = Annotated[

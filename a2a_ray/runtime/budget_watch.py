@@ -9,6 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
+from a2a_ray.runtime.limits.budget import time_spent
+
 log = logging.getLogger(__name__)
 
 
@@ -26,10 +28,9 @@ class BudgetWatch:
 
     def check(self, elapsed: float) -> str:
         """Return the newest answer of the keeper. elapsed: seconds since the start."""
-        if self._seconds is not None and elapsed >= self._seconds:
-            return f"budget of {self._seconds:g} seconds spent"
-        if self._keeper is None:
-            return ""
+        late = time_spent(self._seconds, elapsed)
+        if late or self._keeper is None:
+            return late
         if self._request is None:
             self._request = self._keeper.stop_reason.remote()
         if not ray.wait([self._request], timeout=0)[0]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
@@ -13,22 +13,12 @@ from a2a_ray.core.errors import A2AError, PlacementError, StorageError
 from a2a_ray.experiment.spec import Experiment
 from a2a_ray.runtime.budget_watch import BudgetWatch
 from a2a_ray.runtime.crash_recovery import LOST_SECONDS, CrashRecovery, call_recorder, read_progress
+from a2a_ray.runtime.executor import OnFailure
 from a2a_ray.runtime.limits.spent import NOTHING, Spent
-from a2a_ray.runtime.plan import Plan, Progress, Watch
+from a2a_ray.runtime.plan import CHUNKS, QUEUED, STOP_SECONDS, WATCH_SECONDS, Plan, Progress, Watch
 from a2a_ray.runtime.run_actors import RunActors
 from a2a_ray.runtime.worker_slot import WorkerSlot
 from a2a_ray.store.lease import Lease
-
-CHUNKS = 4
-"""Number of chunks in the conversations that a worker runs at once. It gets the next chunk when one has ended."""
-QUEUED = 2
-"""Further chunks that wait in the worker, so that a conversation that ends early is replaced at once."""
-WATCH_SECONDS = 0.5
-"""Time between two progress reports."""
-STOP_SECONDS = 30.0
-"""How long turns in flight may take to end when a run is stopped."""
-
-OnFailure = Literal["recover", "raise"]
 
 
 class Driver:

@@ -11,6 +11,17 @@ from typing import NamedTuple, TypeAlias
 from a2a_ray.core.transcript import DONE, FAILED, RUNNING, Transcript
 from a2a_ray.experiment.spec import Experiment, Task
 
+CHUNKS = 4
+"""Number of chunks in the conversations that a worker runs at once. It gets the next chunk when one has ended."""
+QUEUED = 2
+"""Further chunks that wait in the worker, so that a conversation that ends early is replaced at once."""
+LIGHT_IN_FLIGHT = 2048
+"""Conversations that a worker runs at once if all agents are light: more rows go into one commit."""
+WATCH_SECONDS = 0.5
+"""Time between two progress reports."""
+STOP_SECONDS = 30.0
+"""How long turns in flight may take to end when a run is stopped."""
+
 
 class Outcome(NamedTuple):
     """The state of one conversation when its worker returns it; `status` is "running" if the run was stopped."""

@@ -115,8 +115,6 @@ class RecorderClient:
 
     async def _await_commit(self, call: Any, batch: _Batch, epoch: int) -> None:
         """Wait until the batch is committed. If the recorder dies, reconnect, which sends the batch again."""
-        from ray.exceptions import RayActorError
-
         response = asyncio.ensure_future(_response(call))
         try:
             if not (await asyncio.wait({response}, timeout=RECORDER_SECONDS / 2))[0]:
@@ -125,13 +123,14 @@ class RecorderClient:
                 self._reconnect(epoch)
                 return
             response.result()
-        except RayActorError:
-            self._reconnect(epoch)
         except StorageError as error:
             if epoch == self._epoch:
                 self._fail(error)
         except Exception as error:
-            self._fail(StorageError(f"the recorder failed: {type(error).__name__}: {error}"))
+            if _process_died(error):
+                self._reconnect(epoch)
+            else:
+                self._fail(StorageError(f"the recorder failed: {type(error).__name__}: {error}"))
         else:
             batch.committed = True
             while self._in_flight and self._in_flight[0].committed:
@@ -213,9 +212,17 @@ class _Batch:
 
 async def _response(call: Any) -> Any:
     """Return the response of an actor; raise an error of its own code as StorageError."""
-    from ray.exceptions import RayTaskError
-
     try:
         return await call
-    except RayTaskError as error:
-        raise StorageError(str(error.cause)) from None
+    except Exception as error:
+        from ray.exceptions import RayTaskError  # imported late: a recorder in this process needs no Ray
+
+        if isinstance(error, RayTaskError):
+            raise StorageError(str(error.cause)) from None
+        raise
+
+
+def _process_died(error: Exception) -> bool:
+    from ray.exceptions import RayActorError
+
+    return isinstance(error, RayActorError)

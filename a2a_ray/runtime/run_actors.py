@@ -15,6 +15,7 @@ from a2a_ray.runtime.crash_recovery import call_recorder
 from a2a_ray.runtime.limits.budget_keeper import start_budget_keeper
 from a2a_ray.runtime.limits.metered_agent import MeteringSettings
 from a2a_ray.runtime.limits.spent import Spent
+from a2a_ray.runtime.plan import LIGHT_IN_FLIGHT
 from a2a_ray.runtime.telemetry import tracing
 from a2a_ray.runtime.telemetry.metrics import exported
 from a2a_ray.runtime.worker import CONTROL, Worker
@@ -23,8 +24,6 @@ from a2a_ray.store.recorder import Recorder
 
 IN_FLIGHT = 512
 """Conversations that a worker runs at once if agents are heavy."""
-LIGHT_IN_FLIGHT = 2048
-"""The same if all agents are light: more rows go into one commit."""
 
 
 class RunActors:

@@ -1,30 +1,20 @@
-"""Run a whole experiment on Ray, or resume one."""
+"""Run a whole experiment, in this process or on Ray, or resume one."""
 
 from __future__ import annotations
 
 import json
 import re
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from a2a_ray.core.errors import AgentError, AuthenticationError, ConfigurationError, PlacementError, StorageError
+from a2a_ray.core.errors import AgentError, AuthenticationError, ConfigurationError, PlacementError
 from a2a_ray.core.transcript import DONE, FAILED
 from a2a_ray.experiment.spec import Experiment
-from a2a_ray.runtime.cluster import connect
-from a2a_ray.runtime.driver import Driver, OnFailure
-from a2a_ray.runtime.limits.budget_keeper import spent_before
-from a2a_ray.runtime.limits.spent import NOTHING
+from a2a_ray.runtime.drive import StartOptions, drive
+from a2a_ray.runtime.executor import Executor, OnFailure, runs_locally
 from a2a_ray.runtime.plan import Plan, Watch
-from a2a_ray.runtime.preflight import check_startable
-from a2a_ray.runtime.progress import watch_run
 from a2a_ray.runtime.telemetry import tracing
-from a2a_ray.store.lease import Lease
 from a2a_ray.store.run import Run, create_run, open_run, remove_run
 
 NOT_IMPORTABLE = re.compile(r"^__main__:|<lambda>|<locals>")
@@ -35,31 +25,32 @@ def run_experiment(
     experiment: Experiment | Mapping[str, Any] | str | Path,
     *,
     storage: str | Path = "runs",
+    executor: Executor = "auto",
     workers: int | None = None,
     address: str | None = None,
     progress: Watch | bool = True,
     on_failure: OnFailure = "recover",
     budget: float | Mapping[str, float] | None = None,
 ) -> Run:
-    """Run every conversation of an experiment on Ray and return the finished run.
+    """Run every conversation of an experiment and return the finished run.
 
     Args:
         experiment: an Experiment, the same as a mapping, or the path of a YAML specification.
         storage: folder or URI under which the run gets its own folder.
-        workers: number of worker actors; as many as fit by default.
+        executor: "local" (this process), "ray" or "auto": local for at most 200 conversations without agents in actors,
+            unless `workers`, `address` or RAY_ADDRESS is given or this process uses Ray. The turns are the same.
+        workers: number of Ray worker actors; as many as fit by default.
         address: a Ray cluster. By default the Ray that this process uses, or a new local one that ends with the run.
         progress: True shows a bar, False nothing; a function is called with a `Progress` about twice a second.
         on_failure: what to do if a process or node of the run dies. "recover" replaces it and continues after the last
-            stored turn, "raise" raises StorageError. A conversation that kills its worker every time is set aside as
-            failed.
-        budget: replaces the one in the specification: an amount of money, or a mapping with any of cost, tokens,
-            requests and seconds.
+            stored turn, "raise" raises StorageError. A conversation that kills every worker is set aside as failed.
+        budget: replaces the one in the specification: money, or any of cost, tokens, requests and seconds by name.
 
     Failed conversations are stored with their error; see `run.summary()`. If the budget is spent before the end,
     `run.stopped` gives the reason, and `resume_run(run.path, budget=more)` continues.
 
     Raises:
-        ConfigurationError: the specification is invalid. Nothing has started.
+        ConfigurationError: the specification is invalid, or `executor` contradicts it. Nothing has started.
         PlacementError: the cluster lacks a resource.
         AgentError: an agent cannot be set up. No run is left.
         StorageError: turns cannot be written.
@@ -67,14 +58,14 @@ def run_experiment(
 
     After a StorageError, an AuthenticationError or a KeyboardInterrupt, `resume_run(run.path)` continues the run.
     """
-    experiment = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
-    experiment = _with_budget(experiment, budget)
+    given = Experiment.load(experiment) if isinstance(experiment, (str, Path)) else Experiment.parse(experiment)
+    experiment = _with_budget(given, budget)
     experiment.check()
-    check_startable(experiment)
-    _check_start(workers)
+    local = _starts_locally(executor, experiment, experiment.size()[0], workers, address)
     run = create_run(experiment, storage)
+    options = StartOptions(local, workers, address, progress, on_failure)
     try:
-        return _drive(run, experiment, lambda: Plan(experiment), workers, address, progress, on_failure)
+        return drive(run, experiment, lambda: Plan(experiment), options)
     except AuthenticationError:
         raise
     except (ConfigurationError, PlacementError, AgentError) as error:
@@ -86,6 +77,7 @@ def run_experiment(
 def resume_run(
     run: Run | str | Path,
     *,
+    executor: Executor = "auto",
     workers: int | None = None,
     address: str | None = None,
     progress: Watch | bool = True,
@@ -108,12 +100,12 @@ def resume_run(
     """
     run = open_run(run.path if isinstance(run, Run) else run)
     given = _with_budget(_matching_experiment(run, experiment), budget)
-    _check_start(workers)
     counts = run.summary()
-    if counts["done"] + (0 if retry_failed else counts["failed"]) == counts["conversations"]:
+    remaining = counts["conversations"] - counts["done"] - (0 if retry_failed else counts["failed"])
+    if not remaining:
         return run
     given.check()
-    check_startable(given)
+    local = _starts_locally(executor, given, remaining, workers, address)
 
     def make_plan() -> Plan:
         stored = open_run(run.path)
@@ -122,7 +114,7 @@ def resume_run(
         begun = [id for id, status in statuses.items() if status not in finished]
         return Plan(given, statuses.keys() - begun, {t.id: t for t in stored.transcripts(begun)})
 
-    return _drive(run, given, make_plan, workers, address, progress, on_failure, takeover)
+    return drive(run, given, make_plan, StartOptions(local, workers, address, progress, on_failure, takeover))
 
 
 def _matching_experiment(run: Run, experiment: Experiment | Mapping[str, Any] | None) -> Experiment:
@@ -166,65 +158,16 @@ def _decisive(experiment: Experiment) -> dict[str, Any]:
     return value
 
 
-def _check_start(workers: int | None) -> None:
+def _starts_locally(
+    executor: Executor, experiment: Experiment, conversations: int, workers: int | None, address: str | None
+) -> bool:
+    """Check the arguments of a start, and return whether it needs no Ray. Raises ConfigurationError."""
     tracing.settings()  # raises if spans are requested that cannot be sent from here
     if workers is not None and workers < 1:
         raise ConfigurationError(f"workers: {workers}; expected at least 1")
+    if runs_locally(executor, experiment, conversations, workers, address):
+        return True
+    from a2a_ray.runtime.preflight import check_startable
 
-
-def _drive(
-    run: Run,
-    experiment: Experiment,
-    make_plan: Callable[[], Plan],
-    workers: int | None,
-    address: str | None,
-    progress: Watch | bool,
-    on_failure: OnFailure,
-    takeover: bool = False,
-) -> Run:
-    """Drive one start of a run, from the lease to its release."""
-    started_ray, driver = False, None
-    lease = Lease.acquire(run.path, takeover)
-    try:
-        started_ray = connect(address)
-        with _sigterm_interrupts():
-            spent = spent_before(run) if experiment.budget is not None else NOTHING
-            driver = Driver(run.path, experiment, make_plan, workers, on_failure, lease, spent)
-            with watch_run(Path(run.path).name, progress) as watch:
-                driver.run(watch)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(run.path) from None  # names the run to resume
-    except StorageError as error:
-        raise StorageError(f"{run.path}: {error}") from None
-    except AuthenticationError as error:
-        raise AuthenticationError(
-            f"{error}. The run has stopped; no conversation failed because of it. Continue with: a2a-ray resume"
-            f" {run.path}"
-        ) from None
-    finally:
-        if driver is not None:
-            driver.shutdown()
-        lease.release()
-        if started_ray:
-            ray.shutdown()
-    finished = open_run(run.path)
-    if driver.stopped and len(driver.plan) > driver.plan.ended:
-        finished.stopped = f"{driver.stopped}; continue with a larger one: a2a-ray resume {run.path} --budget COST"
-    return finished
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM stops a run as Ctrl-C does, so that turns in flight are stored. Ray's own handler exits at once."""
-    if threading.current_thread() is not threading.main_thread():  # signals can only be handled there
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    check_startable(experiment)
+    return False

@@ -10,7 +10,7 @@ import typer
 
 from a2a_ray.core.errors import ConfigurationError
 from a2a_ray.interface.command_helpers import explain_resume
-from a2a_ray.interface.options import Address, AsJson, Budget, OnFailure, RunPath, Storage, Workers
+from a2a_ray.interface.options import Address, AsJson, Budget, ExecutorName, OnFailure, RunPath, Storage, Workers
 from a2a_ray.runtime.progress import print_status
 
 if TYPE_CHECKING:
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="Specification; `a2a-ray init` writes one.")]
 
+EXECUTORS, POLICIES = ("auto", "local", "ray"), ("recover", "raise")
+
 
 def run(
     spec: SpecPath,
     storage: Storage = "runs",
+    executor: ExecutorName = "auto",
     workers: Workers = None,
     address: Address = None,
     on_failure: OnFailure = "recover",
@@ -56,9 +59,10 @@ def run(
         done = run_experiment(
             experiment,
             storage=storage,
+            executor=_one_of("--executor", executor, EXECUTORS),
             workers=workers,
             address=address,
-            on_failure=_failure_policy(on_failure),
+            on_failure=_one_of("--on-failure", on_failure, POLICIES),
             budget=budget,
         )
     _print_outcome(done, as_json)
@@ -66,6 +70,7 @@ def run(
 
 def resume(
     path: RunPath,
+    executor: ExecutorName = "auto",
     workers: Workers = None,
     address: Address = None,
     on_failure: OnFailure = "recover",
@@ -82,9 +87,10 @@ def resume(
     with explain_resume():
         done = resume_run(
             path,
+            executor=_one_of("--executor", executor, EXECUTORS),
             workers=workers,
             address=address,
-            on_failure=_failure_policy(on_failure),
+            on_failure=_one_of("--on-failure", on_failure, POLICIES),
             retry_failed=retry_failed,
             budget=budget,
             takeover=takeover,
@@ -92,10 +98,11 @@ def resume(
     _print_outcome(done, as_json)
 
 
-def _failure_policy(on_failure: str) -> Any:
-    if on_failure not in ("recover", "raise"):
-        raise ConfigurationError(f"--on-failure: {on_failure!r}; expected recover or raise")
-    return on_failure
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> Any:
+    """Return the value of an option. Raises ConfigurationError if it is not a known one."""
+    if value not in known:
+        raise ConfigurationError(f"{option}: {value!r}; expected {', '.join(known[:-1])} or {known[-1]}")
+    return value
 
 
 def _print_outcome(run: Run, as_json: bool) -> None:

@@ -35,6 +35,11 @@ class BudgetLimits(NamedTuple):
 UNLIMITED = BudgetLimits()
 
 
+def time_spent(seconds: float | None, elapsed: float) -> str:
+    """Return that the budget's time is spent, for people; empty while it is not. seconds: None for no limit."""
+    return "" if seconds is None or elapsed < seconds else f"budget of {seconds:g} seconds spent"
+
+
 class BudgetReply(NamedTuple):
     """granted: calls by endpoint, the waiting ones first. pause: seconds to the next exchange. over: see `Budget`."""
 

@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
 
 class BudgetKeeper:
-    """Actor around a `Budget`."""
+    """Actor around a `Budget`. in_actor: False for a keeper in the process of the run."""
 
-    def __init__(self, limits: Mapping[str, RateLimits], totals: BudgetLimits, spent: Spent) -> None:
-        import ray
-
-        restarted = ray.get_runtime_context().was_current_actor_reconstructed
-        self._budget = Budget(limits, totals, spent, fresh=not restarted)
+    def __init__(
+        self, limits: Mapping[str, RateLimits], totals: BudgetLimits, spent: Spent, in_actor: bool = True
+    ) -> None:
+        self._budget = Budget(limits, totals, spent, fresh=not (in_actor and _restarted()))
 
     async def exchange(self, worker: str, spent: Spent, reports: Mapping[str, EndpointReport]) -> BudgetReply:
         """See `Budget.exchange`."""
@@ -49,6 +48,19 @@ def endpoint_limits(experiment: Experiment) -> tuple[dict[str, RateLimits], dict
     return found, {key: endpoint for key, endpoint in by_key.items() if endpoint in found}
 
 
+def _restarted() -> bool:
+    """Return whether Ray has restarted the actor of this process."""
+    import ray
+
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def budget_totals(experiment: Experiment) -> BudgetLimits:
+    """Return the most that the run may take, without the limit on its time."""
+    budget = experiment.budget
+    return UNLIMITED if budget is None else BudgetLimits(budget.cost, budget.tokens, budget.requests)
+
+
 def start_budget_keeper(experiment: Experiment, spent: Spent) -> tuple[Any, dict[str, str]]:
     """Start the actor that keeps the budget; return it, and the endpoint of each limited agent's key.
 
@@ -59,12 +71,10 @@ def start_budget_keeper(experiment: Experiment, spent: Spent) -> tuple[Any, dict
     limits, by_key = endpoint_limits(experiment)
     if not limits:
         return None, {}
-    budget = experiment.budget
-    totals = UNLIMITED if budget is None else BudgetLimits(budget.cost, budget.tokens, budget.requests)
     actor: Any = ray.remote
     # Ray restarts it if it dies; the workers then report what they have spent.
     kind = actor(BudgetKeeper).options(num_cpus=0, max_restarts=-1, max_task_retries=0)
-    return kind.remote(limits, totals, spent), by_key
+    return kind.remote(limits, budget_totals(experiment), spent), by_key
 
 
 def spent_before(run: Run) -> Spent:
