@@ -22,6 +22,7 @@ if _TYPE_CHECKING:
     from a2a_ray.analysis.dynamics.pair_population import PairPopulation as PairPopulation
     from a2a_ray.analysis.dynamics.pair_simulation import simulate_pairs as simulate_pairs
     from a2a_ray.analysis.equilibria.assessment import assess_equilibrium as assess_equilibrium
+    from a2a_ray.analysis.judge import JudgedObserver as JudgedObserver
     from a2a_ray.analysis.loops import LoopDetector as LoopDetector
     from a2a_ray.analysis.text.embedding import load_embedder as load_embedder
     from a2a_ray.analysis.text.exact_repetition import ExactRepetitionRule as ExactRepetitionRule
@@ -77,6 +78,7 @@ _NAMES_OF_MODULE = {
     "agents.replay": "ReplayAgent",
     "analysis.analyze": "AnalysisSettings analyze",
     "analysis.text.embedding": "load_embedder",
+    "analysis.judge": "JudgedObserver",
     "analysis.loops": "LoopDetector",
     "analysis.dynamics.pair_population": "PairPopulation",
     "analysis.dynamics.pair_simulation": "simulate_pairs",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from a2a_ray.core.contracts import TurnProtocol
 from a2a_ray.core.errors import ConfigurationError
-from a2a_ray.core.message import COMBINE, NUDGE, Message
+from a2a_ray.core.message import COMBINE, NUDGE, REVIEW, Message
 from a2a_ray.core.nudge import NudgeText
 from a2a_ray.core.transcript import Transcript
 from a2a_ray.core.turns import Next, ProtocolMessage, TurnContext
@@ -41,7 +41,7 @@ class Simultaneous(TurnProtocol):
         """Return the agents of the round that have not spoken, or the combination of a complete round."""
         size, count = len(transcript.agents), len(transcript.messages)
         done = count % size
-        newest = next((m.kind for m in reversed(transcript.turns) if m.kind != NUDGE), "")
+        newest = next((m.kind for m in reversed(transcript.turns) if m.kind not in (NUDGE, REVIEW)), "")
         if done or not count or self._combine is None or newest == COMBINE:
             return transcript.agents[done:]  # a whole round, or the rest of an interrupted one
         return ProtocolMessage("all", _combined(transcript.messages[-size:], self._combine))

@@ -96,6 +96,7 @@ def test_a_dry_run_adds_up_as_by_hand(capsys: pytest.CaptureFixture[str], tmp_pa
         "output_tokens": 3 * (2 * 100 + 2 * 500),
         "cost": pytest.approx(PAID_COST),
         "assumed": ["bob"],
+        "judge_calls": 0,
     }
     table = call(capsys, "run", spec, "--dry-run")
     assert f"{PAID_INPUT:,}" in table.out

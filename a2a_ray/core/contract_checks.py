@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from a2a_ray.core.errors import ConfigurationError, InvalidResponseError
@@ -56,6 +56,21 @@ def check_agents(agents: object) -> None:
         raise ConfigurationError(f"agents: {shown(agents)}; expected a list of agents, such as [EchoAgent('ann')]")
     for i, agent in enumerate(agents):
         check_part("agent", agent, f"agents.{i}")
+
+
+def check_judges(judges: Iterable[tuple[str, str]], agents: Collection[str]) -> None:
+    """Raise ConfigurationError unless judges have names of their own, because their records are stored by name.
+
+    judges: pairs of the names of an observer and of its judge.
+    """
+    names = set(agents)
+    for observer, judge in judges:
+        where = f"observer {observer}: judge.name: {judge!r}"
+        if not isinstance(judge, str) or not judge.isidentifier():
+            raise ConfigurationError(f"{where}; expected a Python identifier such as 'judge'")
+        if judge in names:
+            raise ConfigurationError(f"{where}; an agent or another judge has this name. Give the judge another one")
+        names.add(judge)
 
 
 def check_verdict(verdict: object, observer: str, turn: int) -> None:

@@ -70,6 +70,12 @@ class Observer(Protocol):
 
     Optional: `findings(conversation_id) -> list[Finding]` returns what the observer found so far, at least one finding
     (status "none" for nothing). A run stores them beside those of `a2a-ray analyze`.
+
+    Optional: `review(request) -> Awaitable[Message] | None`, together with `judge`, an agent. The conversation calls it
+    before each turn, and takes at most one answer of a judge after each message. None requests nothing. Otherwise the
+    answer, a reply to `request` signed with the judge's name, becomes a record of kind "review": it is stored, counts
+    towards no limit, and every observer receives it. When a stored conversation continues, its observers receive the
+    stored answers first, so none of them is requested again. `JudgedObserver` is an example.
     """
 
     def update(self, message: Message) -> ObserverVerdict:

@@ -6,12 +6,14 @@ import asyncio
 import inspect
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from a2a_ray.core.base_agent import agent_traits
 from a2a_ray.core.contract_checks import (
     check_agents,
     check_context,
+    check_judges,
     check_next,
     check_part,
     check_reason,
@@ -19,7 +21,7 @@ from a2a_ray.core.contract_checks import (
 )
 from a2a_ray.core.contracts import Agent, Observer, TurnProtocol
 from a2a_ray.core.errors import A2AError, AgentError, ConfigurationError, InvalidResponseError, traceback_of
-from a2a_ray.core.message import ASIDE, BID, EMPTY, NUDGE, Content, Message, checked_answer, checked_content
+from a2a_ray.core.message import ASIDE, BID, EMPTY, NUDGE, REVIEW, Content, Message, checked_answer, checked_content
 from a2a_ray.core.nudge_checks import can_nudge, check_nudges, refusal
 from a2a_ray.core.registry import protocols
 from a2a_ray.core.seeds import turn_seed
@@ -83,6 +85,8 @@ class Conversation:
         self.protocol = protocols.build({"kind": protocol}, "protocol") if isinstance(protocol, str) else protocol
         check_part("protocol", self.protocol, "protocol")
         self.observers = _named(observers)
+        self._judged: list[tuple[str, Any]] = [pair for pair in self.observers if hasattr(pair[1], "review")]
+        check_judges([(name, observer.judge.name) for name, observer in self._judged], self.agents)
         self.options = options
         self._newest: list[tuple[str, ObserverVerdict]] = []  # of the newest record, by observer
         self._nudging: tuple[str, ObserverVerdict] | None = None  # the newest request for a nudge, not yet handled
@@ -99,13 +103,15 @@ class Conversation:
             self._observe(message)
 
     async def __aiter__(self) -> AsyncIterator[Message]:
-        """Yield every record as it is made, bids and combinations included."""
+        """Yield every record as it is made, with bids, combinations, nudges and reviews."""
         transcript = self.transcript
         try:
             if transcript.status == RUNNING and self._over():
                 return
             while transcript.status == RUNNING:
                 answers = () if self._nudging is None else self._nudge(*self._nudging)
+                if self._judged and not answers:
+                    answers = await self._review()
                 for answer in answers or await self._next():
                     transcript.append(answer)
                     over, failure = False, None
@@ -170,6 +176,33 @@ class Conversation:
             raise ConfigurationError(f"observer {observer}: {refusal(self.protocol)}")
         nudge = self.protocol.nudge(self.transcript, verdict)
         return () if nudge is None else (self._protocol_record(nudge, NUDGE),)
+
+    async def _review(self) -> Sequence[Message]:
+        """Return the answer of the first judge that its observer wants to ask now, if any does.
+
+        A judge answers at most once after each message, whatever its observer wants.
+        """
+        transcript = self.transcript
+        seq, asides = len(transcript) + 1, len(transcript) - len(transcript.messages)
+        since = transcript.messages[-1].seq if transcript.messages else 0
+        answered = {record.sender for record in transcript.turns[since:] if record.kind == REVIEW}
+        for name, observer in self._judged:
+            judge, seed = observer.judge.name, turn_seed(transcript.seed, seq)
+            if judge in answered:
+                continue
+            options = self.options.get(judge, EMPTY)
+            request = Message(transcript.id, seq, "", "", seed=seed, options=options, asides=asides)
+            try:
+                review = observer.review(request)
+                if review is None:
+                    continue
+                return (replace(checked_answer(await review, request, judge), kind=REVIEW),)
+            except A2AError:
+                raise
+            except (Exception, SystemExit) as error:
+                where = f"observer {name!r} failed after turn {seq - asides - 1}"
+                raise AgentError(f"{where}: {type(error).__name__}: {error}") from error
+        return ()
 
     def _protocol_record(self, message: ProtocolMessage, kind: str) -> Message:
         """Return the next record, with content from the protocol itself."""

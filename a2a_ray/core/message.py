@@ -32,10 +32,11 @@ class _Empty(dict[str, Any]):
 
 EMPTY: Mapping[str, Any] = _Empty()
 
-MESSAGE, BID, COMBINE, NUDGE = "message", "bid", "combine", "nudge"
-"""Kinds of record: an agent's turn, an agent's bid for the turn, the protocol's combination of simultaneous turns, and
-the protocol's intervention. Transcripts of other tools may have more (`action`, `result`)."""
-ASIDE = frozenset({BID, COMBINE, NUDGE})
+MESSAGE, BID, COMBINE, NUDGE, REVIEW = "message", "bid", "combine", "nudge", "review"
+"""Kinds of record: an agent's turn, an agent's bid for the turn, the protocol's combination of simultaneous turns, the
+protocol's intervention, and the answer of an observer's judge. Transcripts of other tools may have more (`action`,
+`result`)."""
+ASIDE = frozenset({BID, COMBINE, NUDGE, REVIEW})
 """Kinds that are no turns: they are stored, but count towards no limit and in no order of turns."""
 RESERVED = ASIDE | {"opening", "call", "done", "failed"}
 """Kinds that belong to the protocol and the store; an agent's answer must not use them."""
@@ -55,8 +56,8 @@ class Message:
     usage: the cost of the answer, such as input_tokens, output_tokens, requests, cost.
     metadata: other facts about the answer; must be JSON.
     created_at: seconds since the epoch.
-    kind: "message", "bid", "combine" or "nudge"; transcripts of other tools may have "action", "result", ...
-    asides: the number of bids, combinations and nudges before the record; see `turn`.
+    kind: "message", "bid", "combine", "nudge" or "review"; transcripts of other tools may have "action", "result", ...
+    asides: the number of records before this one that are no messages; see `turn`.
     """
 
     conversation: str
@@ -74,7 +75,7 @@ class Message:
 
     @property
     def turn(self) -> int | Any:  # Any stands for None: nearly every caller has a numbered message
-        """Return the number of the message: 1 for the first, 0 for the opening, None for bids, combinations and nudges.
+        """Return the number of the message: 1 for the first, 0 for the opening, None for kinds in ASIDE.
 
         A request has the number of its answer; a request for a bid has the number of the turn to assign.
         """

@@ -32,7 +32,7 @@ class TerminationCondition:
 
 
 class MaxTurns(TerminationCondition):
-    """Ends the conversation after this number of messages; bids, combinations and nudges do not count."""
+    """Ends the conversation after this number of messages; bids, combinations, nudges and reviews do not count."""
 
     def __init__(self, turns: int) -> None:
         if turns < 1:

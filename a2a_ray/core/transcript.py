@@ -21,8 +21,8 @@ class Transcript:
 
     id, agents: of the conversation; `agents` in the order of speaking if the protocol has one.
     seed: the conversation's seed.
-    turns: every record, including bids, combinations and nudges; `turns[i].seq == i + 1`.
-    messages: `turns` without bids, combinations and nudges; `messages[i].turn == i + 1`.
+    turns: every record, including bids, combinations, nudges and reviews; `turns[i].seq == i + 1`.
+    messages: `turns` without bids, combinations, nudges and reviews; `messages[i].turn == i + 1`.
     status: "running", "done" or "failed". reason: why it ended. error: what failed.
     stopped_by: the observer that ended it; empty if a limit, a condition, the protocol or a failure did.
     traceback: the last lines of the failure's traceback; empty without one.
@@ -119,8 +119,9 @@ class Transcript:
     def to_exchange(self) -> dict[str, Any]:
         """Return the conversation in the exchange format: id, opening, turns and metadata.
 
-        Each turn has speaker and text, and kind, time and tokens if they are known. Bids, combinations and nudges are
-        left out. A vector becomes `vector` beside a readable `text`; as the opening it becomes `opening_vector`.
+        Each turn has speaker and text, and kind, time and tokens if they are known. Bids, combinations, nudges
+        and reviews are left out. A vector becomes `vector` beside a readable `text`; as the opening it becomes
+        `opening_vector`.
         """
         out: dict[str, Any] = {"id": self.id}
         out.update((k, v) for k, v in self.metadata.items() if k not in _KEYS)

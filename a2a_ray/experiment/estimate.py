@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from a2a_ray.core.base_agent import agent_traits
@@ -19,6 +20,7 @@ class Estimate(NamedTuple):
     """Upper bounds: every conversation runs to its limit and every answer has its maximum length.
 
     cost: in the currency of `price`; None if no agent has a price. assumed: agents without a token limit.
+    judge_calls: those of `calls` that the judges of observers make if every observer is suspicious all the time.
     """
 
     conversations: int
@@ -28,6 +30,7 @@ class Estimate(NamedTuple):
     output_tokens: int
     cost: float | None
     assumed: list[str]
+    judge_calls: int = 0
 
 
 class _Cost(NamedTuple):
@@ -42,37 +45,54 @@ class _Cost(NamedTuple):
     requests: int
 
 
+@dataclass
+class _Totals:
+    calls: int = 0
+    input: int = 0
+    output: int = 0
+    cost: float | None = None
+
+    def add(self, spec: AgentSpec, step: _Cost, times: int, context: int) -> None:
+        """Add this number of steps. context: tokens, unless the step knows what it reads."""
+        requests = times * (step.requests if step.output else 1)
+        self.calls += requests
+        if step.output == 0:
+            return
+        context = (context if step.input is None else step.input) + _instructions(spec.inner)
+        self.input += requests * context
+        self.output += requests * step.output
+        price = spec.rate or spec.inner.rate
+        if price is not None:
+            cost = requests * (context * price.input + step.output * price.output) / 1e6
+            self.cost = (self.cost or 0.0) + cost
+
+
 def estimate(experiment: Experiment) -> Estimate:
     """Return the estimate of an experiment. Calls include bids and calls of agents that are not models."""
-    calls = tokens_in = tokens_out = 0
-    cost: float | None = None
     assumed: set[str] = set()
     known: dict[str, _Cost] = {}
+    total, judge_calls = _Totals(), 0
     for cell in experiment.cells:
         conversations_here = len(cell.opening_contents) * cell.repeats
         steps = [_cost(spec, known, assumed) for spec in cell.agents]
         opening = max((_length(o) for o in cell.opening_contents), default=0)
         by_bid = cell.protocol["kind"] == "adaptive" and cell.protocol.get("by", "bid") == "bid"
         bids = len(cell.agents) if by_bid else 0
-        calls += conversations_here * cell.limit * (1 + bids)
+        total.calls += conversations_here * cell.limit * bids
         longest = max(step.output for step in steps)
         for turn in range(cell.limit):
             spec, step = cell.agents[turn % len(cell.agents)], steps[turn % len(cell.agents)]
-            if step.output == 0:
-                continue
-            requests = step.requests * conversations_here
-            calls += requests - conversations_here
-            context = step.input
-            if context is None:
-                context = _context(cell.protocol.get("context", "last"), turn, longest, opening)
-            context += _instructions(spec.inner)
-            tokens_in += requests * context
-            tokens_out += requests * step.output
-            price = spec.rate or spec.inner.rate
-            if price is not None:
-                cost = (cost or 0.0) + requests * (context * price.input + step.output * price.output) / 1e6
+            context = _context(cell.protocol.get("context", "last"), turn, longest, opening) if step.output else 0
+            total.add(spec, step, conversations_here, context)
+        before = total.calls
+        for judge in cell.judges.values():
+            times = judge.calls(cell.limit) * conversations_here
+            total.add(judge, _cost(judge, known, assumed), times, judge.prompt_characters // CHARACTERS_PER_TOKEN)
+        judge_calls += total.calls - before
     conversations, turns = experiment.size()
-    return Estimate(conversations, turns, calls, tokens_in, tokens_out, cost, sorted(assumed))
+    return Estimate(
+        conversations, turns, total.calls, total.input, total.output, total.cost, sorted(assumed), judge_calls
+    )
 
 
 def output_limit(spec: AgentSpec, agent: Any) -> int | None:

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from a2a_ray.core.base_agent import agent_traits
-from a2a_ray.core.contract_checks import check_part, shown
+from a2a_ray.core.contract_checks import check_judges, check_part, shown
 from a2a_ray.core.conversation import DEFAULT_ROUNDS, check_names
 from a2a_ray.core.errors import ConfigurationError, InvalidResponseError
 from a2a_ray.core.message import checked_content
@@ -34,6 +34,7 @@ from a2a_ray.core.seeds import conversation_seed
 from a2a_ray.core.validation import explain
 from a2a_ray.experiment.agent_spec import AgentSpec as AgentSpec
 from a2a_ray.experiment.agent_spec import AnalyzeSpec, BudgetSpec, SpecSection, identity, plain
+from a2a_ray.experiment.judge_spec import JudgeSpec
 from a2a_ray.experiment.openings import read_openings
 from a2a_ray.experiment.secrets import refuse_keys
 from a2a_ray.experiment.sweep import change
@@ -214,7 +215,7 @@ class Experiment(SpecSection):
     def named_observers(self) -> dict[str, dict[str, Any]]:
         """Return the settings of each observer by name: its `name`, or its kind (loops, loops-2, ...).
 
-        Raises ConfigurationError if two have the same name.
+        Its judge is in `judges`. Raises ConfigurationError if two have the same name.
         """
         found: dict[str, dict[str, Any]] = {}
         kinds: Counter[str] = Counter()
@@ -225,8 +226,25 @@ class Experiment(SpecSection):
             name = observer.get("name", kind if kinds[kind] == 1 else f"{kind}-{kinds[kind]}")
             if not isinstance(name, str) or name in found or ("name" in observer and not name):
                 raise ConfigurationError(f"observers.{i}.name: {name!r}; expected a name that no other observer has")
-            found[name] = {key: value for key, value in observer.items() if key != "name"}
+            found[name] = {key: value for key, value in observer.items() if key not in ("name", "judge")}
         return found
+
+    @cached_property
+    def judges(self) -> dict[str, JudgeSpec]:
+        """Return the judges by the name of their observer. Raises ConfigurationError."""
+        pairs = zip(self.named_observers, self.observers, strict=True)
+        judged = [(i, name, each["judge"]) for i, (name, each) in enumerate(pairs) if each.get("judge") is not None]
+        return {name: JudgeSpec.parse(judge, f"observers.{i}.judge") for i, name, judge in judged}
+
+    @cached_property
+    def all_agents(self) -> list[tuple[str, AgentSpec]]:
+        """Return the agents and then the judges, each with its place, such as "agents.0" or "observers.0.judge".
+
+        Raises ConfigurationError for invalid judges.
+        """
+        places = {name: f"observers.{i}.judge" for i, name in enumerate(self.named_observers)}
+        agents = [(f"agents.{i}", spec) for i, spec in enumerate(self.agents)]
+        return [*agents, *((places[name], judge) for name, judge in self.judges.items())]
 
     def check(self) -> None:
         """Build every part once, on this machine, without loading models. Raises ConfigurationError."""
@@ -248,29 +266,33 @@ class Experiment(SpecSection):
             where = f"termination.{i}"
             check_part("termination condition", terminations.build(condition, where), where)
         built = []
-        for i, each in enumerate(self.named_observers.values()):
+        for i, (name, each) in enumerate(self.named_observers.items()):
             where = f"observers.{i}"
-            built.append((where, observers.build(each, where)))
-            check_part("observer", built[-1][1], where)
+            observer = observers.build(each, where)
+            check_part("observer", observer, where)
+            if name in self.judges:
+                self.judges[name].check_watch(observer, where)
+            built.append((where, observer))
         vector = next((opening for opening in self.opening_contents if not isinstance(opening, str)), "")
         check_nudges(protocol, built, names, vector)
-        for i, spec in enumerate(self.agents):
+        check_judges(((name, judge.name) for name, judge in self.judges.items()), names)
+        for where, spec in self.all_agents:
             key = json.dumps(spec.settings, sort_keys=True, default=identity)
             if key in seen:
                 continue
             seen.add(key)
-            agent = spec.build(f"agents.{i}")
+            agent = spec.build(where)
             if spec.step_timeout is not None and not spec.heavy:
                 raise ConfigurationError(
-                    f"agents.{i}.limits.timeout: {spec.step_timeout:g}; a step beside the conversation cannot be"
+                    f"{where}.limits.timeout: {spec.step_timeout:g}; a step beside the conversation cannot be"
                     " stopped; add placement: actor"
                 )
             try:
                 agent_traits(agent).check()
             except ConfigurationError as error:
-                raise ConfigurationError(f"agents.{i}: {error}") from None
+                raise ConfigurationError(f"{where}: {error}") from None
             except Exception as error:
-                raise ConfigurationError(f"agents.{i}: its check failed: {type(error).__name__}: {error}") from error
+                raise ConfigurationError(f"{where}: its check failed: {type(error).__name__}: {error}") from error
         if self.analyze is not None:
             self._check_analyze()
 

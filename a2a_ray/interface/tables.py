@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ def print_estimate(estimate: Estimate, as_json: bool) -> None:
         ("conversations", f"{estimate.conversations:,}"),
         ("turns, at most", f"{estimate.turns:,}"),
         ("calls, at most", f"{estimate.calls:,}"),
+        *([("of these by judges, at most", f"{estimate.judge_calls:,}")] if estimate.judge_calls else []),
         ("input tokens, about", f"{estimate.input_tokens:,}"),
         ("output tokens, at most", f"{estimate.output_tokens:,}"),
         ("cost, at most about", cost),
@@ -121,6 +122,18 @@ def print_loops(results: Results) -> None:
         quoted = [[*row, clean_line(quote, room)] for row, quote in zip(rows, quotes, strict=True)]
         print_table("Loops found by the detector", columns, quoted, note)
     print(_summary(results))
+
+
+def print_judged(results: Results, used: Mapping[str, float]) -> None:
+    """Print the conversations that the judge of a file says have stopped. used: sums over its answers."""
+    found = [finding for finding in results.findings(analyzers=("judge",)) if finding.looped]
+    rows = [[clean_line(f.conversation_id), f.onset_turn, f.alarm_turn, clean_line(f.reason)] for f in found[:LISTED]]
+    if rows:
+        note = f"{len(found) - LISTED:,} more: --json lists all." if len(found) > LISTED else ""
+        print_table("No progress, says the judge", ("conversation", "since", "asked after", "reason"), rows, note)
+    tokens = int(used.get("input_tokens", 0) + used.get("output_tokens", 0))
+    cost = f" at a cost of {used['cost']:,.4f}" if "cost" in used else ""
+    print(f"The judge answered {int(used['answers']):,} questions with {tokens:,} tokens{cost}.")
 
 
 def _summary(results: Results) -> str:

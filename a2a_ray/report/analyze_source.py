@@ -37,7 +37,7 @@ def analyze_source(
     only: names of the analyzers that read a file; all by default. Raises ConfigurationError, PlacementError,
     StorageError.
     """
-    if not _is_file(source):
+    if not is_transcript_file(source):
         return analyze_opened(open_run(source), settings, workers=workers, address=address)
     transcripts, problems = read_jsonl(source)
     for problem in problems:
@@ -47,7 +47,7 @@ def analyze_source(
 
 def read_source(source: str) -> list[Transcript]:
     """Return the conversations of a run or of a file of transcripts. Raises ConfigurationError."""
-    if not _is_file(source):
+    if not is_transcript_file(source):
         return list(open_run(source).transcripts())
     transcripts, problems = read_jsonl(source)
     for problem in problems:
@@ -108,7 +108,7 @@ def analyze_transcripts(
     return Results(source, settings, None, [*keys, *offers], list(problems), by_id, findings_by_id)
 
 
-def _is_file(source: str) -> bool:
+def is_transcript_file(source: str) -> bool:
     """Return whether the source is a file of transcripts, not a run."""
     return "://" not in source and Path(source).is_file() and Path(source).name != MANIFEST
 

@@ -24,7 +24,7 @@ def finding_text(finding: Finding) -> str:
         parts.append(f"until turn {finding.recovered_turn - 1}")
     if finding.period:
         parts.append(f"period {finding.period}")
-    if finding.onset_turn is None and finding.reason:
+    if finding.reason and (finding.onset_turn is None or finding.analyzer == "judge"):
         parts.append(finding.reason)
     return ", ".join(parts) + _score(finding)
 

@@ -96,6 +96,11 @@ class Results:
             findings = (finding for id in ids for finding in self._file_findings[id])
             yield from (each for each in findings if not analyzers or each.analyzer in analyzers)
 
+    def add_findings(self, id: str, findings: Sequence[Finding]) -> None:
+        """Add findings on one conversation of a file, before anything was counted."""
+        self._file_findings[id] += findings
+        self.keys += [key for key in dict.fromkeys(f.key[1:] for f in findings) if key not in self.keys]
+
     @cached_property
     def counts(self) -> FindingCounts:
         """Counts over all findings, from one pass that does not read long fields."""

@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+from a2a_ray.analysis.judge.timed_agent import TimedAgent
 from a2a_ray.core.base_agent import agent_traits
 from a2a_ray.core.conversation import Conversation
 from a2a_ray.core.errors import (
@@ -23,6 +24,7 @@ from a2a_ray.core.registry import observers as observer_kinds
 from a2a_ray.core.registry import protocols, terminations
 from a2a_ray.core.termination import TerminationCondition
 from a2a_ray.core.transcript import FAILED, RUNNING, Transcript
+from a2a_ray.experiment.judge_spec import JudgeSpec
 from a2a_ray.experiment.spec import Experiment, Task
 from a2a_ray.runtime.limits.gate import RunHalted
 from a2a_ray.runtime.limits.metered_agent import CallMetering, MeteringSettings
@@ -35,6 +37,8 @@ from a2a_ray.store.schema import end_row, opening_row, unpack
 log = logging.getLogger(__name__)
 log.addHandler(logging.NullHandler())  # not printed in a program without logging: the summary counts failures
 
+CellParts: TypeAlias = "tuple[list[Any], dict[str, Any], Any, TerminationCondition | None, dict[str, Any]]"
+"""Agents, judges by name, protocol, termination condition and per-turn options."""
 SEND_SECONDS = 0.5
 """The longest time that a turn of a slow conversation waits before it is sent to the recorder."""
 
@@ -47,7 +51,7 @@ class ConversationRunner:
         experiment: the specification.
         recorder: the recorder's handle: its methods are called as `recorder.append.remote(...)`.
         remote: the proxy of each heavy agent, by agent key.
-        agent_keys: keys of the agents of each cell.
+        agent_keys: keys of the agents and judges of each cell, in the order of `Experiment.all_agents`.
         max_in_flight: number of conversations.
         metering: limits, budget and telemetry of calls to agents.
     """
@@ -67,7 +71,7 @@ class ConversationRunner:
         self._calls = CallMetering(metering, self._recorder)
         self._remote = remote
         self._stateful = {key for key, agent in self._remote.items() if agent.stateful}
-        self._parts: dict[int, tuple[list[Any], Any, TerminationCondition | None, dict[str, Any]]] = {}
+        self._parts: dict[int, CellParts] = {}
         self._light: dict[str, Any] = {}
         self._places = asyncio.Semaphore(max_in_flight)
         self._stopped = False
@@ -189,12 +193,14 @@ class ConversationRunner:
 
     def _build_conversation(self, task: Task, stored: Sequence[Message]) -> Conversation:
         cell = self._cells[task.cell]
-        agents, protocol, termination, options = self._cell_parts(task.cell)
+        agents, judges, protocol, termination, options = self._cell_parts(task.cell)
         names = tuple(a.name for a in agents)
         transcript = Transcript(task.id, names, cell.opening_contents[task.opening], task.seed)
         for message in stored:
             transcript.append(message)
         observers = {name: observer_kinds.build(o, f"observer {name}") for name, o in cell.named_observers.items()}
+        for name, spec in cell.judges.items():
+            observers[name] = spec.watch(observers[name], judges[spec.name], timed=True)
         return Conversation(
             agents,
             protocol,
@@ -205,25 +211,27 @@ class ConversationRunner:
             transcript=transcript,
         )
 
-    def _cell_parts(self, index: int) -> tuple[list[Any], Any, TerminationCondition | None, dict[str, Any]]:
-        """Return agents, protocol, termination condition and per-turn options of a cell; they are made once."""
+    def _cell_parts(self, index: int) -> CellParts:
+        """Return the parts of a cell; they are made once."""
         if index not in self._parts:
             cell = self._cells[index]
-            agents, options = [], {}
-            for spec, key in zip(cell.agents, self._agent_keys[index], strict=True):
-                if spec.heavy:
-                    agents.append(self._calls.wrap(self._remote[key], spec, key))
-                    options[spec.name] = spec.turn_settings()
-                    continue
-                if key not in self._light:
+            agents, judges, options = [], {}, {}
+            for (_, spec), key in zip(cell.all_agents, self._agent_keys[index], strict=True):
+                if not spec.heavy and key not in self._light:
                     self._light[key] = spec.build()
                     agent_traits(self._light[key]).setup()
-                agents.append(self._calls.wrap(self._light[key], spec, key))
+                agent = self._remote[key] if spec.heavy else self._light[key]
+                if spec.heavy:
+                    options[spec.name] = spec.turn_settings()
+                if isinstance(spec, JudgeSpec):  # its time does not include the wait for permits and for the ledger
+                    judges[spec.name] = self._calls.wrap(TimedAgent(agent, spec.timeout), spec, key)
+                else:
+                    agents.append(self._calls.wrap(agent, spec, key))
             termination: TerminationCondition | None = None
             for each in cell.termination:
                 condition = terminations.build(each, "termination")
                 termination = condition if termination is None else termination | condition
-            self._parts[index] = (agents, protocols.build(cell.protocol, "protocol"), termination, options)
+            self._parts[index] = (agents, judges, protocols.build(cell.protocol, "protocol"), termination, options)
         return self._parts[index]
 
     async def _send_regularly(self) -> None:

@@ -32,7 +32,7 @@ def runs_locally(
         raise ConfigurationError(f"executor: {unknown('executor', str(executor), get_args(Executor))}")
     given = {"workers": workers, "address": address}
     named = [f"{name}={value}" for name, value in given.items() if value is not None]
-    heavy = next((spec.name for cell in experiment.cells for spec in cell.agents if spec.heavy), None)
+    heavy = next((spec.name for cell in experiment.cells for _, spec in cell.all_agents if spec.heavy), None)
     if executor == "auto":
         small = conversations <= LOCAL_CONVERSATIONS and heavy is None and not named
         return small and not os.environ.get("RAY_ADDRESS") and not _connected()

@@ -70,7 +70,7 @@ class LocalDriver:
             endpoints,
             otel=tracing.settings(),
         )
-        keys = [[spec.key() for spec in cell.agents] for cell in experiment.cells]
+        keys = [[spec.key() for _, spec in cell.all_agents] for cell in experiment.cells]
         name, recorder = f"worker-{uuid4().hex[:12]}", LocalActor(self._recorder)
         self._runner = ConversationRunner(name, experiment, recorder, {}, keys, LIGHT_IN_FLIGHT, metering)
         return make_plan()

@@ -20,8 +20,7 @@ def check_startable(experiment: Experiment) -> None:
     error names the agent and the key.
     """
     for cell in experiment.cells:
-        for i, spec in enumerate(cell.agents):
-            where = f"agents.{i}"
+        for where, spec in cell.all_agents:
             for key, value in spec.settings.items():
                 _check_sendable(value, f"{where}.{key}")
             if spec.heavy:

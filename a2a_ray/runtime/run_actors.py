@@ -41,7 +41,7 @@ class RunActors:
         self.budget_keeper: Any = None
         self.max_in_flight = 0
         """Conversations that a worker runs at once."""
-        self._agent_keys = [[spec.key() for spec in cell.agents] for cell in experiment.cells]
+        self._agent_keys = [[spec.key() for _, spec in cell.all_agents] for cell in experiment.cells]
 
     def start_recorder(self, epoch: int) -> None:
         """Start the recorder and return when it has opened the table, so that nobody else can write any more.
@@ -69,7 +69,8 @@ class RunActors:
             spent: what the run has spent of its budget before.
         """
         keys = self._agent_keys
-        specs = dict(zip(chain(*keys), chain(*(c.agents for c in self._experiment.cells)), strict=True))
+        agents = [spec for cell in self._experiment.cells for _, spec in cell.all_agents]
+        specs = dict(zip(chain(*keys), agents, strict=True))
         counts = {key: sum(n for cell, n in remaining.items() if key in keys[cell]) for key in specs}
         heavy = {key: spec for key, spec in specs.items() if spec.heavy and counts[key]}
         self.max_in_flight = IN_FLIGHT if heavy else LIGHT_IN_FLIGHT

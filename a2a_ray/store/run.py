@@ -61,7 +61,7 @@ class Run:
 
     @cached_property
     def turns(self) -> pa.Table:
-        """The records of all conversations, with bids, combinations and nudges; sorted as `rows`, columns of SCHEMA."""
+        """All records, with bids, combinations, nudges and reviews; sorted as `rows`, columns of SCHEMA."""
         return self.rows.filter(~pc.field("kind").isin(NOT_SAID))
 
     def transcripts(self, ids: Iterable[str] | None = None) -> Iterator[Transcript]:
@@ -113,7 +113,7 @@ class Run:
         return sorted(set(found.to_pylist()))
 
     def summary(self) -> dict[str, int]:
-        """Return counts: conversations planned, done and failed, and turns (without bids, combinations and nudges)."""
+        """Return counts: conversations planned, done and failed, and turns (messages, not nudges and the like)."""
         table = self._table()
         how = last_ends(table).column("kind")
         done, failed = (pc.sum(pc.equal(how, status)).as_py() or 0 for status in ENDS)

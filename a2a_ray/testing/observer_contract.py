@@ -77,7 +77,8 @@ def _check_findings(observer: Observer, conversation: Transcript) -> None:
         f"{where}: a finding of {foreign and foreign[0].conversation_id!r} up to record"
         f" {foreign and foreign[0].through_seq}; expected this conversation up to record {len(conversation)}",
     )
-    expect(len({each.number for each in found}) == len(found), f"{where}: two findings have the same number")
+    numbers = {(each.key, each.number) for each in found}
+    expect(len(numbers) == len(found), f"{where}: two findings of one analyzer have the same number")
 
 
 def _check_verdict(verdict: ObserverVerdict, message: Message) -> None:

@@ -54,6 +54,10 @@ def detect(
     ] = None,
     embedder: EmbedderName = NO_EMBEDDER,
     threshold: Threshold = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(metavar="JUDGE.yaml", help="Ask a language model where the detector is suspicious; costs calls."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find loops with the loop detector only: where they begin, what repeats, and how many tokens they cost.
@@ -63,22 +67,29 @@ def detect(
     turn that raised the alarm: among the turns in the file, or among the turns
     that `a2a-ray export` writes for a run. null means no alarm.
     Everywhere else turns are numbered from 1, the first message.
+    --judge reads a file with the keys of `judge:` of a specification, such as
+    {kind: openai, model: gpt-5-mini, every: 8}. It judges files of transcripts.
     """
     from a2a_ray.analysis.loops import ANALYZER
     from a2a_ray.interface.show_conversations import write_alarms
-    from a2a_ray.interface.tables import print_loops
+    from a2a_ray.interface.tables import print_judged, print_loops
     from a2a_ray.report.analyze_source import analyze_source
+    from a2a_ray.report.judge_source import add_judge, load_judge
 
+    asked = None if judge is None else load_judge(judge, source)
     if alarms is not None:
         check_writable(alarms)
         if Path(source).exists() and alarms.exists() and alarms.samefile(source):
             raise ConfigurationError(f"{alarms}: contains the transcripts; choose another file for the alarms")
     with explain_continue():
         results = analyze_source(source, analysis_settings(embedder, threshold), only=(ANALYZER,))
+        used = {} if asked is None else add_judge(results, asked)
     if alarms is not None:
         write_alarms(results, alarms)
         print_status(f"Wrote {len(results.ids)} alarms to {alarms}")
     if as_json:
-        results.write_json(sys.stdout, only=(ANALYZER,))
+        results.write_json(sys.stdout, only=(ANALYZER, "judge"))
     else:
         print_loops(results)
+        if asked is not None:
+            print_judged(results, used)

@@ -35,12 +35,12 @@ def endpoint_limits(experiment: Experiment) -> tuple[dict[str, RateLimits], dict
     """Return the rate limits of each endpoint whose calls are counted, and the endpoint of each agent's key.
 
     If several agents give limits for one endpoint, the lowest apply. Without totals these are the endpoints that have
-    limits; with totals also those of all paid and all heavy agents.
+    limits; with totals also those of all paid and all heavy agents. Judges are agents too.
     """
     total = experiment.budget is not None and experiment.budget.model_dump(exclude={"seconds"}, exclude_none=True)
     found: dict[str, RateLimits] = {}
     by_key: dict[str, str] = {}
-    for spec in (spec for cell in experiment.cells for spec in cell.agents):
+    for spec in (spec for cell in experiment.cells for _, spec in cell.all_agents):
         endpoint = by_key[spec.key()] = spec.endpoint_key
         limits = RateLimits(spec.limits.requests_per_minute, spec.limits.tokens_per_minute, spec.limits.max_concurrency)
         if any(limits) or (total and (spec.paid or spec.heavy)):
