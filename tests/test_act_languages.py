@@ -7,12 +7,13 @@ before are in docs/method/loop_detector.md.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from a2a_ray.analysis.loops import LoopDetector
-from a2a_ray.analysis.loops.act_lexicon import act_lexicon
+from a2a_ray.analysis.loops.act_lexicon import _by_first_letter, act_lexicon
 from a2a_ray.analysis.loops.empty_acts import is_empty
 from a2a_ray.analysis.loops.tokenize import words
 from tests.talks import message
@@ -74,3 +75,10 @@ def test_a_short_turn_is_in_the_language_of_those_before() -> None:
 def test_a_conversation_may_change_its_language(language: str) -> None:
     english = ["Where do we put the table?", "It could stand beside the window, where the lamp is."]
     assert score(english + THANKS[language] * 3) > 1
+
+
+def test_phrases_are_grouped_without_a_change_of_meaning() -> None:
+    grouped = re.compile(_by_first_letter(["(?:a|b(?:c|d)) e", "ba?", "b?x", "(?:f|g)?h", "i"]))
+    matched = ["a e", "bc e", "bd e", "b", "ba", "x", "bx", "h", "fh", "gh", "i"]
+    assert all(grouped.fullmatch(text) for text in matched)
+    assert not any(grouped.fullmatch(text) for text in ["a", "bc", "e", "f", "g", "a bc e", "c e"])

@@ -202,6 +202,9 @@ def test_a_time_of_zero_is_unknown() -> None:
         ("The bridge was closed for repairs.", False),
         ("Thank you, the invoice of 312 euros arrived on Monday.", False),
         ("Is it possible to pay in two parts?", False),
+        ("I appreciate your help, but the refund never arrived.", False),
+        ("Not at the moment, but thank you for asking.", True),
+        ("Please let me know which seat you prefer.", False),
         ("", False),
     ],
 )

@@ -25,10 +25,14 @@ class ActLexicon(NamedTuple):
     awe: re.Pattern[str]
     one_another: re.Pattern[str]
     opens_with_agreement: re.Pattern[str]
+    but: re.Pattern[str]
 
 
 _EMPTY = ("closing", "thanks", "offer", "promise")
-_WHOLE_WORDS = {"awe", "short_agreement", "opens_with_agreement"}
+_WHOLE_WORDS = {"awe", "short_agreement", "opens_with_agreement", "but"}
+_NESTED = r"\((?:[^()]|\([^()]*\))*\)"
+_ALTERNATIVE = re.compile(rf"(?:[^()|]|{_NESTED})+")
+_GROUP = re.compile(rf"\(\?:((?:[^()]|{_NESTED})*)\)(?![?*+{{])(.*)")
 
 
 @cache
@@ -39,10 +43,26 @@ def act_lexicon(language: str) -> ActLexicon:
 
     def any_of(name: str) -> re.Pattern[str]:
         names = _EMPTY if name == "empty" else (name,)
-        phrases = "|".join(phrase for each in names for phrase in sections[each]).replace("ADVERBS", adverbs)
-        return re.compile(rf"\b(?:{phrases})" + (r"\b" if name in _WHOLE_WORDS else ""))
+        phrases = [phrase.replace("ADVERBS", adverbs) for each in names for phrase in sections[each]]
+        return re.compile(rf"\b(?:{_by_first_letter(phrases)})" + (r"\b" if name in _WHOLE_WORDS else ""))
 
     return ActLexicon(*map(any_of, ActLexicon._fields))
+
+
+def _by_first_letter(phrases: Sequence[str]) -> str:
+    """Return the alternatives grouped by their first letter, which `re` searches three times as fast."""
+    groups: dict[str, list[str]] = {}
+    for phrase in phrases:
+        for each in _alternatives(phrase):
+            letter = each[0] if each[0].isalpha() and each[1:2] not in ("?", "*", "+", "{") else ""
+            groups.setdefault(letter, []).append(each.removeprefix(letter))
+    return "|".join(f"{letter}(?:{'|'.join(rest)})" for letter, rest in groups.items())
+
+
+def _alternatives(phrase: str) -> list[str]:
+    """Return "a c", "b c" for "(?:a|b) c"."""
+    group = _GROUP.fullmatch(phrase)
+    return [each + group[2] for each in _ALTERNATIVE.findall(group[1])] if group else [phrase]
 
 
 @cache

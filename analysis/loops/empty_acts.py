@@ -27,6 +27,7 @@ READ = 6000
 
 _SENTENCE_END = re.compile(r'[.!?…]["”’»)*]*\s+(?=\S)')
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]*)*|\d+")
+_ASCII_WORD = re.compile(r"[a-z]+(?:'[a-z]*)*|\d+")
 _FACTS = re.compile(r"[\d\[{}|=<>_`]|https?:")
 
 
@@ -45,7 +46,7 @@ class EmptyActs:
     def add(self, turn: int, speaker: str, text: str, spent: int) -> None:
         """Add a turn. spent: tokens of the conversation before it."""
         sentences = [
-            (sentence, lowered, _WORD.findall(lowered))
+            (sentence, lowered, (_ASCII_WORD if lowered.isascii() else _WORD).findall(lowered))
             for sentence in _SENTENCE_END.sub("\\g<0>\n", text[:READ]).split("\n")
             if (lowered := sentence.lower().replace("’", "'"))
         ]
@@ -83,12 +84,15 @@ class EmptyActs:
 
 def is_empty(sentence: str, count: int, known: ActLexicon) -> bool:
     """Return whether a sentence of `count` words, in lower case, is an empty speech act."""
-    facts = _FACTS.search(sentence.replace("###stop###", "").replace("[end]", ""))
-    if facts and count > 6:
+    if not _is_act(sentence, count, known):
         return False
+    return count <= 6 or not _FACTS.search(sentence.replace("###stop###", "").replace("[end]", ""))
+
+
+def _is_act(sentence: str, count: int, known: ActLexicon) -> bool:
     if count <= SENTENCE:
-        if known.empty.search(sentence):
-            return True
+        if found := known.empty.search(sentence):
+            return not known.but.search(sentence, found.end())
         if count <= AGREES and known.agreement.search(sentence):
             return True
         if count <= 4 and known.short_agreement.match(sentence.strip('*_ ."¡')):
@@ -101,5 +105,4 @@ def is_empty(sentence: str, count: int, known: ActLexicon) -> bool:
     if count <= SENTENCE and awe and known.opens_with_agreement.match(sentence):
         return True
     to_one_another = len(known.one_another.findall(sentence)) if awe else 0
-    dense = awe + to_one_another >= count / 14
-    return dense and ((awe >= 1 and to_one_another >= 1) or awe >= 2)
+    return awe > 0 and awe + to_one_another >= max(2, count / 14)
