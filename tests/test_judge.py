@@ -155,7 +155,9 @@ def raises(message: Message) -> str:
         (lambda message: message.reply("{}", "ann"), "failed", "signed 'ann'"),
     ],
 )
-def test_a_judge_that_gives_no_usable_answer_stops_nothing(answer: Any, status: str, sentence: str) -> None:
+def test_a_judge_that_gives_no_usable_answer_stops_nothing(
+    answer: Any, status: str, sentence: str, caplog: pytest.LogCaptureFixture
+) -> None:
     observer = judged(Suspects("none", "warning", action="stop"), answer, timeout=0.02 if answer is hangs else 60)
     transcript = conversation(observer, 12).run()
     assert (transcript.status, len(transcript.messages), reviewed(transcript)) == ("done", 12, [2, 10])
@@ -164,8 +166,10 @@ def test_a_judge_that_gives_no_usable_answer_stops_nothing(answer: Any, status: 
     assert sentence in verdicts[0].reason
     assert verdicts[0].action == "record"
     finding = observer.findings("c")[-1]
-    assert finding.status == "none"
-    assert finding.reason.startswith("2 answers of the judge, 2 of them unusable")
+    assert finding.status == "undetermined"
+    assert finding.reason.startswith("the judge saw progress 0 times; 2 unusable answers, the last one: ")
+    assert sentence in finding.reason
+    assert sum(r.name.endswith("timed_agent") for r in caplog.records) == (answer in (raises, hangs))
     assert {each["problem"] for each in finding.evidence["answers"]} == {status}
 
 
@@ -264,6 +268,22 @@ def test_agents_that_answer_at_once_are_judged_after_their_round() -> None:
     observer = judged(Suspects("warning"), says(False), every=1)
     joined = Conversation(agents, Simultaneous("join"), "x", max_rounds=2, observers=[observer]).run()
     assert [m.kind for m in joined.turns] == ["message", "message", "review", "combine", "message", "message"]
+
+
+def test_a_review_after_a_combination_does_not_repeat_it() -> None:
+    class AsksAfterCombining(AlwaysAsks):
+        def update(self, message: Message) -> ObserverVerdict:
+            self.combined = message.kind == "combine"
+            return super().update(message)
+
+        def review(self, request: Message) -> Any:
+            return super().review(request) if self.seq and self.combined else None
+
+    observer = AsksAfterCombining(lambda request: request.reply("Noted.", "referee"))
+    agents = [EchoAgent("ann"), EchoAgent("bob")]
+    transcript = Conversation(agents, Simultaneous("join"), "x", max_rounds=2, observers=[observer]).run()
+    kinds = ["message", "message", "combine", "review", "message", "message"]
+    assert [m.kind for m in transcript.turns] == kinds
 
 
 # --- the question and the answer ----------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from a2a_ray.core.verdict import ObserverVerdict
 
 ANALYZER, VERSION = "judge", "1"
 """Name and version of the judge as an analyzer."""
-KIND = "no_progress"
-"""Kind of the loops that a judge reports."""
+KIND, UNDETERMINED = "no_progress", "undetermined"
+"""Kind of the loops that a judge reports, and status of a finding without any usable answer."""
 EVERY, TIMEOUT, CHARACTERS = 8, 60.0, 16_000
 """Defaults: turns between two questions, seconds for an answer, characters of the quoted turns."""
 
@@ -98,9 +98,10 @@ class JudgedObserver:
     def findings(self, conversation_id: str) -> list[Finding]:
         """Return the observer's findings, then the judge's: one for each time that the conversation stopped.
 
-        If it never did, one says so. The evidence of the first has all `answers`.
+        If it never did, one says so, with the status "undetermined" if no answer was usable. The evidence of the first
+        has all `answers`.
         """
-        found: list[dict[str, Any]] = self._stops or [{"status": NONE, "reason": self._summary()}]
+        found: list[dict[str, Any]] = self._stops or [self._no_stop()]
         about: dict[str, Any] = {"conversation_id": conversation_id, "analyzer": ANALYZER, "analyzer_version": VERSION}
         about |= {"settings": self.settings, "through_seq": self._seq}
         own = [Finding(**about, **fields, number=number) for number, fields in enumerate(found, 1)]
@@ -142,9 +143,12 @@ class JudgedObserver:
         reason = f"the judge sees no progress since turn {onset}: {answer.reason}"
         return ObserverVerdict(LOOP, action, reason, evidence={**suspicion.evidence, **fields})
 
-    def _summary(self) -> str:
-        """Return why there is no finding, in numbers."""
+    def _no_stop(self) -> dict[str, Any]:
+        """Return the fields of the finding on a conversation that has not stopped, as far as the judge knows."""
         if not self.answers:
-            return "the judge was not asked"
-        unusable = sum(answer.stopped is None for answer in self.answers)
-        return f"{len(self.answers)} answers of the judge, {unusable} of them unusable; none says that it has stopped"
+            return {"status": NONE, "reason": "the judge was not asked"}
+        bad = [answer for answer in self.answers if answer.stopped is None]
+        reason = f"the judge saw progress {len(self.answers) - len(bad)} times"
+        if bad:
+            reason += f"; {len(bad)} unusable answers, the last one: {bad[-1].problem}: {bad[-1].reason}"
+        return {"status": UNDETERMINED if len(bad) == len(self.answers) else NONE, "reason": reason}

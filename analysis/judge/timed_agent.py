@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 from contextlib import suppress
 from typing import Any
@@ -12,12 +13,16 @@ from a2a_ray.core.contracts import Agent
 from a2a_ray.core.errors import AgentError
 from a2a_ray.core.message import Message
 
+log = logging.getLogger(__name__)
+
 
 class TimedAgent:
     """An agent whose `step` raises AgentError after `seconds`; itself an `Agent`.
 
     An asynchronous step is cancelled. Any other step runs in a thread, one call at a time, and does not hold up the
     event loop. One that hangs cannot be stopped: its thread remains, and later calls fail at their deadline.
+
+    The first failure is logged as a warning, because a judge that always fails ends nothing that anybody would notice.
     """
 
     placement = "worker"
@@ -26,9 +31,19 @@ class TimedAgent:
         self.name = agent.name
         self._agent, self._seconds = agent, seconds
         self._one_at_a_time = threading.Lock()
+        self._reported = False
 
     async def step(self, message: Message) -> Any:
         """Return the agent's answer. Raises its errors, and AgentError if there is none in time."""
+        try:
+            return await self._timed(message)
+        except Exception as error:
+            if not self._reported:
+                self._reported = True
+                log.warning("agent %r failed, later failures are not logged: %s", self.name, error)
+            raise
+
+    async def _timed(self, message: Message) -> Any:
         try:
             async with asyncio.timeout(self._seconds) as limit:
                 if inspect.iscoroutinefunction(self._agent.step):
