@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 from a2a_ray.analysis.loops import ANALYZER, VERSION, LoopDetector, texts_to_embed
+from a2a_ray.analysis.loops.conversation_kind import AUTO
 from a2a_ray.analysis.text.embedding import Embedder, load_embedder
 from a2a_ray.analysis.text.exact_repetition import ExactRepetitionRule
 from a2a_ray.analysis.text.paper_rule import PaperRuleAnalyzer
@@ -44,11 +45,13 @@ class AnalysisSettings:
 
     embedder: name or folder of a sentence-embedding model; None for no model.
     threshold: of the loop detector; None for the default.
+    conversation_kind: what the loop detector takes the conversations for; "auto" detects it.
     detector_embeds: whether the loop detector uses the embedder as well as the paper's rule.
     """
 
     embedder: str | None = None
     threshold: float | None = None
+    conversation_kind: str = AUTO
     detector_embeds: bool = True
 
     def load(self, cache: Any = None) -> Embedder | None:
@@ -65,17 +68,22 @@ class LoopAnalyzer:
 
     name, version = ANALYZER, VERSION
 
-    def __init__(self, embedder: Embedder | None = None, threshold: float | None = None) -> None:
-        self._embedder, self._threshold = embedder, threshold
-        self.settings = LoopDetector(embedder, threshold).settings
+    def __init__(
+        self, embedder: Embedder | None = None, threshold: float | None = None, conversation_kind: str = AUTO
+    ) -> None:
+        self._embedder, self._threshold, self._kind = embedder, threshold, conversation_kind
+        self.settings = self._detector().settings
+
+    def _detector(self) -> LoopDetector:
+        return LoopDetector(self._embedder, self._threshold, conversation_kind=self._kind)
 
     def texts(self, transcript: Transcript) -> list[str]:
         """Return the texts that will be embedded."""
-        return texts_to_embed(transcript.turns)
+        return texts_to_embed(transcript.turns, self._kind)
 
     def findings(self, transcript: Transcript) -> list[Finding]:
         """Return the findings; see `LoopDetector.findings`."""
-        return _watched(self, LoopDetector(self._embedder, self._threshold), transcript)
+        return _watched(self, self._detector(), transcript)
 
 
 class ExactRepetitionAnalyzer:
@@ -94,7 +102,8 @@ class ExactRepetitionAnalyzer:
 def loop_analyzers(settings: AnalysisSettings, embedder: Embedder | None) -> tuple[Analyzer, ...]:
     """Return the loop detector and the two baselines."""
     of_detector = embedder if settings.detector_embeds else None
-    return LoopAnalyzer(of_detector, settings.threshold), PaperRuleAnalyzer(embedder), ExactRepetitionAnalyzer()
+    detector = LoopAnalyzer(of_detector, settings.threshold, settings.conversation_kind)
+    return detector, PaperRuleAnalyzer(embedder), ExactRepetitionAnalyzer()
 
 
 def analyze(

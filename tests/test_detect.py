@@ -135,12 +135,14 @@ def test_people_get_a_table_and_a_sentence(
     monkeypatch.setenv("COLUMNS", "80")
     status, out, err = lexical(capsys, file)
     assert (status, err) == (0, "")
-    assert max(map(len, out.splitlines()[:-1])) <= 80
+    assert max(map(len, out.splitlines()[:-2])) <= 80
     assert re.search(r"stuck +│ \w+ +│ +\d+ │ +\d+ │ +2 │ +[\d.]+ │ ", out)
     assert "2 of 3 conversations looped (1 recovered); the loops took about" in out
-    assert out.endswith("Skipped, because they have no text: 1.\n")
+    assert "Skipped, because they have no text: 1.\n" in out
     write(file, talk("only", HEALTHY))
-    assert lexical(capsys, file).out == "0 of 1 conversation looped.\n"
+    summary, false_alarms = lexical(capsys, file).out.splitlines()
+    assert summary == "0 of 1 conversation looped."
+    assert false_alarms.startswith("False alarms: no calibration for these conversations (1 self_talk);")
 
 
 def test_the_same_verdicts_as_the_detector_that_watches_live(capsys: pytest.CaptureFixture[str], file: Path) -> None:
@@ -234,13 +236,49 @@ def test_calibrate_writes_a_threshold_that_detect_takes(capsys: pytest.CaptureFi
     out = tmp_path / "mine.json"
     done = call(capsys, "calibrate", normal, "-o", out, "--rate", "0.05", "--json")
     assert (done.status, done.json["runs"], done.json["horizon"]) == (0, 30, 12)
-    assert "of conversations like these 30, at most 0.05 raise an alarm within 12 turns, on average" in done.err
-    assert "Nothing is known about conversations of other kinds." in done.err
-    found = lexical(capsys, normal, "--threshold", out, "--json").json
+    guarantee = (
+        "Of conversations of the kind self_talk like the 30 it was calibrated on, at most 0.05 raise an alarm within"
+        " 12 turns, on average over such sets."
+    )
+    assert f"{guarantee} Nothing is known about conversations of other kinds or sources." in done.err
+    found = call(capsys, "detect", normal, "--threshold", out, "--json").json
     assert found["settings"]["threshold"] == done.json["threshold"]
     assert len(found["looped"]) <= 1
+    assert f"False alarms: {guarantee}" in call(capsys, "detect", normal, "--threshold", out).out
     few = write(tmp_path / "few.jsonl", talk("n", ["Hello.", "Good day."]))
     assert "expected at least 19 for a rate of 0.05" in one_sentence(call(capsys, "calibrate", few, "-o", out))
+
+
+def test_a_calibration_promises_nothing_for_other_kinds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    draw, out = np.random.default_rng(2), tmp_path / "mine.json"
+    tools = [{"speaker": "ann", "text": "ls", "kind": "action"}, {"speaker": "tool", "text": "a.txt", "kind": "result"}]
+    mixed = [talk(f"n{i}", random_talk(draw, 12)) for i in range(25)]
+    mixed += [{"id": f"t{i}", "turns": [*each["turns"], *tools]} for i, each in enumerate(mixed[:5])]
+    one, other = (
+        write(tmp_path / "one.jsonl", *mixed),
+        write(tmp_path / "other.jsonl", talk("o", random_talk(draw, 12))),
+    )
+    done = call(capsys, "calibrate", one, other, "-o", out)
+    assert "Kinds of conversation: 26 self_talk, 5 tools. Calibrated on self_talk" in done.err
+    assert f"With the threshold of the other sources (0.05), {other} raises alarms in 0 of 1" in done.err
+    found = call(capsys, "detect", one, "--threshold", out).out
+    assert "like the 26 it was calibrated on" in found
+    assert "no calibration for these conversations (5 tools); `a2a-ray calibrate FILE` makes one" in found
+    plain = call(capsys, "detect", one).out
+    assert "no calibration for these conversations (25 self_talk, 5 tools)" in plain
+    assert "calibrated on" not in plain
+    assert call(capsys, "calibrate", one, "-o", out, "--kind", "tools", "--json").json["kind"] == "tools"
+
+
+def test_what_the_conversations_are_can_be_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    closings = ["Thank you!", "You are very welcome.", "Have a lovely day.", "Goodbye for now.", "Take good care."]
+    closings += ["Good luck with it.", "My pleasure.", "Let me know if you need anything else.", "See you soon."]
+    thanks = write(tmp_path / "thanks.jsonl", talk("t", closings))
+    for kind, looped in (("auto", ["t"]), ("self_talk", ["t"]), ("human", [])):
+        found = lexical(capsys, thanks, "--kind", kind, "--json").json
+        assert ((kind, found["settings"]["conversation_kind"]), found["looped"]) == ((kind, kind), looped)
+    error = one_sentence(lexical(capsys, thanks, "--kind", "gossip"))
+    assert "'gossip'; expected 'auto' or one of tools, chat, self_talk, human" in error
 
 
 # --- the files of the project's data folder ---------------------------------------------------------------------------
@@ -321,7 +359,7 @@ def test_a_cache_that_cannot_be_written_is_a_note(
 def test_what_was_embedded_before_ctrl_c_is_kept(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts = [f"Sentence number {i} of very many." for i in range(150)]
+    texts = [f"Sentence {chr(97 + i // 26)}{chr(97 + i % 26)} of very many." for i in range(150)]
     path = write(tmp_path / "talks.jsonl", talk("long", texts))
     embedded: list[int] = []
     embed = Embedder.compute

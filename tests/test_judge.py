@@ -371,7 +371,7 @@ class JudgingServer(RoundingServer):
 def test_a_model_behind_a_server_judges(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["We could paint the fence green.", "Green is fine, but who buys the paint?"]
     agents = [FunctionAgent(name, lambda m: lines[m.turn % 2], "message") for name in ("ann", "bob")]
-    detector = LoopDetector(threshold=2.99, warn_threshold=0.01, action="stop")
+    detector = LoopDetector(threshold=3.9, warn_threshold=0.01, action="stop")
     with JudgingServer() as server:
         judge = OpenAIAgent("judge", MODEL, base_url=server.url, api_key_env=None)
         observer = JudgedObserver(detector, judge, every=1)
@@ -381,7 +381,7 @@ def test_a_model_behind_a_server_judges(monkeypatch: pytest.MonkeyPatch) -> None
     assert transcript.turns[-1].usage["input_tokens"] > 0
     with RoundingServer(malformed="always") as server:
         judge = OpenAIAgent("judge", MODEL, base_url=server.url, api_key_env=None)
-        observer = JudgedObserver(LoopDetector(threshold=2.99, action="stop"), judge)
+        observer = JudgedObserver(LoopDetector(threshold=3.9, action="stop"), judge)
         transcript = Conversation(agents, opening="The fence.", max_turns=12, observers=[observer]).run()
     assert {answer.problem for answer in observer.answers} == {"unreadable"}
     assert (transcript.status, len(transcript.messages)) == ("done", 12)
@@ -422,7 +422,7 @@ def repeats(message: Message) -> str:
 def judged_experiment(judge: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Two conversations of agents that repeat themselves, of which the detector is suspicious and never certain."""
     agents = [{"name": n, "kind": "function", "function": repeats, "takes": "message"} for n in ("ann", "bob")]
-    detector = {"kind": "loops", "threshold": 2.99, "warn_threshold": 0.01, "action": "stop"}
+    detector = {"kind": "loops", "threshold": 3.9, "warn_threshold": 0.01, "action": "stop"}
     value = {"agents": agents, "openings": ["x"], "repeats": 2, "max_turns": 12}
     return value | {"observers": [{**detector, "judge": judge}], **more}
 

@@ -11,7 +11,7 @@ import pytest
 
 from a2a_ray.analysis.loops import EMBEDDED_CHARACTERS, LoopDetector, scan, scan_many, texts_to_embed
 from a2a_ray.analysis.loops.meaning import repetition
-from a2a_ray.analysis.loops.semantic import similarity_scale
+from a2a_ray.analysis.loops.similarity_scale import similarity_scale
 from a2a_ray.analysis.text.embedding import Embedder, load_embedder
 from tests.strategies import random_talk
 from tests.talks import message, transcript
@@ -29,14 +29,16 @@ AGREED = [
     "I wholeheartedly agree. When we listen with empathy, people feel heard, and teams grow in trust and respect.",
     "Precisely! Listening with empathy makes everyone in the team feel valued, and so trust can grow.",
     "Indeed! Valuing each person and listening with empathy is what makes teams trust one another.",
+    "So true! Teams in which people listen with empathy trust each other, and everyone feels valued.",
+    "I agree. Feeling heard and valued is what builds the trust that a strong team needs.",
 ]
 
 
 def test_likeness_counts_in_words_that_were_said() -> None:
-    assert repetition(0.8, news=0.1, wording=1.0) == 1
-    assert repetition(0.8, news=0.7, wording=1.0) < -0.5, "new content in a talk about one subject"
-    assert repetition(0.8, news=0.1, wording=0.5) < 0, "common wording explains it"
-    assert repetition(0.4, news=0.0, wording=1.0) < 0
+    assert repetition(0.8, news=0.1, copied=0.0) == 1
+    assert repetition(0.8, news=0.7, copied=0.0) < -0.5, "new content in a conversation about one subject"
+    assert repetition(0.8, news=0.1, copied=0.5) < 0, "common wording explains it"
+    assert repetition(0.4, news=0.0, copied=0.0) < 0
 
 
 def test_the_scale_of_an_embedder(embedder: Embedder) -> None:
@@ -98,7 +100,6 @@ def test_agreement_in_ever_new_words(embedder: Embedder) -> None:
     talk = transcript("What makes a team work well?", *AGREED)
     found = scan(talk, embedder)
     assert found.loop is not None
-    assert found.loop is not None
     assert found.loop.kind == "semantic"
     assert 2 <= found.loop.onset_turn <= 8
     assert scan(talk).loop is None
@@ -125,7 +126,9 @@ def test_many_are_scanned_as_one_is(embedder: Embedder) -> None:
 
 def test_what_is_embedded() -> None:
     messages = [message(1, "a" * 9000), message(2, " "), message(3, "ls", kind="action"), message(4, "x", kind="nudge")]
-    assert texts_to_embed(messages) == ["a" * EMBEDDED_CHARACTERS]
+    assert texts_to_embed(messages, "self_talk") == ["a" * EMBEDDED_CHARACTERS]
+    assert texts_to_embed(messages) == [], "an action: meaning does not count in conversations with tools"
+    assert texts_to_embed(transcript(*AGREED).turns) == AGREED
 
 
 POEM = """Shall we write a poem together about the coast? I begin: Grey gulls lean into the wind above the pier.
@@ -138,7 +141,9 @@ The tide whispers its silver secret to the shore, while the moon breathes on the
 Soft moonlight, silver whisper, the waves turn home, and the shore remembers the tide.
 The shore remembers, the moon whispers, and silver tides breathe softly over the waves.
 Breathe, silver tide, beneath the whispering moon; the waves come home to the shore.
-Home to the shore the waves return, silver and soft, where the moon whispers to the tide.""".splitlines()
+Home to the shore the waves return, silver and soft, where the moon whispers to the tide.
+Soft on the shore the silver tide returns, and the moon whispers to the waves at home.
+Whisper, moon, and let the silver waves breathe with the soft tide on the shore of home.""".splitlines()
 LESSON = """Can you teach me how tides work? I know only that the moon has something to do with it.
 The moon pulls more strongly on the near side of the earth than on the far side. That stretches the ocean.
 Why are there two bulges? I would have expected one, below the moon.
@@ -156,7 +161,7 @@ That can happen where the moon stands far from the equator, or where a basin res
 def test_the_same_content_in_the_words_that_were_said(embedder: Embedder) -> None:
     found = scan(transcript(*POEM), embedder)
     assert found.loop is not None
-    assert found.loop.alarm_turn <= 11
+    assert found.loop.alarm_turn <= 13
     assert found.loop is not None
     assert found.loop.kind == "semantic"
     assert 6 <= found.loop.onset_turn <= 8

@@ -33,6 +33,7 @@ from tests.talks import message, transcript
         ({"threshold": 2, "warn_threshold": 3}, "warn_threshold: 3, threshold: 2"),
         ({"threshold": 2, "action": "shout"}, "action: 'shout'; expected 'record', 'nudge' or 'stop'"),
         ({"threshold": 2, "cooldown": 0}, "cooldown: 0; expected at least 1"),
+        ({"conversation_kind": "gossip"}, "'gossip'; expected 'auto' or one of tools, chat, self_talk, human"),
         ({"threshold": 2, "embedder": "./nowhere"}, "embedder './nowhere': no such folder"),
     ],
 )
@@ -51,7 +52,7 @@ def test_evidence_can_be_checked() -> None:
     talk = transcript(*said)
     found = scan(talk)
     assert found.loop is not None
-    assert found.loop.alarm_turn == 7
+    assert found.loop.alarm_turn == 6
     reason = found.verdicts[-1].reason
     assert found.findings == [
         Finding(
@@ -64,7 +65,7 @@ def test_evidence_can_be_checked() -> None:
             status="loop",
             reason=reason,
             onset_turn=4,
-            alarm_turn=7,
+            alarm_turn=6,
             period=1,
             score=round(found.highest, 3),
             threshold=1.0,
@@ -73,6 +74,7 @@ def test_evidence_can_be_checked() -> None:
             speakers=("ann", "bob"),
             tokens_since_onset=4 * round(11 * 4 / 3),
             evidence={
+                "conversation_kind": "self_talk",
                 "first_repeats_turn": 3,
                 "last_repeats_turn": 6,
                 "similarity": 1.0,

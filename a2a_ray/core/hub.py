@@ -71,11 +71,9 @@ def hub_folder(
     from huggingface_hub import constants
 
     with silence():
-        cached, state = _cached_folder(repository, revision, model, missing)
-        if cached:
-            return cached
-        if package and (carried := package_folder(package)) and not missing(carried):
-            return carried
+        here, state = _folder_here(repository, revision, model, missing, package)
+        if here:
+            return here
         if constants.HF_HUB_OFFLINE:
             raise unreachable(f"{model} {state}, and the hub is switched off; {remedy}")
         if not reachable(constants.ENDPOINT):
@@ -90,6 +88,22 @@ def hub_folder(
     if lacking := missing(folder):
         raise ConfigurationError(f"{model} is incomplete: {lacking}")
     return folder
+
+
+def is_here(repository: str, revision: str | None, missing: Callable[[Path], str], package: str | None) -> bool:
+    """Return whether a model is on this machine: in the local cache, or in the package that carries it."""
+    with silence():
+        return _folder_here(repository, revision, repository, missing, package)[0] is not None
+
+
+def _folder_here(
+    repository: str, revision: str | None, model: str, missing: Callable[[Path], str], package: str | None
+) -> tuple[Path | None, str]:
+    """Return the folder in the local cache or in the package, or None and the state of the cache as a phrase."""
+    cached, state = _cached_folder(repository, revision, model, missing)
+    if cached is None and package and (carried := package_folder(package)) and not missing(carried):
+        return carried, ""
+    return cached, state
 
 
 def _cached_folder(

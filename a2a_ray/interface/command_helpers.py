@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from a2a_ray.core.errors import ConfigurationError
-from a2a_ray.interface.options import NO_EMBEDDER
+from a2a_ray.interface.options import AUTO, NO_EMBEDDER
 from a2a_ray.runtime.progress import print_status
 
 if TYPE_CHECKING:
@@ -44,13 +44,28 @@ def explain_continue() -> Iterator[None]:
         raise
 
 
-def analysis_settings(embedder: str, threshold: str | None) -> AnalysisSettings:
+def analysis_settings(embedder: str, threshold: str | None, kind: str = AUTO) -> AnalysisSettings:
     """Return the analysis settings that the options of a command describe. Raises ConfigurationError."""
     from a2a_ray.analysis.analyze import AnalysisSettings
     from a2a_ray.analysis.loops.threshold import given_threshold
 
     name = None if embedder.lower() == NO_EMBEDDER else embedder
-    return AnalysisSettings(name, given_threshold(threshold, name))
+    return AnalysisSettings(name, given_threshold(threshold, name), kind)
+
+
+def detector_embedder(source: str, threshold: str | None) -> str:
+    """Return the embedder that `detect` chooses by itself: that of a calibration, or the default model for a file.
+
+    Without the model on this machine, and for a run, whose conversations may be very many, none.
+    """
+    from a2a_ray.analysis.loops.threshold import stored_calibration
+    from a2a_ray.analysis.text.embedding import DEFAULT_MODEL, has_default_model
+    from a2a_ray.report.analyze_source import is_transcript_file
+
+    calibration = stored_calibration(threshold)
+    if calibration is not None:
+        return calibration.embedder or NO_EMBEDDER
+    return DEFAULT_MODEL if is_transcript_file(source) and has_default_model() else NO_EMBEDDER
 
 
 def check_writable(out: Path) -> None:

@@ -9,6 +9,8 @@ import typer
 
 NO_EMBEDDER = "none"
 """Value of --embedder with which no model is loaded."""
+AUTO = "auto"
+"""Value of an option that the command chooses by itself."""
 
 Source = Annotated[
     str, typer.Argument(metavar="RUN|FILE.jsonl", help="A run, or a file of transcripts in the exchange format.")
@@ -42,6 +44,30 @@ EmbedderName = Annotated[
         "--embedder",
         metavar="NAME|none",
         help="Sentence-embedding model, e.g. all-MiniLM-L6-v2; none loads no model.",
+    ),
+]
+DetectorEmbedder = Annotated[
+    str,
+    typer.Option(
+        "--embedder",
+        metavar="auto|NAME|none",
+        help="Model for repetition in other words, in self_talk. auto: all-MiniLM-L6-v2 for a file, if it is here.",
+    ),
+]
+AlarmsFile = Annotated[
+    Path | None,
+    typer.Option(metavar="OUT.jsonl", help="Write one line per conversation: its id and the index of its alarm."),
+]
+Judge = Annotated[
+    Path | None,
+    typer.Option(metavar="JUDGE.yaml", help="Ask a language model where the detector is suspicious; costs calls."),
+]
+Kind = Annotated[
+    str,
+    typer.Option(
+        "--kind",
+        metavar="auto|tools|chat|self_talk|human",
+        help="What the conversations are, for the loop detector; auto detects it for each.",
     ),
 ]
 Threshold = Annotated[

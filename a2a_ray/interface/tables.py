@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from a2a_ray.interface.options import AUTO
 from a2a_ray.report.sanitize import clean, clean_line
 from a2a_ray.report.terminal_table import cell_text, print_table
 
@@ -134,6 +136,25 @@ def print_judged(results: Results, used: Mapping[str, float]) -> None:
     tokens = int(used.get("input_tokens", 0) + used.get("output_tokens", 0))
     cost = f" at a cost of {used['cost']:,.4f}" if "cost" in used else ""
     print(f"The judge answered {int(used['answers']):,} questions with {tokens:,} tokens{cost}.")
+
+
+def print_guarantee(results: Results, threshold: str | None, kind: str) -> None:
+    """Print what is known about false alarms, for a file of transcripts.
+
+    threshold, kind: the options of the command. Only a calibration on conversations of the same kind promises anything.
+    """
+    from a2a_ray.analysis.loops.detector import kind_of
+    from a2a_ray.analysis.loops.threshold import stored_calibration
+
+    if results.run is not None or not results.texts:
+        return
+    kinds = Counter(kind_of(t.turns) if kind == AUTO else kind for t in results.transcripts(results.texts))
+    calibration = stored_calibration(threshold)
+    if calibration is not None and kinds.pop(calibration.kind, 0):
+        print(f"False alarms: {calibration.guarantee}")
+    if kinds:
+        listed = ", ".join(f"{count:,} {name}" for name, count in kinds.most_common())
+        print(f"False alarms: no calibration for these conversations ({listed}); `a2a-ray calibrate FILE` makes one.")
 
 
 def _summary(results: Results) -> str:

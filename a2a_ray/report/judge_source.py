@@ -56,7 +56,9 @@ def add_judge(results: Results, judge: JudgeSpec) -> Counter[str]:
     timed, embedder = TimedAgent(agent, judge.timeout), results.embedder
 
     def watching() -> JudgedObserver:
-        return judge.watch(LoopDetector(embedder, results.settings.threshold), timed, timed=True)
+        settings = results.settings
+        detector = LoopDetector(embedder, settings.threshold, conversation_kind=settings.conversation_kind)
+        return judge.watch(detector, timed, timed=True)
 
     transcripts = list(results.transcripts())
     at_once = AT_ONCE if inspect.iscoroutinefunction(agent.step) else 1

@@ -165,7 +165,11 @@ class Results:
             "source": self.source,
             "conversations": len(self.ids),
             "looped": list(self.loops),
-            "settings": {"embedder": self.settings.embedder, "threshold": self.settings.threshold}
+            "settings": {
+                "embedder": self.settings.embedder,
+                "threshold": self.settings.threshold,
+                "conversation_kind": self.settings.conversation_kind,
+            }
             | {"analyzers": [[name, version, json.loads(settings)] for name, version, settings in self.all_keys]},
             "stopped": [stop.to_dict() for stop in self.early_stops],
             "problems": self.problems,

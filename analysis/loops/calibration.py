@@ -19,11 +19,12 @@ promised for other sources or longer runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from a2a_ray.analysis.loops.conversation_kind import AUTO
 from a2a_ray.analysis.loops.repetition_sum import MAX_SCORE
 from a2a_ray.analysis.loops.scan import scan_many
 from a2a_ray.analysis.loops.threshold import AlarmRate, Calibration, score_name
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     Scores: TypeAlias = NDArray[np.float64]
 
 MIN_THRESHOLD = 0.05
-"""Lower limit of a threshold fitted on transcripts, even if normal runs never repeat anything."""
+"""Lower limit of a threshold of the detector's score, even if normal runs never repeat anything."""
 
 _FOLDS = 5
 _ROUNDING = 1e-12
@@ -56,6 +57,7 @@ def fit(
     embedder: Embedder | None = None,
     top: float | None = None,
     score: str = "",
+    kind: str = "",
     seed: int = 0,
 ) -> Calibration:
     """Return the lowest threshold that keeps the false-alarm rate, by the rules in the module's docstring.
@@ -66,6 +68,7 @@ def fit(
     confidence: e.g. 0.95 for a rate that holds for this threshold with 95 % confidence; needs more runs (59 at 0.05).
     clusters: the cluster of each run, for a rate that holds for a run of a new cluster.
     top, score: the largest possible score, unbounded by default, and its name; the detector's own for transcripts.
+    kind: of the conversations; kept in the calibration.
     seed: of the folds of `achieved`, and of the draw of one run per cluster.
 
     Raises ConfigurationError for too few runs or clusters (n >= 1 / rate - 1 are needed; more with a confidence), a
@@ -73,15 +76,14 @@ def fit(
     """
     _check_settings(false_alarm_rate, horizon, confidence)
     runs = list(normal_runs)
-    transcripts = any(isinstance(run, Transcript) for run in runs)
     if top is None:
-        top, score = (MAX_SCORE, _score_name(embedder)) if transcripts else (math.inf, score)
+        top, score = (MAX_SCORE, _score_name(embedder)) if _has_transcripts(runs) else (math.inf, score)
     highest, shorter = _highest(runs, horizon, embedder)
     number = _cluster_numbers(clusters, len(highest))
     _check_runs(highest, top, number, clusters is not None, false_alarm_rate, confidence)
     draw = np.random.default_rng(seed)
     threshold = _threshold(highest, number, false_alarm_rate, confidence, draw)
-    if transcripts:
+    if top == MAX_SCORE:
         threshold = max(MIN_THRESHOLD, threshold)
     _check_threshold(threshold, highest, top)
     return Calibration(
@@ -94,6 +96,7 @@ def fit(
         clusters=None if clusters is None else len(set(number)),
         achieved=_cross_fitted(highest, number, false_alarm_rate, confidence, draw),
         score=score,
+        kind=kind,
     )
 
 
@@ -144,7 +147,7 @@ def _highest(runs: Iterable[Transcript | ArrayLike], horizon: int, embedder: Emb
     """Return the score of each run, shape (n,), and the number of runs that ended before the horizon."""
     given = list(runs)
     transcripts = [run for run in given if isinstance(run, Transcript)]
-    scanned = iter(_scanned(transcripts, embedder)) if transcripts else iter(())
+    scanned = iter(detector_scores(transcripts, embedder)) if transcripts else iter(())
     highest, shorter = [], 0
     for place, run in enumerate(given):
         scores = np.asarray(next(scanned) if isinstance(run, Transcript) else run, dtype=np.float64)
@@ -158,14 +161,27 @@ def _highest(runs: Iterable[Transcript | ArrayLike], horizon: int, embedder: Emb
     return np.array(highest, dtype=np.float64), shorter
 
 
-def _scanned(transcripts: list[Transcript], embedder: Embedder | None) -> list[list[float]]:
-    """Return the detector's score after each message of each transcript, without the effect of any alarm."""
+def detector_scores(
+    transcripts: Sequence[Transcript],
+    embedder: Embedder | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    conversation_kind: str = AUTO,
+) -> list[list[float]]:
+    """Return the detector's score after each message of each transcript, without the effect of any alarm.
+
+    progress: see `scan_many`.
+    """
     # An alarm that ends resets the score. Below the largest score there is none.
-    scans = scan_many(transcripts, embedder, threshold=math.nextafter(MAX_SCORE, 0))
+    settings = {"threshold": math.nextafter(MAX_SCORE, 0), "conversation_kind": conversation_kind}
+    scans = scan_many(transcripts, embedder, progress, **settings)
     return [
         [score for message, score in zip(run.turns, scan.scores, strict=True) if message.kind not in ASIDE]
         for run, scan in zip(transcripts, scans, strict=True)
     ]
+
+
+def _has_transcripts(runs: Iterable[Any]) -> bool:
+    return any(isinstance(run, Transcript) for run in runs)
 
 
 def _score_name(embedder: Embedder | None) -> str:

@@ -25,8 +25,9 @@ RISE = 0.5
 """A turn repeats at most this much more than the turn before did: every position of a cycle must repeat. A copy of the
 turn just before is a cycle of one position."""
 
-HALF_WEIGHT = 8
-"""A turn of this many words weighs half as much as a long one."""
+HALF_WEIGHT, OF_USUAL = 8, 0.25
+"""A turn of this many words, or of this share of the mean length so far if that is less, weighs half as much as a long
+one."""
 
 COPY_WEIGHT = 0.4
 """Least weight of an exact copy, however short."""
@@ -63,6 +64,7 @@ class CopiedTurns:
         self._past: deque[_Turn] = deque(maxlen=WINDOW)
         self._known: dict[int, int] = {}  # sequences of all past turns but the newest, and in how many of them
         self._before: float | None = None  # repetition of the turn before
+        self._turns, self._mean = 0, 0.0  # number of turns, and their mean length in words
         self._first: tuple[RepeatedTurn, int] | None = None  # of the repeated turns in a row, with the tokens before it
 
     def add(self, turn: int, speaker: str, text: str, words: Sequence[str], spent: int) -> None:
@@ -71,7 +73,9 @@ class CopiedTurns:
         past = list(self._past)
         copy = next((old for old in reversed(past) if old.whole == now.whole), None)
         self.novelty = 0.0 if copy else sum(gram not in self._known for gram in now.grams) / len(now.grams)
-        weight = len(words) / (len(words) + HALF_WEIGHT)
+        self._turns += 1
+        self._mean += (len(words) - self._mean) / self._turns
+        weight = len(words) / (len(words) + min(HALF_WEIGHT, OF_USUAL * self._mean))
         repetition = 1.0 if copy else max(-1.0, 1 - self.novelty / NEITHER)
         if copy:
             weight = max(COPY_WEIGHT, weight)
@@ -105,12 +109,12 @@ class CopiedTurns:
 
     def __getstate__(self) -> dict[str, Any]:
         past = [(old.number, old.quote, old.whole, array("I", old.grams).tobytes()) for old in self._past]
-        return {"sum": self.sum, "novelty": self.novelty, "past": past, "before": self._before, "first": self._first}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_known"}
+        return kept | {"_past": past}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.sum, self.novelty, self._before = state["sum"], state["novelty"], state["before"]
-        self._first = state["first"]
-        turns = (_Turn(n, quote, whole, frozenset(array("I", grams))) for n, quote, whole, grams in state["past"])
+        self.__dict__.update(state)
+        turns = (_Turn(n, quote, whole, frozenset(array("I", grams))) for n, quote, whole, grams in state["_past"])
         self._past = deque(turns, maxlen=WINDOW)
         self._known = {}
         for old in list(self._past)[:-1]:

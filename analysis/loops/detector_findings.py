@@ -12,7 +12,7 @@ from a2a_ray.core.verdict import NOTHING, ObserverVerdict
 
 ANALYZER = "loops"
 """Name of the loop detector as an analyzer."""
-VERSION = "5"
+VERSION = "6"
 """Version of the detector's score. Increase it with every change of the computation."""
 SCORES = 10_000
 """Limit on the number of scores kept."""

@@ -15,6 +15,3 @@ PARAPHRASES = (
     ("The dog is afraid of thunder.", "Thunder frightens the dog."),
 )
 """Twelve sentences, each in two wordings."""
-
-"""Courtesy phrases. Loops of thanks and goodbyes vary their words, but each turn is similar to one of these. English,
-like the reported loops; in other languages only the similarity to earlier turns counts."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from a2a_ray.analysis.loops.detector import LoopDetector, embedded_text
+from a2a_ray.analysis.loops.conversation_kind import AUTO, FAMILIES, MEANING
+from a2a_ray.analysis.loops.detector import LoopDetector, embedded_text, kind_of
 from a2a_ray.analysis.loops.detector_findings import first_loop
-from a2a_ray.analysis.loops.semantic import load_shared, resolve_embedder
+from a2a_ray.analysis.loops.similarity_scale import load_shared, resolve_embedder
 from a2a_ray.analysis.text.embedding import Embedder
 from a2a_ray.core.findings import Finding
 from a2a_ray.core.message import Message
@@ -49,9 +50,10 @@ def scan(transcript: Transcript, embedder: str | Embedder | None = None, **setti
     return Scan(verdicts, scores, detector.findings(transcript.id))
 
 
-def texts_to_embed(messages: Iterable[Message]) -> list[str]:
+def texts_to_embed(messages: Sequence[Message], conversation_kind: str = AUTO) -> list[str]:
     """Return the texts that the detector will embed, so that a caller can embed them in advance into the cache."""
-    return [text for m in messages if (text := embedded_text(m))]
+    kind = kind_of(messages) if conversation_kind == AUTO else conversation_kind
+    return [text for m in messages if (text := embedded_text(m))] if MEANING in FAMILIES[kind] else []
 
 
 def scan_many(
@@ -66,7 +68,8 @@ def scan_many(
     """
     chosen = resolve_embedder(embedder)
     if chosen is not None:
-        load_shared(chosen).encode(texts_to_embed(m for t in transcripts for m in t.messages), progress)
+        kind = settings.get("conversation_kind", AUTO)
+        load_shared(chosen).encode([text for t in transcripts for text in texts_to_embed(t.turns, kind)], progress)
         return [scan(t, chosen, **settings) for t in transcripts]
     scans = []
     for done, transcript in enumerate(transcripts, 1):

@@ -12,6 +12,8 @@ from a2a_ray.analysis.loops.detector_findings import ANALYZER, VERSION
 from a2a_ray.analysis.loops.repetition_sum import MAX_SCORE
 from a2a_ray.core.errors import ConfigurationError
 
+_LEXICAL = "lexical"
+
 
 @dataclass(frozen=True, slots=True)
 class AlarmRate:
@@ -58,6 +60,7 @@ class Calibration:
         clusters, one run of each is compared with the other clusters. None if there are too few runs. It describes the
         same source only; `calibration.check` measures another one.
     score: name of the score that the threshold applies to.
+    kind: kind of the conversations, such as "chat"; "" if it is not known.
     """
 
     threshold: float
@@ -69,10 +72,27 @@ class Calibration:
     clusters: int | None = None
     achieved: AlarmRate | None = None
     score: str = ""
+    kind: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON value; `from_dict` restores an equal calibration."""
         return asdict(self)
+
+    @property
+    def embedder(self) -> str | None:
+        """Name of the embedder of the score; None without one."""
+        name = self.score.partition(", ")[2]
+        return None if name in ("", _LEXICAL) else name
+
+    @property
+    def guarantee(self) -> str:
+        """What the threshold promises, as a sentence."""
+        how = "on average over such sets" if self.confidence is None else f"with {self.confidence:.0%} confidence"
+        kind = f" of the kind {self.kind}" if self.kind else ""
+        return (
+            f"Of conversations{kind} like the {self.runs} it was calibrated on, at most {self.rate:.3g} raise an alarm"
+            f" within {self.horizon} turns, {how}."
+        )
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Calibration:
@@ -120,6 +140,11 @@ def given_threshold(threshold: str | None, embedder: str | None) -> float | None
     return number
 
 
+def stored_calibration(threshold: str | None) -> Calibration | None:
+    """Return the calibration in the file of the option `--threshold`; None if the option is not a file."""
+    return Calibration.load(threshold) if threshold is not None and Path(threshold).is_file() else None
+
+
 def _threshold_in_file(path: str, embedder: str | None) -> float:
     if not Path(path).is_file():
         raise ConfigurationError(
@@ -140,4 +165,4 @@ def score_name(embedder: str | None) -> str:
 
     A threshold applies only to the score it was fitted on.
     """
-    return f"{ANALYZER} {VERSION}, {embedder or 'lexical'}"
+    return f"{ANALYZER} {VERSION}, {embedder or _LEXICAL}"

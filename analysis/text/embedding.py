@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from a2a_ray.core.errors import ConfigurationError, MissingDependencyError, StorageError
-from a2a_ray.core.hub import folder_of, hub_folder, silence
+from a2a_ray.core.hub import folder_of, hub_folder, is_here, silence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -221,6 +221,11 @@ def load_embedder(
         dtype = "bfloat16" if _has_bfloat16() else "float32"
     identity, folder = _find(name)
     return Embedder(name, folder, EmbeddingCache(f"{identity} {dtype}", cache), dtype)
+
+
+def has_default_model() -> bool:
+    """Return whether the default model is on this machine, so that it need not be downloaded."""
+    return is_here(DEFAULT_MODEL, DEFAULT_REVISION, _missing, OFFLINE_PACKAGE)
 
 
 def _find(name: str) -> tuple[str, Path]:

@@ -9,8 +9,20 @@ from typing import Annotated
 import typer
 
 from a2a_ray.core.errors import ConfigurationError
-from a2a_ray.interface.command_helpers import analysis_settings, check_writable, explain_continue
-from a2a_ray.interface.options import NO_EMBEDDER, Address, AsJson, EmbedderName, Source, Threshold
+from a2a_ray.interface.command_helpers import analysis_settings, check_writable, detector_embedder, explain_continue
+from a2a_ray.interface.options import (
+    AUTO,
+    NO_EMBEDDER,
+    Address,
+    AlarmsFile,
+    AsJson,
+    DetectorEmbedder,
+    EmbedderName,
+    Judge,
+    Kind,
+    Source,
+    Threshold,
+)
 from a2a_ray.runtime.progress import print_status
 
 
@@ -18,6 +30,7 @@ def analyze(
     source: Source,
     embedder: EmbedderName = NO_EMBEDDER,
     threshold: Threshold = None,
+    kind: Kind = AUTO,
     workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Ray tasks at a time, for a run.")] = None,
     address: Address = None,
     as_json: AsJson = False,
@@ -39,7 +52,7 @@ def analyze(
     from a2a_ray.report.analyze_source import analyze_source
 
     with explain_continue():
-        results = analyze_source(source, analysis_settings(embedder, threshold), workers=workers, address=address)
+        results = analyze_source(source, analysis_settings(embedder, threshold, kind), workers=workers, address=address)
     if as_json:
         results.write_json(sys.stdout)
     else:
@@ -48,16 +61,11 @@ def analyze(
 
 def detect(
     source: Source,
-    alarms: Annotated[
-        Path | None,
-        typer.Option(metavar="OUT.jsonl", help="Write one line per conversation: its id and the index of its alarm."),
-    ] = None,
-    embedder: EmbedderName = NO_EMBEDDER,
+    alarms: AlarmsFile = None,
+    embedder: DetectorEmbedder = AUTO,
     threshold: Threshold = None,
-    judge: Annotated[
-        Path | None,
-        typer.Option(metavar="JUDGE.yaml", help="Ask a language model where the detector is suspicious; costs calls."),
-    ] = None,
+    kind: Kind = AUTO,
+    judge: Judge = None,
     as_json: AsJson = False,
 ) -> None:
     """Find loops with the loop detector only: where they begin, what repeats, and how many tokens they cost.
@@ -72,7 +80,7 @@ def detect(
     """
     from a2a_ray.analysis.loops import ANALYZER
     from a2a_ray.interface.show_conversations import write_alarms
-    from a2a_ray.interface.tables import print_judged, print_loops
+    from a2a_ray.interface.tables import print_guarantee, print_judged, print_loops
     from a2a_ray.report.analyze_source import analyze_source
     from a2a_ray.report.judge_source import add_judge, load_judge
 
@@ -81,8 +89,9 @@ def detect(
         check_writable(alarms)
         if Path(source).exists() and alarms.exists() and alarms.samefile(source):
             raise ConfigurationError(f"{alarms}: contains the transcripts; choose another file for the alarms")
+    embedder = detector_embedder(source, threshold) if embedder.lower() == AUTO else embedder
     with explain_continue():
-        results = analyze_source(source, analysis_settings(embedder, threshold), only=(ANALYZER,))
+        results = analyze_source(source, analysis_settings(embedder, threshold, kind), only=(ANALYZER,))
         used = {} if asked is None else add_judge(results, asked)
     if alarms is not None:
         write_alarms(results, alarms)
@@ -93,3 +102,4 @@ def detect(
         print_loops(results)
         if asked is not None:
             print_judged(results, used)
+        print_guarantee(results, threshold, kind)
